@@ -1,0 +1,89 @@
+// Package engine is the seam between fewbit and whatever executes a model:
+// ONNX Runtime on the CPU (engine/ort) and a small in-memory double for tests
+// (engine/fake).
+package engine
+
+import (
+	"context"
+	"errors"
+
+	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+// Errors every engine reports with these identities, so that callers can map
+// them to a status without knowing the engine.
+var (
+	// ErrUnavailable: the engine cannot run here; the text names the remedy.
+	ErrUnavailable = errors.New("engine unavailable")
+	// ErrModel: the engine refused the model.
+	ErrModel = errors.New("model refused by the engine")
+	// ErrInput: the feeds do not fit the model's inputs (name, type, shape).
+	ErrInput = errors.New("input does not fit the model")
+	// ErrClosed: the session has been closed.
+	ErrClosed = errors.New("session is closed")
+)
+
+// Feeds maps tensor names to values: a session's inputs or its outputs.
+type Feeds map[string]*tensor.Tensor
+
+// IO describes one input or output of a model. A dimension is -1 where it is
+// variable; DimNames then holds its symbolic name, or "".
+type IO struct {
+	Name     string
+	Type     tensor.DType
+	Dims     []int64
+	DimNames []string
+}
+
+// IOSpec lists a model's inputs and outputs in graph order.
+type IOSpec struct {
+	Inputs, Outputs []IO
+	Metadata        map[string]string // the model's metadata_props
+}
+
+// Device says where an engine runs.
+type Device struct {
+	Name    string // for people: "CPU (ONNX Runtime 1.32.0)"
+	Version string // of the engine's library
+}
+
+// Options configure one session.
+type Options struct {
+	// Threads is the number of intra-op threads; 0 shares the process-wide pool.
+	Threads int
+	// DisableOptimization keeps the graph as written (needed when tensors in
+	// the middle of the graph are observed under their own names).
+	DisableOptimization bool
+	// Profile writes ONNX Runtime's own profile to this path prefix; "" is off.
+	Profile string
+}
+
+// Engine opens models.
+type Engine interface {
+	Name() string
+	Probe(ctx context.Context) (Device, error)
+	// OpenFile opens the ONNX model at path (with its external data beside it).
+	OpenFile(ctx context.Context, path string, o Options) (Session, error)
+}
+
+// Session is one loaded model. Run may be called from many goroutines at once.
+type Session interface {
+	Spec() IOSpec
+	// Run computes outs (nil: all outputs). The tensors in the returned Result
+	// lie in the engine's memory: they are valid until Result.Close, and
+	// reading them copies nothing. Cancelling ctx stops the run.
+	Run(ctx context.Context, in Feeds, outs []string) (Result, error)
+	Close() error
+}
+
+// Result holds the outputs of one Run.
+type Result interface {
+	// Tensors returns the outputs by name. Valid until Close.
+	Tensors() Feeds
+	Close()
+}
+
+// CheckFeeds returns ErrInput, saying what was expected and got, unless in has
+// exactly the inputs of spec with their types and fixed dimensions.
+// It is the one place that words these errors.
+func CheckFeeds(spec IOSpec, in Feeds) error { return checkFeeds(spec, in) }
