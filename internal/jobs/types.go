@@ -1,0 +1,83 @@
+// Package jobs runs quantization jobs durably on NATS JetStream, embedded in
+// the process by default.
+package jobs
+
+import (
+	"encoding/json"
+	"errors"
+	"time"
+)
+
+// Errors of the queue.
+var (
+	ErrNotFound = errors.New("job not found")
+	ErrFinished = errors.New("job has already finished")
+	ErrClosed   = errors.New("job queue is closed")
+	ErrBusy     = errors.New("job queue is full")
+)
+
+// State of a job. A job moves queued -> running -> one of the three final ones.
+type State string
+
+// The states a client can see.
+const (
+	Queued    State = "queued"
+	Running   State = "running"
+	Succeeded State = "succeeded"
+	Failed    State = "failed"
+	Cancelled State = "cancelled"
+)
+
+// Final reports whether the state can no longer change.
+func (s State) Final() bool { return s == Succeeded || s == Failed || s == Cancelled }
+
+// Spec is the body of POST /quantize: what to quantize and how to judge it.
+// The JSON names are a public contract.
+type Spec struct {
+	Model   string `json:"model"`             // registry name of the FP32 model
+	Version string `json:"version,omitempty"` // "" is the default version
+	Name    string `json:"name,omitempty"`    // name of the result; "" is a new version of Model
+	// Scheme is int8, int8-dynamic, int4, fp16 or mixed.
+	Scheme string `json:"scheme"`
+	// Method is minmax, entropy, percentile, mse or auto ("": auto).
+	Method      string       `json:"method,omitempty"`
+	Granularity string       `json:"granularity,omitempty"` // per-channel (default) or per-tensor
+	Symmetric   bool         `json:"symmetric,omitempty"`
+	Target      string       `json:"target,omitempty"` // cpu (default), ort-cpu, qdq, qoperator, ...
+	Exclude     []string     `json:"exclude,omitempty"`
+	Samples     int          `json:"samples,omitempty"` // calibration samples; 0 is the default of the command line
+	Calibration *Calibration `json:"calibration,omitempty"`
+	Evaluation  *Evaluation  `json:"evaluation,omitempty"`
+	MaxLoss     float64      `json:"max_loss,omitempty"` // accuracy budget as a fraction: 0.01 is one point in a hundred
+	SLOms       float64      `json:"slo_ms,omitempty"`   // latency target; 0 is 50 ms
+	Promote     bool         `json:"promote,omitempty"`
+	Force       bool         `json:"force,omitempty"`
+	// Key makes the submission idempotent: the same key returns the same job.
+	Key string `json:"key,omitempty"`
+}
+
+// Calibration names the inputs that calibrate.
+type Calibration struct {
+	Dataset string `json:"dataset,omitempty"`
+}
+
+// Evaluation names the data that judge the result.
+type Evaluation struct {
+	Dataset string `json:"dataset,omitempty"`
+}
+
+// Status is what GET /quantize/{id} returns.
+type Status struct {
+	ID         string          `json:"id"`
+	Status     State           `json:"status"`
+	Phase      string          `json:"phase,omitempty"` // what the job is doing, for people
+	Progress   float64         `json:"progress"`        // 0..1
+	ETASeconds *float64        `json:"eta_seconds,omitempty"`
+	Result     json.RawMessage `json:"result,omitempty"`
+	Error      string          `json:"error,omitempty"`
+	Spec       Spec            `json:"request"`
+	Submitted  time.Time       `json:"submitted"`
+	Started    *time.Time      `json:"started,omitempty"`
+	Finished   *time.Time      `json:"finished,omitempty"`
+	Attempts   int             `json:"attempts,omitempty"` // deliveries; above 1 after a restart
+}

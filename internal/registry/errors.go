@@ -1,0 +1,16 @@
+// Package registry keeps models and datasets as files named by their SHA-256,
+// and serves the promoted versions.
+package registry
+
+import "errors"
+
+// Errors of the registry; callers map them to a status by identity.
+var (
+	ErrNotFound = errors.New("not found")
+	ErrNotReady = errors.New("not ready")
+	ErrName     = errors.New("bad name")
+	ErrTooLarge = errors.New("too large")
+	ErrInvalid  = errors.New("invalid content")
+	ErrNoSpace  = errors.New("no space left")
+	ErrInUse    = errors.New("in use")
+)
