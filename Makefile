@@ -1,0 +1,65 @@
+# fewbit: `make run` quantizes a real model and serves it, `make test` checks everything.
+# `make help` lists the targets. Needs Go, a C/C++ compiler, CMake and Python 3 with pip (only to fetch).
+SHELL       := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS   += --no-print-directory
+
+GO       ?= go
+PYTHON   ?= python3
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -X main.version=$(VERSION)
+FETCH    := $(PYTHON) tools/fetch/fetch.py
+FUZZTIME ?= 10m
+DATA_DIR ?= fewbit-data
+LISTEN   ?= 127.0.0.1:8080
+
+STATICCHECK   := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+export FEWBIT_ORT_LIB
+
+.PHONY: help build deps deps-bench news run test check fuzz bench bench-full clean distclean
+
+help: ## list the targets
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+build: ## bin/fewbit and bin/serve
+	@mkdir -p bin
+	$(GO) build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+deps: ## fetch ONNX Runtime, the sentence encoder and the news texts into .deps/
+	@$(FETCH) run
+
+deps-bench: deps ## fetch and prepare what the benchmarks compare with (about 1 GB)
+	@$(FETCH) bench
+	@tools/models/prepare.sh
+
+run: build deps ## quantize the news classifier, show FP32 against INT8, and serve it
+	@tools/demo/run.sh '$(LISTEN)' '$(DATA_DIR)'
+
+test: deps ## vet and every test (at most 15 minutes on 2 cores)
+	$(GO) vet ./...
+	$(GO) test -json -timeout 14m ./... | $(GO) run ./tools/testreport
+
+check: deps ## format, vet, staticcheck, golangci-lint, race detector
+	@unformatted=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); [ -z "$$unformatted" ] || { echo "gofmt -w these files:"; echo "$$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	$(GO) run $(GOLANGCI_LINT) run
+	$(GO) test -race -json -timeout 30m ./... | $(GO) run ./tools/testreport
+
+fuzz: deps ## every fuzz target for FUZZTIME (10m) each
+	@GO='$(GO)' FUZZTIME='$(FUZZTIME)' tools/fuzz.sh
+
+bench: build deps-bench ## the table of the README against its peers, results kept in benchmarks/results
+	@benchmarks/run.sh quick
+
+bench-full: build deps-bench ## the same with the counts that the claims rest on
+	@benchmarks/run.sh full
+
+clean: ## remove what the build made
+	rm -rf bin build
+
+distclean: clean ## also remove everything fetched and the server's data
+	rm -rf .deps '$(DATA_DIR)'
