@@ -1,0 +1,154 @@
+package jobs
+
+import (
+	"context"
+	"encoding/json"
+	"sync"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// subscription is a mailbox that holds the newest record of a job.
+type subscription struct {
+	mu   sync.Mutex
+	rec  record
+	rev  uint64
+	has  bool
+	wake chan struct{} // capacity 1: there is something to take
+}
+
+func (s *subscription) put(r record, rev uint64) {
+	s.mu.Lock()
+	if rev > s.rev {
+		s.rec, s.rev, s.has = r, rev, true
+	}
+	s.mu.Unlock()
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *subscription) take() (record, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ok := s.has
+	s.has = false
+	return s.rec, ok
+}
+
+// subscribers maps job ids to those who want to know.
+type subscribers struct {
+	mu sync.Mutex
+	m  map[string]map[*subscription]struct{}
+}
+
+func (s *subscribers) add(id string) *subscription {
+	sub := &subscription{wake: make(chan struct{}, 1)}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.m[id] == nil {
+		s.m[id] = map[*subscription]struct{}{}
+	}
+	s.m[id][sub] = struct{}{}
+	return sub
+}
+
+func (s *subscribers) remove(id string, sub *subscription) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.m[id], sub)
+	if len(s.m[id]) == 0 {
+		delete(s.m, id)
+	}
+}
+
+func (s *subscribers) send(id string, value []byte, rev uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.m[id]) == 0 {
+		return
+	}
+	var r record
+	if json.Unmarshal(value, &r) != nil {
+		return // Get reports it
+	}
+	for sub := range s.m[id] {
+		sub.put(r, rev)
+	}
+}
+
+// watch follows all records with one ephemeral consumer and hands the changes
+// to the subscribers.
+func (q *JetStream) watch() error {
+	w, err := q.store.kv.Watch(q.ctx, "s.>", jetstream.UpdatesOnly(), jetstream.IgnoreDeletes())
+	if err != nil {
+		return err
+	}
+	q.wg.Go(func() {
+		defer w.Stop()
+		for {
+			select {
+			case <-q.ctx.Done():
+				return
+			case e, ok := <-w.Updates():
+				if !ok {
+					return
+				}
+				if e != nil {
+					q.subs.send(e.Key()[len("s."):], e.Value(), e.Revision())
+				}
+			}
+		}
+	})
+	return nil
+}
+
+// Events implements Queue.
+func (q *JetStream) Events(ctx context.Context, id string) (<-chan Status, error) {
+	if q.ctx.Err() != nil {
+		return nil, ErrClosed
+	}
+	sub := q.subs.add(id) // before the first read, so that no change falls between
+	rec, rev, err := q.store.load(ctx, id)
+	if err != nil {
+		q.subs.remove(id, sub)
+		return nil, q.wrap(err)
+	}
+	sub.put(rec, rev)
+	out := make(chan Status)
+	go func() {
+		defer close(out)
+		defer q.subs.remove(id, sub)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-q.ctx.Done():
+				return
+			case <-sub.wake:
+			}
+			r, ok := sub.take()
+			if !ok {
+				continue
+			}
+			st := r.Status
+			if st.Status == Succeeded {
+				if full, err := q.Get(ctx, id); err == nil {
+					st = full
+				}
+			}
+			select {
+			case out <- st:
+			case <-ctx.Done():
+				return
+			case <-q.ctx.Done():
+				return
+			}
+			if st.Status.Final() {
+				return
+			}
+		}
+	}()
+	return out, nil
+}
