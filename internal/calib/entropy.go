@@ -1,0 +1,104 @@
+package calib
+
+import "math"
+
+const (
+	// firstCandidate is the smallest number of bins that a threshold keeps.
+	firstCandidate = 128
+	// oneSided: an end shorter than this part of the other does not count, so
+	// that the tail of GELU or Swish leaves all codes to the long end.
+	oneSided = 1e-3
+)
+
+// entropy is TensorRT's calibration: the threshold t of |x| whose clipped
+// distribution P loses least information (Kullback-Leibler) when quantized to
+// the levels of the scheme (Migacz, "8-bit inference with TensorRT", GTC
+// 2017; modelopt's compute_amax_entropy for the details).
+//
+// Bins are those of Histogram.Linear, with h[0] = h[1] on a copy against the
+// spike at zero. For each i, P is h[:i] with everything beyond added to its
+// last bin; Q splits the unfolded h[:i] into one part a level and spreads each
+// part's sum evenly over its non-empty bins. The last minimum wins.
+func entropy(h *Histogram, s Scheme) (Range, error) {
+	if err := h.check(); err != nil {
+		return Range{}, err
+	}
+	seen := Range{h.lo, h.hi}
+	one := -h.lo <= oneSided*h.hi || h.hi <= oneSided*-h.lo
+	levels := 1 << (s.bits() - 1)
+	if one && !s.Symmetric {
+		levels *= 2
+	}
+	bins := h.Linear()
+	if len(bins) <= max(firstCandidate, levels) {
+		return seen.WithZero(), nil
+	}
+	i := bestKL(bins, levels)
+	if i == len(bins) {
+		return seen.WithZero(), nil
+	}
+	t := float32(float64(i) * h.Width())
+	return Range{-t, t}.clamp(seen), nil
+}
+
+// bestKL returns how many bins to keep. With prefix sums a candidate costs one
+// logarithm a level.
+//
+//	D(i) = sum p/N log((p/N) / (q/S)),  N = all, S = h[:i]
+//	     = (sum p log p - sum p log q)/N - log N + log S
+//
+// and sum p log q needs, for each part, its sum and its non-empty bins.
+func bestKL(bins []uint64, levels int) int {
+	n := len(bins)
+	c := make([]float64, n)
+	for i, v := range bins {
+		c[i] = float64(v)
+	}
+	c[0] = c[1]
+	sum := make([]float64, n+1)         // of c
+	plogp := make([]float64, n+1)       // of c log c
+	filled := make([]int32, n+1)        // non-empty bins
+	logs := make([]float64, n/levels+3) // log of 0..; a part has at most n/levels+1 bins
+	for i, v := range c {
+		sum[i+1] = sum[i] + v
+		plogp[i+1] = plogp[i] + xlogx(v)
+		filled[i+1] = filled[i]
+		if v > 0 {
+			filled[i+1]++
+		}
+	}
+	for i := range logs {
+		logs[i] = math.Log(float64(i))
+	}
+	total := sum[n]
+	best, keep := math.Inf(1), n
+	for i := max(firstCandidate, levels); i <= n; i++ {
+		last, tail := c[i-1], total-sum[i]
+		if sum[i] == 0 || last == 0 && tail > 0 { // Q has nothing where P has: infinite
+			continue
+		}
+		cross, start, q := 0., 0, 0.
+		for j, acc := 0, levels-1; j < levels; j++ {
+			acc += i
+			end := acc / levels // ceil((j+1)*i/levels)
+			if part := sum[end] - sum[start]; part > 0 {
+				q = math.Log(part) - logs[filled[end]-filled[start]]
+				cross += part * q
+			}
+			start = end
+		}
+		cross += tail * q // q is that of the last part, which holds bin i-1
+		d := (plogp[i]-xlogx(last)+xlogx(last+tail)-cross)/total - math.Log(total) + math.Log(sum[i])
+		if d <= best {
+			best, keep = d, i
+		}
+	}
+	return keep
+}
+
+func xlogx(x float64) float64 {
+	if x <= 0 {
+		return 0
+	}
+	return x * math.Log(x)
+}
