@@ -19,7 +19,7 @@ GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 export FEWBIT_ORT_LIB
 
-.PHONY: help build deps deps-bench news run test check fuzz bench bench-full clean distclean
+.PHONY: help build deps deps-bench run test check fuzz bench bench-full clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,7 +36,9 @@ deps-bench: deps ## fetch and prepare what the benchmarks compare with (about 1 
 	@tools/models/prepare.sh
 
 run: build deps ## quantize the news classifier, show FP32 against INT8, and serve it
-	@tools/demo/run.sh '$(LISTEN)' '$(DATA_DIR)'
+	@mkdir -p build && $(GO) build -o build/ ./tools/newsmodel ./tools/demo
+	@build/newsmodel
+	@exec build/demo -listen '$(LISTEN)' -data-dir '$(DATA_DIR)'
 
 test: deps ## vet and every test (at most 15 minutes on 2 cores)
 	$(GO) vet ./...
