@@ -19,6 +19,8 @@ var (
 	ErrModel = errors.New("model refused by the engine")
 	// ErrInput: the feeds do not fit the model's inputs (name, type, shape).
 	ErrInput = errors.New("input does not fit the model")
+	// ErrMemory: the run or the model needs more memory than there is.
+	ErrMemory = errors.New("not enough memory")
 	// ErrClosed: the session has been closed.
 	ErrClosed = errors.New("session is closed")
 )
@@ -27,7 +29,8 @@ var (
 type Feeds map[string]*tensor.Tensor
 
 // IO describes one input or output of a model. A dimension is -1 where it is
-// variable; DimNames then holds its symbolic name, or "".
+// variable; DimNames then holds its symbolic name, or "". Dims is nil where the
+// model does not even say the rank, and empty for a scalar.
 type IO struct {
 	Name     string
 	Type     tensor.DType
@@ -56,6 +59,13 @@ type Options struct {
 	DisableOptimization bool
 	// Profile writes ONNX Runtime's own profile to this path prefix; "" is off.
 	Profile string
+	// OptimizedModelPath writes the graph as the engine really runs it, after
+	// its own optimizations, to this file, with large weights in a second file
+	// of the same name plus ".data" beside it; "" is off.
+	OptimizedModelPath string
+	// ShrinkMemory gives unused working memory back after every run: slower
+	// runs, but a flat RSS over inputs of growing shapes (calibration).
+	ShrinkMemory bool
 }
 
 // Engine opens models.
@@ -69,17 +79,22 @@ type Engine interface {
 // Session is one loaded model. Run may be called from many goroutines at once.
 type Session interface {
 	Spec() IOSpec
-	// Run computes outs (nil: all outputs). The tensors in the returned Result
-	// lie in the engine's memory: they are valid until Result.Close, and
-	// reading them copies nothing. Cancelling ctx stops the run.
+	// Run computes outs (none: all outputs) and only what these need. The
+	// tensors in the returned Result lie in the engine's memory: they are valid
+	// until Result.Close, and reading them copies nothing. Feeds must not be
+	// written to before Run returns. Cancelling ctx stops the run, which then
+	// returns ctx.Err(). After Close it returns ErrClosed.
 	Run(ctx context.Context, in Feeds, outs []string) (Result, error)
+	// Close waits for running Runs. Results stay valid until their own Close.
 	Close() error
 }
 
 // Result holds the outputs of one Run.
 type Result interface {
-	// Tensors returns the outputs by name. Valid until Close.
+	// Tensors returns the outputs by name, without optional outputs that the
+	// model left empty. Valid until Close.
 	Tensors() Feeds
+	// Close may be called more than once.
 	Close()
 }
 

@@ -1,0 +1,111 @@
+// What github.com/yalue/onnxruntime_go lacks, over the same loaded library and
+// the same process-wide OrtEnv: a global thread pool, a logger that does not
+// print, runs whose outputs stay in ONNX Runtime's memory, strings with any
+// bytes, types and shapes of a session's inputs and outputs, EndProfiling.
+//
+// Functions return NULL for success. An OrtStatus belongs to the caller, who
+// reads it with fbort_status_code and fbort_status_text and then gives it to
+// fbort_status_release.
+#ifndef FEWBIT_ORT_SHIM_H
+#define FEWBIT_ORT_SHIM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define FBORT_MAX_RANK 16 // tensor.MaxRank
+#define FBORT_LOG_LINES 32
+#define FBORT_LOG_BYTES 512
+
+typedef struct OrtStatus OrtStatus;
+typedef struct OrtSession OrtSession;
+typedef struct OrtSessionOptions OrtSessionOptions;
+typedef struct OrtRunOptions OrtRunOptions;
+typedef struct OrtValue OrtValue;
+
+// Loads the library and reads its version; does not bind its API yet.
+// Returns 0, or writes the reason into err.
+int fbort_load(const char *lib, char *version, size_t version_len, char *path,
+               size_t path_len, char *err, size_t err_len);
+// Closes a library that was loaded but never bound.
+void fbort_unload(void);
+// Takes the API of the header's version; 0 when the library does not have it.
+int fbort_bind(void);
+// Creates the OrtEnv with one thread pool for all sessions, spinning off, and
+// the capturing logger, and registers one CPU arena that sessions may share.
+OrtStatus *fbort_env_new(int intra_threads);
+OrtStatus *fbort_env_share_arena(void);
+// Copies captured log lines (newest last) to buf as NUL-terminated strings and
+// forgets them; returns their number. buf has FBORT_LOG_LINES*FBORT_LOG_BYTES.
+int fbort_log_take(char *buf);
+
+int fbort_status_code(const OrtStatus *s);
+const char *fbort_status_text(const OrtStatus *s);
+void fbort_status_release(OrtStatus *s);
+
+OrtStatus *fbort_share_threads(OrtSessionOptions *o);
+OrtStatus *fbort_cancel_load(OrtSessionOptions *o);
+OrtStatus *fbort_run_config(OrtRunOptions *o, const char *key, const char *value);
+// *out is ONNX Runtime's file name, to be freed with fbort_free.
+OrtStatus *fbort_end_profiling(OrtSession *s, char **out);
+void fbort_free(void *p); // memory of the default allocator
+
+enum { FBORT_NONE, FBORT_TENSOR, FBORT_OTHER };
+
+// One input or output of a session. The strings are to be freed with
+// fbort_io_clear.
+typedef struct {
+  char *name;
+  char *dim_names[FBORT_MAX_RANK];
+  int64_t dims[FBORT_MAX_RANK];
+  int32_t rank;      // -1: the model does not say; more than FBORT_MAX_RANK: dims are not filled
+  int32_t type;      // ONNXTensorElementDataType
+  int32_t kind;      // FBORT_TENSOR (also optional tensors) or FBORT_OTHER
+  int32_t onnx_type; // ONNXType as declared
+} fbort_io;
+
+OrtStatus *fbort_io_count(OrtSession *s, size_t *inputs, size_t *outputs);
+OrtStatus *fbort_io_get(OrtSession *s, int output, size_t index, fbort_io *io);
+void fbort_io_clear(fbort_io *io);
+
+// Where an input's elements lie. data is an integer so that the Go side never
+// runs a write barrier over an address in C memory; it pins what it points to.
+typedef struct {
+  uintptr_t data;
+  size_t bytes;
+  int64_t dims[FBORT_MAX_RANK];
+  int32_t rank;
+  int32_t type;
+} fbort_input;
+
+typedef struct {
+  void *data; // valid while the value lives
+  int64_t dims[FBORT_MAX_RANK];
+  int32_t rank; // more than FBORT_MAX_RANK: dims are not filled
+  int32_t type;
+  int32_t kind;
+} fbort_output;
+
+// The arguments of one run, in C memory and used again for the next one.
+typedef struct {
+  fbort_input *in;
+  OrtValue **in_values; // NULL: made from in by fbort_run
+  fbort_output *out;
+  OrtValue **out_values;
+  const char **out_names;
+} fbort_frame;
+
+fbort_frame *fbort_frame_new(size_t inputs, size_t outputs);
+void fbort_frame_free(fbort_frame *f);
+// Makes input i a string tensor of f->in[i].dims. String k is
+// bytes[ends[k-1] : ends[k]], any bytes.
+OrtStatus *fbort_strings_in(fbort_frame *f, size_t i, const char *bytes, const size_t *ends, size_t n);
+OrtStatus *fbort_strings_size(const OrtValue *v, size_t *bytes);
+OrtStatus *fbort_strings_out(const OrtValue *v, char *bytes, size_t len, size_t *starts, size_t n);
+// Runs the session. Input values are released in any case. On success out and
+// out_values are filled, and the caller releases out_values.
+OrtStatus *fbort_run(OrtSession *s, OrtRunOptions *o, fbort_frame *f, const char *const *in_names, size_t n_in,
+                     size_t n_out);
+void fbort_inputs_release(fbort_frame *f, size_t n);
+void fbort_values_release(OrtValue **v, size_t n);
+
+#endif
