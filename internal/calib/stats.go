@@ -1,0 +1,184 @@
+package calib
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+// Spec says what to collect of one tensor besides its histogram.
+type Spec struct {
+	// ChannelMax collects max|x| and ChannelMean exact means by channel.
+	ChannelMax, ChannelMean bool
+	// Axis is the channel axis; negative counts from the end (-1: the last,
+	// for a MatMul; 1 for a convolution's NCHW).
+	Axis int
+	// MovingAverage collects the moving average range as well. Samples must
+	// then be observed one after the other, and tables do not merge.
+	MovingAverage bool
+}
+
+func (s Spec) channels() bool { return s.ChannelMax || s.ChannelMean }
+
+// Stats are everything collected of one tensor. All methods are safe for
+// concurrent use while values are observed.
+type Stats struct {
+	mu     sync.Mutex
+	spec   Spec
+	calls  uint64
+	hist   Histogram
+	max    *ChannelMax // set by the first tensor when asked for
+	sum    *ChannelSum
+	moving *MovingAverage
+	ranges map[string]Range // by method; see Table.Fill
+}
+
+// NewStats returns empty statistics.
+func NewStats(spec Spec) *Stats {
+	s := &Stats{spec: spec}
+	if spec.MovingAverage {
+		s.moving = NewMovingAverage(MovingAverageC)
+	}
+	return s
+}
+
+// Observe adds one tensor's values. Shapes may be ragged: only the length of
+// the channel axis, where one is observed, must stay the same (else ErrShape).
+// x is not retained.
+func (s *Stats) Observe(x []float32, dims []int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.spec.channels() && len(x) > 0 {
+		if err := s.observeChannels(x, dims); err != nil {
+			return err
+		}
+	}
+	s.hist.Observe(x)
+	if s.moving != nil {
+		s.moving.Observe(x)
+	}
+	s.calls++
+	return nil
+}
+
+func (s *Stats) observeChannels(x []float32, dims []int64) error {
+	n, err := tensor.Elems(dims)
+	if err != nil {
+		return err
+	}
+	axis := s.spec.Axis
+	if axis < 0 {
+		axis += len(dims)
+	}
+	if axis < 0 || axis >= len(dims) || n != int64(len(x)) {
+		return fmt.Errorf("%w: channel axis %d of shape %v with %d values", ErrShape, s.spec.Axis, dims, len(x))
+	}
+	channels, inner := dims[axis], int64(1)
+	for _, d := range dims[axis+1:] {
+		inner *= d
+	}
+	if channels > MaxChannels {
+		return checkChannels(MaxChannels + 1)
+	}
+	if s.spec.ChannelMax {
+		if s.max == nil {
+			if s.max, err = NewChannelMax(int(channels)); err != nil {
+				return err
+			}
+		}
+		if len(s.max.m) != int(channels) {
+			return fmt.Errorf("%w: axis %d of shape %v, earlier samples had %d channels", ErrShape, s.spec.Axis, dims, len(s.max.m))
+		}
+		s.max.ObserveInner(x, int(inner))
+	}
+	if s.spec.ChannelMean {
+		if s.sum == nil {
+			if s.sum, err = NewChannelSum(int(channels)); err != nil {
+				return err
+			}
+		}
+		if len(s.sum.s) != int(channels) {
+			return fmt.Errorf("%w: axis %d of shape %v, earlier samples had %d channels", ErrShape, s.spec.Axis, dims, len(s.sum.s))
+		}
+		s.sum.ObserveInner(x, int(inner))
+	}
+	return nil
+}
+
+// merge adds o, which is not being observed any more. It does not touch the
+// moving average.
+func (s *Stats) merge(o *Stats) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.spec != o.spec {
+		return fmt.Errorf("%w: one has the observers %+v, the other %+v", ErrMerge, s.spec, o.spec)
+	}
+	if err := s.hist.Merge(&o.hist); err != nil {
+		return err
+	}
+	s.calls += o.calls
+	if o.max != nil {
+		if s.max == nil {
+			s.max = &ChannelMax{make([]float32, len(o.max.m))}
+		}
+		if err := s.max.Merge(o.max); err != nil {
+			return err
+		}
+	}
+	if o.sum != nil {
+		if s.sum == nil {
+			s.sum = &ChannelSum{make([]exactSum, len(o.sum.s)), make([]uint64, len(o.sum.s))}
+		}
+		return s.sum.Merge(o.sum)
+	}
+	return nil
+}
+
+// Spec returns what is being collected.
+func (s *Stats) Spec() Spec { return s.spec }
+
+// Histogram returns a copy of the histogram.
+func (s *Stats) Histogram() *Histogram {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.hist.Clone()
+}
+
+// ChannelMax returns max|x| by channel, nil when it was not collected.
+func (s *Stats) ChannelMax() []float32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.max == nil {
+		return nil
+	}
+	return append([]float32(nil), s.max.m...)
+}
+
+// ChannelMean returns the mean by channel, nil when it was not collected.
+func (s *Stats) ChannelMean() []float64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sum == nil {
+		return nil
+	}
+	return s.sum.Mean()
+}
+
+// Threshold returns the range that a method chooses: one of the built-in names
+// or MethodMovingAverage. Methods by value go through Histogram.
+func (s *Stats) Threshold(method string, scheme Scheme) (Range, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if method == MethodMovingAverage {
+		if s.moving == nil {
+			return Range{}, fmt.Errorf("%w: %s was not collected; set it before observing", ErrMethod, method)
+		}
+		return s.moving.Range()
+	}
+	th, err := ByName(method)
+	if err != nil {
+		return Range{}, err
+	}
+	return th.Threshold(&s.hist, scheme)
+}
