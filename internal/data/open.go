@@ -1,0 +1,112 @@
+package data
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/klauspost/compress/zip"
+)
+
+// Kinds of data sets, as Dataset.Kind returns them.
+const (
+	kindNPZ    = "npz"
+	kindNPY    = "npy"
+	kindJSONL  = "jsonl"
+	kindImages = "images"
+)
+
+// maxZipEntries bounds the entries of an archive.
+const maxZipEntries = 1 << 20
+
+// sniffBytes is how much of a file is looked at to tell its kind.
+const sniffBytes = 512
+
+func openSource(path string, o Options) (source, error) {
+	name := filepath.Base(path)
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil, fmt.Errorf("%w: %s does not exist", ErrNotFound, name)
+	case err != nil:
+		return nil, fmt.Errorf("%w: %s cannot be read", ErrNotFound, name)
+	case info.IsDir():
+		return openImageFolder(path, o)
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%w: %s is not a regular file", ErrUnsupported, name)
+	case info.Size() == 0:
+		return nil, fmt.Errorf("%w: %s has 0 bytes", ErrEmpty, name)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s cannot be opened", ErrNotFound, name)
+	}
+	src, err := openFile(f, info.Size(), name, o)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return src, nil
+}
+
+// openFile takes f over when it succeeds.
+func openFile(f *os.File, size int64, name string, o Options) (source, error) {
+	head := make([]byte, sniffBytes)
+	n, err := f.ReadAt(head, 0)
+	if err != nil && err != io.EOF {
+		return nil, fmt.Errorf("%w: %s cannot be read", ErrFormat, name)
+	}
+	head = head[:n]
+	switch {
+	case bytes.HasPrefix(head, []byte(npyMagic)):
+		return openNPY(f, size, name, o)
+	case bytes.HasPrefix(head, []byte("PK\x03\x04")), bytes.HasPrefix(head, []byte("PK\x05\x06")):
+		return openZip(f, size, name, o)
+	case looksJSON(head):
+		return openJSONL(f, size, name, o)
+	}
+	want := "an .npz, .npy, .jsonl, .zip of images or a folder of images"
+	if ext := strings.ToLower(filepath.Ext(name)); ext == ".npz" || ext == ".npy" || ext == ".jsonl" || ext == ".zip" {
+		want = "what its name says"
+	}
+	return nil, fmt.Errorf("%w: %s is not %s (it begins with %q)", ErrFormat, name, want, head[:min(len(head), 8)])
+}
+
+func looksJSON(head []byte) bool {
+	head = bytes.TrimPrefix(head, []byte("\xef\xbb\xbf"))
+	head = bytes.TrimLeft(head, " \t\r\n")
+	return len(head) > 0 && head[0] == '{'
+}
+
+// openZip tells an .npz from an archive of images.
+func openZip(f *os.File, size int64, name string, o Options) (source, error) {
+	z, err := zip.NewReader(f, size)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s is not a whole zip archive (%v)", ErrFormat, name, err)
+	}
+	if len(z.File) > maxZipEntries {
+		return nil, fmt.Errorf("%w: %s has %d entries, at most %d", ErrTooLarge, name, len(z.File), maxZipEntries)
+	}
+	arrays, images := 0, 0
+	for _, e := range z.File {
+		switch {
+		case strings.HasSuffix(e.Name, ".npy"):
+			arrays++
+		case isImageName(e.Name):
+			images++
+		}
+	}
+	switch {
+	case arrays > 0:
+		return openNPZ(f, z, name, o)
+	case images > 0:
+		return openImageZip(f, z, name, o)
+	case len(z.File) == 0:
+		return nil, fmt.Errorf("%w: the archive %s has no entries", ErrEmpty, name)
+	}
+	return nil, fmt.Errorf("%w: the archive %s holds neither arrays (.npy) nor images (.jpg, .png, .webp)", ErrFormat, name)
+}
