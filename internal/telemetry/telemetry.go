@@ -1,0 +1,218 @@
+// Package telemetry says how the models and the machine are doing: latency by
+// phase against each model's target, and power, temperature, clocks and memory
+// of GPU and CPU. What cannot be read is null, with the reason beside it, and
+// never 0.
+package telemetry
+
+import (
+	"cmp"
+	"context"
+	"io/fs"
+	"os"
+	"slices"
+	"sync"
+	"time"
+)
+
+// sampleEvery is how often the sensors are read: NVML's own averages cover one
+// second.
+const sampleEvery = time.Second
+
+// Options of a Collector; the zero value reads this machine.
+type Options struct {
+	// Sys and Proc stand for /sys and /proc; nil means the real ones.
+	Sys, Proc fs.FS
+	// GPU reads the GPUs; nil means NVML.
+	GPU GPUReader
+}
+
+// GPUReader reads every GPU of the machine. It is called from one goroutine at
+// a time.
+type GPUReader interface {
+	// Open finds the driver. Its error is the reason that clients see.
+	Open() error
+	// Read returns the state of every GPU.
+	Read() ([]GPU, error)
+	Close() error
+}
+
+// Collector gathers telemetry of one process.
+type Collector struct {
+	opts  Options
+	start time.Time
+
+	mu     sync.RWMutex // guards models
+	models map[modelKey]*Latency
+
+	sample  sync.Mutex // guards what follows, and serialises reading sensors
+	taken   time.Time
+	gpus    []GPU
+	gpuErr  error
+	gpuOpen bool
+	gpuNext time.Time // when to look for a driver again
+	cpu     CPU
+	rapl    raplState
+	process Process
+}
+
+type modelKey struct{ name, version string }
+
+// New returns a Collector. Run keeps its sensors fresh; without it Snapshot
+// reads them itself.
+func New(o Options) *Collector {
+	if o.Sys == nil {
+		o.Sys = os.DirFS("/sys")
+	}
+	if o.Proc == nil {
+		o.Proc = os.DirFS("/proc")
+	}
+	if o.GPU == nil {
+		o.GPU = NewNVML(nil)
+	}
+	return &Collector{opts: o, start: time.Now(), models: map[modelKey]*Latency{}}
+}
+
+// Run reads the sensors every second until ctx ends, then lets go of the GPU
+// driver.
+func (c *Collector) Run(ctx context.Context) {
+	tick := time.NewTicker(sampleEvery)
+	defer tick.Stop()
+	for {
+		c.Sample(time.Now())
+		select {
+		case <-ctx.Done():
+			c.sample.Lock()
+			if c.gpuOpen {
+				_ = c.opts.GPU.Close()
+				c.gpuOpen = false
+			}
+			c.sample.Unlock()
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// Model returns the latency recorder of a model version, the same one for the
+// same names. A positive target replaces the one before.
+func (c *Collector) Model(name, version string, target time.Duration) *Latency {
+	k := modelKey{name, version}
+	c.mu.RLock()
+	l := c.models[k]
+	c.mu.RUnlock()
+	if l == nil {
+		c.mu.Lock()
+		if l = c.models[k]; l == nil {
+			l = NewLatency(name, version, target)
+			c.models[k] = l
+		}
+		c.mu.Unlock()
+	}
+	if target > 0 && l.Target() != target {
+		l.SetTarget(target)
+	}
+	return l
+}
+
+// Forget drops a model version's recorder.
+func (c *Collector) Forget(name, version string) {
+	c.mu.Lock()
+	delete(c.models, modelKey{name, version})
+	c.mu.Unlock()
+}
+
+// latencies returns all recorders, sorted by name and version.
+func (c *Collector) latencies() []*Latency {
+	c.mu.RLock()
+	ls := make([]*Latency, 0, len(c.models))
+	for _, l := range c.models {
+		ls = append(ls, l)
+	}
+	c.mu.RUnlock()
+	slices.SortFunc(ls, func(a, b *Latency) int {
+		return cmp.Or(cmp.Compare(a.name, b.name), cmp.Compare(len(a.version), len(b.version)), cmp.Compare(a.version, b.version))
+	})
+	return ls
+}
+
+// Snapshot is the body of GET /telemetry.
+type Snapshot struct {
+	Time          time.Time      `json:"time"`
+	UptimeSeconds float64        `json:"uptime_seconds"`
+	Models        []ModelLatency `json:"models"`
+	GPU           []GPU          `json:"gpu" doc:"one entry per GPU; null when there is none, with reasons.gpu"`
+	CPU           CPU            `json:"cpu"`
+	Process       Process        `json:"process"`
+	Reasons       Reasons        `json:"reasons,omitempty" doc:"why a field is null, by its name"`
+}
+
+// Reasons says why fields of the object it stands in are null, by JSON name.
+type Reasons map[string]string
+
+func (r *Reasons) set(field, reason string) {
+	if *r == nil {
+		*r = Reasons{}
+	}
+	(*r)[field] = reason
+}
+
+// gpuRetry is how long a machine without a driver is left alone.
+const gpuRetry = 30 * time.Second
+
+// Sample reads the sensors now.
+func (c *Collector) Sample(now time.Time) {
+	c.sample.Lock()
+	defer c.sample.Unlock()
+	c.sampleLocked(now)
+}
+
+func (c *Collector) sampleLocked(now time.Time) {
+	if !c.gpuOpen && !now.Before(c.gpuNext) {
+		if c.gpuErr = c.opts.GPU.Open(); c.gpuErr == nil {
+			c.gpuOpen = true
+		} else {
+			c.gpuNext = now.Add(gpuRetry)
+		}
+	}
+	c.gpus = nil
+	if c.gpuOpen {
+		c.gpus, c.gpuErr = c.opts.GPU.Read()
+	}
+	c.cpu = readCPU(c.opts.Sys, c.opts.Proc, now, &c.rapl)
+	c.process = readProcess(c.opts.Proc)
+	c.taken = now
+
+	var throttle uint64
+	for i := range c.gpus {
+		throttle |= c.gpus[i].throttle
+	}
+	if throttle &= throttleSlow; throttle != 0 {
+		for _, l := range c.latencies() {
+			l.throttled(now, throttle)
+		}
+	}
+}
+
+// Snapshot summarises latencies and the newest sensor readings, which are at
+// most twice sampleEvery old.
+func (c *Collector) Snapshot() Snapshot {
+	now := time.Now()
+	s := Snapshot{Time: now.UTC(), UptimeSeconds: now.Sub(c.start).Seconds(), Models: []ModelLatency{}}
+	for _, l := range c.latencies() {
+		s.Models = append(s.Models, l.Snapshot(now))
+	}
+	c.sample.Lock()
+	defer c.sample.Unlock()
+	if now.Sub(c.taken) > 2*sampleEvery {
+		c.sampleLocked(now)
+	}
+	s.GPU, s.CPU, s.Process = slices.Clone(c.gpus), c.cpu, c.process
+	if s.GPU == nil {
+		reason := "no NVIDIA GPU on this machine"
+		if c.gpuErr != nil {
+			reason = c.gpuErr.Error()
+		}
+		s.Reasons.set("gpu", reason)
+	}
+	return s
+}
