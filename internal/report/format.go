@@ -25,6 +25,15 @@ func cleanAll(s string) string {
 	}, s)
 }
 
+// cleanLines is cleanAll for text of several lines.
+func cleanLines(s string) string {
+	lines := strings.Split(s, "\n")
+	for i, l := range lines {
+		lines[i] = cleanAll(strings.ReplaceAll(l, "\t", "    "))
+	}
+	return strings.Join(lines, "\n")
+}
+
 // shorten keeps both ends of s, because names differ at their ends, and puts
 // an ellipsis where it cuts: at most n characters.
 func shorten(s string, n int) string {
@@ -81,7 +90,10 @@ func sig(x float64, n int) string {
 	if math.IsInf(x, 0) || a >= 1e7 || a < 1e-4 {
 		return strconv.FormatFloat(x, 'g', n, 64)
 	}
-	d := n - 1 - int(math.Floor(math.Log10(a)))
+	// The exponent after rounding: 0.9999 with three digits is 1.00.
+	e := strconv.FormatFloat(a, 'e', n-1, 64)
+	exp, _ := strconv.Atoi(e[strings.IndexByte(e, 'e')+1:])
+	d := n - 1 - exp
 	return strconv.FormatFloat(x, 'f', min(max(d, 0), 8), 64)
 }
 

@@ -34,6 +34,32 @@ func byFloatMACs(ops []Operator) []Operator {
 	return s
 }
 
+// ruleGroup is all float operators of one type that broke the same rule.
+type ruleGroup struct {
+	op, rule, first string
+	count           int
+	macs            int64
+}
+
+// byRule groups byFloatMACs, the group with the most MACs first.
+func byRule(ops []Operator) []ruleGroup {
+	at := make(map[[2]string]int)
+	var s []ruleGroup
+	for _, o := range byFloatMACs(ops) {
+		k := [2]string{o.Op, o.Rule}
+		i, ok := at[k]
+		if !ok {
+			i = len(s)
+			at[k] = i
+			s = append(s, ruleGroup{op: o.Op, rule: o.Rule, first: o.Name})
+		}
+		s[i].count++
+		s[i].macs += o.MACs
+	}
+	slices.SortStableFunc(s, func(a, b ruleGroup) int { return cmp.Compare(b.macs, a.macs) })
+	return s
+}
+
 // byError returns the tensors with the largest error first; those without a
 // measured error follow in their order.
 func byError(ts []TensorChoice) []TensorChoice {

@@ -115,19 +115,24 @@ func worst(w io.Writer, ops []Operator) {
 	more(w, len(s)-textWorst)
 }
 
-// floats lists the heaviest operators that do not run in integers, and why.
+// floats lists what does not run in integers, operators that broke the same
+// rule together, the heaviest first.
 func floats(w io.Writer, ops []Operator, total Integer) {
-	s := byFloatMACs(ops)
+	s := byRule(ops)
 	if len(s) == 0 {
 		return
 	}
 	fmt.Fprintln(w, "not in integers")
-	for _, o := range s[:min(len(s), textFloat)] {
+	for _, g := range s[:min(len(s), textFloat)] {
 		share := ""
-		if total.Total > 0 {
-			share = fmt.Sprintf("%5.1f %%", 100*float64(o.MACs)/float64(total.Total))
+		if total.Total > 0 && g.macs > 0 {
+			share = fmt.Sprintf("%.1f %%", 100*float64(g.macs)/float64(total.Total))
 		}
-		fmt.Fprintf(w, "  %7s  %s %s: %s\n", share, clean(o.Op), shorten(clean(o.Name), 60), clean(o.Rule))
+		what := clean(g.op) + " " + shorten(clean(g.first), 60)
+		if g.count > 1 {
+			what = fmt.Sprintf("%d %s (%s, ...)", g.count, clean(g.op), shorten(clean(g.first), 60))
+		}
+		fmt.Fprintf(w, "  %7s  %s: %s\n", share, what, clean(g.rule))
 	}
 	more(w, len(s)-textFloat)
 }
