@@ -79,11 +79,15 @@ type Engine interface {
 // Session is one loaded model. Run may be called from many goroutines at once.
 type Session interface {
 	Spec() IOSpec
-	// Run computes outs (none: all outputs) and only what these need. The
-	// tensors in the returned Result lie in the engine's memory: they are valid
-	// until Result.Close, and reading them copies nothing. Feeds must not be
-	// written to before Run returns. Cancelling ctx stops the run, which then
-	// returns ctx.Err(). After Close it returns ErrClosed.
+	// Run computes outs, or all outputs when none are named. The tensors in the
+	// returned Result lie in the engine's memory: they are valid until
+	// Result.Close, and reading them copies nothing. Feeds must not be written
+	// to before Run returns. Cancelling ctx stops the run, which then returns
+	// ctx.Err(). After Close it returns ErrClosed.
+	//
+	// Naming outputs saves handing the others over, not computing them: ONNX
+	// Runtime always executes the whole graph (its issue 3128). To save the
+	// work, open a model that has only the outputs wanted.
 	Run(ctx context.Context, in Feeds, outs []string) (Result, error)
 	// Close waits for running Runs. Results stay valid until their own Close.
 	Close() error
