@@ -106,6 +106,7 @@ type view struct {
 	MoreOps               int
 	Tensors               []TensorChoice
 	MoreTens              int
+	FewTensors            bool // short enough to show unasked
 	Hists                 []TensorChoice
 	Total                 float64 // seconds over all passes
 	Command               string
@@ -167,6 +168,7 @@ func newView(r Report) *view {
 	v.Ops, v.MoreOps = cut(ops, htmlRows)
 	tensors := byError(r.Tensors)
 	v.Tensors, v.MoreTens = cut(tensors, htmlRows)
+	v.FewTensors = len(tensors) <= 12
 	for _, t := range tensors {
 		if len(v.Hists) < htmlHistograms && histogramPlot(t) != "" {
 			v.Hists = append(v.Hists, t)
