@@ -69,19 +69,12 @@ func (s *exactSum) merge(o *exactSum) {
 	s.carry()
 }
 
-// float returns the sum over n, rounded once to float64.
+// over returns the sum divided by n, rounded once to float64.
 func (s *exactSum) over(n uint64) float64 {
 	if n == 0 {
 		return 0
 	}
-	c := *s
-	c.carry()
-	v := new(big.Int)
-	for i := sumDigits - 1; i >= 0; i-- {
-		v.Lsh(v, 32)
-		v.Add(v, big.NewInt(c.d[i]))
-	}
-	q := new(big.Rat).SetFrac(v, new(big.Int).SetUint64(n))
+	q := new(big.Rat).SetFrac(s.fixed(), new(big.Int).SetUint64(n))
 	q.Mul(q, new(big.Rat).SetFrac(big.NewInt(1), new(big.Int).Lsh(big.NewInt(1), -sumUnit)))
 	f, _ := q.Float64()
 	return f
