@@ -1,0 +1,160 @@
+package graph
+
+import (
+	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+// Limits on what folding may create. A node that would pass one is left to the
+// runtime.
+const (
+	// foldElems: a result may always have this many elements; beyond, at most
+	// foldGrowth times the elements of the node's inputs (so Range, Expand and
+	// ConstantOfShape cannot make a small file large).
+	foldElems  = 64 << 10
+	foldGrowth = 2
+	// foldTensorBytes bounds one result.
+	foldTensorBytes = 2 << 30
+	// foldSlackBytes bounds, with twice the model's own size, the bytes that
+	// one FoldConstants creates over all nodes.
+	foldSlackBytes = 64 << 20
+)
+
+// FoldConstants evaluates the nodes whose inputs are all constant and makes
+// their results initializers under the same names; Shape is constant when its
+// input's dimensions are known. Results are those of ONNX Runtime bit for bit
+// (pow within an ulp). What it cannot evaluate, it leaves. It returns the
+// number of nodes folded. Nodes inside subgraphs are not touched.
+//
+// Run LiftConstants first: Constant nodes are not constants to this pass.
+func FoldConstants(m *Model) int {
+	g := m.Graph
+	if m.Opset() < 7 { // other broadcasting rules before
+		return 0
+	}
+	f := &folder{m: m, left: map[string]int{}, budget: foldSlackBytes + foldGrowth*m.weightBytes()}
+	ix := g.Index()
+	for v, u := range ix.uses {
+		f.left[v] = len(u)
+	}
+	shapes := m.knownShapes()
+	kept := make([]*Node, 0, len(g.Nodes))
+	var read []string
+	for _, n := range g.Nodes {
+		t := f.fold(n, ix, shapes)
+		if t == nil {
+			kept = append(kept, n)
+			continue
+		}
+		g.SetInit(n.Outputs[0], t)
+		delete(g.Info, n.Outputs[0])
+		for _, in := range n.Inputs {
+			if f.left[in]--; f.left[in] == 0 && !ix.outputs[in] && !ix.captured[in] && g.inits[in] != nil {
+				g.inits[in] = nil // its bytes are free at once; the name goes below
+				read = append(read, in)
+			}
+		}
+	}
+	folded := len(g.Nodes) - len(kept)
+	g.Nodes = kept
+	for _, name := range read {
+		delete(g.inits, name)
+	}
+	if len(read) > 0 {
+		order := make([]string, 0, len(g.inits))
+		for _, name := range g.order {
+			if g.inits[name] != nil {
+				order = append(order, name)
+			}
+		}
+		g.order = order
+	}
+	return folded
+}
+
+// weightBytes is what the model's constants occupy, at most the size of its
+// file where that is known: initializers may share the bytes of one region.
+func (m *Model) weightBytes() int64 {
+	var sum int64
+	for _, t := range m.Graph.inits {
+		sum += int64(len(t.Data))
+	}
+	if m.Bytes > 0 {
+		sum = min(sum, m.Bytes)
+	}
+	return sum
+}
+
+// folder carries the limits over one run.
+type folder struct {
+	m      *Model
+	left   map[string]int // readers not yet folded
+	budget int64          // bytes
+}
+
+// fold returns n's value, nil where it is not constant or not to be folded.
+func (f *folder) fold(n *Node, ix *Index, shapes map[string][]Dim) *tensor.Tensor {
+	if n.Domain != DomainONNX || len(n.Outputs) != 1 || n.Outputs[0] == "" || ix.outputs[n.Outputs[0]] || f.m.isLocal(n) {
+		return nil
+	}
+	c := &evalCall{node: n, opset: f.m.Opset()}
+	if n.Is("Shape") || n.Is("Size") {
+		dims, ok := shapes[n.In(0)]
+		if t := f.m.Graph.inits[n.In(0)]; t != nil {
+			dims, ok = fixed(t.Dims), true
+		}
+		if !ok {
+			return nil
+		}
+		return c.shapeOf(dims)
+	}
+	eval := evaluators[n.Op]
+	if eval == nil {
+		return nil
+	}
+	c.in = make([]*tensor.Tensor, len(n.Inputs))
+	var elems int64
+	for i, in := range n.Inputs {
+		if in == "" {
+			continue
+		}
+		t := f.m.Graph.inits[in]
+		if t == nil || t.Type == tensor.String {
+			return nil
+		}
+		c.in[i] = t
+		elems += t.Len()
+	}
+	c.maxElems = max(foldElems, foldGrowth*elems)
+	c.maxBytes = min(foldTensorBytes, f.budget)
+	t := eval(c)
+	if t == nil || t.Check() != nil {
+		return nil
+	}
+	f.budget -= c.made
+	return t
+}
+
+// fixed returns known dimensions.
+func fixed(dims []int64) []Dim {
+	d := make([]Dim, len(dims))
+	for i, n := range dims {
+		d[i] = Dim{N: n}
+	}
+	return d
+}
+
+// knownShapes returns the dimensions of the values that have a known rank.
+func (m *Model) knownShapes() map[string][]Dim {
+	s := map[string][]Dim{}
+	for name, v := range m.Graph.Info {
+		if v.Dims != nil {
+			s[name] = v.Dims
+		}
+	}
+	for _, v := range m.Graph.Inputs {
+		if v.Dims != nil {
+			s[v.Name] = v.Dims
+		}
+	}
+	return s
+}
