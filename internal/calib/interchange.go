@@ -39,7 +39,7 @@ func WriteTensorRT(w io.Writer, ranges map[string]Range) error {
 		if a == 0 {
 			a = 1
 		}
-		fmt.Fprintf(b, "%s: %08x\n", name, math.Float32bits(a/tensorRTSteps))
+		fmt.Fprintf(b, "%s: %08x\n", name, math.Float32bits(max(a/tensorRTSteps, minScale)))
 	}
 	return b.Flush()
 }

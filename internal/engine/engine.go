@@ -63,8 +63,9 @@ type Options struct {
 	// its own optimizations, to this file, with large weights in a second file
 	// of the same name plus ".data" beside it; "" is off.
 	OptimizedModelPath string
-	// ShrinkMemory gives unused working memory back after every run: slower
-	// runs, but a flat RSS over inputs of growing shapes (calibration).
+	// ShrinkMemory gives working memory back to the system after every run,
+	// which is then somewhat slower; otherwise a session keeps what its largest
+	// run needed until Close.
 	ShrinkMemory bool
 }
 

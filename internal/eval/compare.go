@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 
+	"github.com/fewbit/fewbit/internal/data"
 	"github.com/fewbit/fewbit/internal/engine"
 )
 
@@ -99,13 +100,13 @@ type TokenCosine struct {
 
 // Compare runs every sample through both models and measures, in one pass,
 // accuracy, agreement and fidelity, and afterwards latency.
-func Compare(ctx context.Context, ref, quant engine.Session, data Samples, o Options) (*Result, error) {
+func Compare(ctx context.Context, ref, quant engine.Session, samples Samples, o Options) (*Result, error) {
 	c, err := newComparison(ref, quant, o)
 	if err != nil {
 		return nil, err
 	}
 	for o.MaxSamples == 0 || c.res.Samples < o.MaxSamples {
-		s, err := data.Next(ctx)
+		s, err := samples.Next(ctx)
 		if errors.Is(err, io.EOF) {
 			break
 		}
@@ -113,7 +114,7 @@ func Compare(ctx context.Context, ref, quant engine.Session, data Samples, o Opt
 			err = c.sample(ctx, s)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("sample %d: %w", c.res.Samples, err)
+			return nil, fmt.Errorf("%s: %w", where(s, c.res.Samples), err)
 		}
 		c.keep(s)
 		c.res.Samples++
@@ -330,9 +331,17 @@ func (c *comparison) classes(s Sample, x, y []float32) error {
 	return nil
 }
 
+// where names a sample for an error: its place in the file, or its number.
+func where(s Sample, n int) string {
+	if s.ID != "" {
+		return "sample " + s.ID
+	}
+	return fmt.Sprintf("sample %d", n)
+}
+
 func checkLabel(label, classes int) error {
 	if label < 0 || label >= classes {
-		return fmt.Errorf("%w: label %d, the model answers %d classes (0..%d): check the order of the labels", ErrOutput, label, classes, classes-1)
+		return fmt.Errorf("%w: class %d, but the model answers %d classes (0..%d)", data.ErrLabel, label, classes, classes-1)
 	}
 	return nil
 }
@@ -402,6 +411,9 @@ func (c *comparison) finish() error {
 		if r.Labelled < r.Samples {
 			c.warn(fmt.Sprintf("%d of %d samples have no label and do not count for accuracy", r.Samples-r.Labelled, r.Samples))
 		}
+	}
+	if r.Labelled == 0 && r.Kind == Classifier {
+		c.warn("no labels: fidelity to FP32 stands in for accuracy")
 	}
 	if r.Samples < fewSamples {
 		c.warn(fmt.Sprintf("only %d samples: the intervals are wide", r.Samples))

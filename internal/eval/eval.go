@@ -19,7 +19,7 @@ import (
 	"context"
 	"errors"
 
-	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/data"
 )
 
 var (
@@ -36,17 +36,15 @@ var (
 
 // Sample is one item of a data set: feeds with a leading batch dimension of 1
 // and, where known, the class it belongs to.
-type Sample struct {
-	Feeds    engine.Feeds
-	Label    int // class index; meaningful when HasLabel
-	HasLabel bool
-}
+type Sample = data.Sample
 
-// Samples yields a data set once. Next returns io.EOF after the last sample.
-// A sample stays valid until the following call.
+// Samples yields a data set once; data.Dataset is one. Next returns io.EOF
+// after the last sample.
 type Samples interface {
 	Next(ctx context.Context) (Sample, error)
 }
+
+var _ Samples = data.Dataset(nil)
 
 // Score is one measured quality with its 95 % interval.
 type Score struct {

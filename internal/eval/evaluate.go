@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/fewbit/fewbit/internal/data"
 	"github.com/fewbit/fewbit/internal/engine"
 )
 
@@ -26,9 +27,9 @@ type Evaluation struct {
 const maxClassScores = 1000
 
 // Evaluate measures one classifier's accuracy. ErrOutput when its output holds
-// no classes or no sample has a label: without either there is nothing to
-// score, only to compare.
-func Evaluate(ctx context.Context, sess engine.Session, data Samples, o Options) (*Evaluation, error) {
+// no classes, data.ErrNoLabels when no sample has a
+// label: without either there is nothing to score, only to compare.
+func Evaluate(ctx context.Context, sess engine.Session, samples Samples, o Options) (*Evaluation, error) {
 	outs := sess.Spec().Outputs
 	if o.Output == "" && len(outs) > 0 {
 		o.Output = outs[0].Name
@@ -37,7 +38,7 @@ func Evaluate(ctx context.Context, sess engine.Session, data Samples, o Options)
 	hits := 0
 	var seen, right []int
 	for o.MaxSamples == 0 || e.Samples < o.MaxSamples {
-		s, err := data.Next(ctx)
+		s, err := samples.Next(ctx)
 		if errors.Is(err, io.EOF) {
 			break
 		}
@@ -49,7 +50,7 @@ func Evaluate(ctx context.Context, sess engine.Session, data Samples, o Options)
 			err = checkLabel(s.Label, len(x))
 		}
 		if err != nil {
-			return nil, fmt.Errorf("sample %d: %w", e.Samples, err)
+			return nil, fmt.Errorf("%s: %w", where(s, e.Samples), err)
 		}
 		e.Samples++
 		if s.HasLabel {
@@ -76,7 +77,7 @@ func Evaluate(ctx context.Context, sess engine.Session, data Samples, o Options)
 	case e.Samples == 0:
 		return nil, fmt.Errorf("%w: the data set is empty", ErrNoSamples)
 	case e.Labelled == 0:
-		return nil, fmt.Errorf("%w: none of the %d samples has a label, so there is no accuracy; give a label with each sample, or compare two models", ErrOutput, e.Samples)
+		return nil, fmt.Errorf("%w: none of the %d samples has one, so there is no accuracy; give a label with each sample, or compare two models", data.ErrNoLabels, e.Samples)
 	}
 	e.Accuracy = Proportion("accuracy", hits, e.Labelled)
 	if e.Classes <= maxClassScores {

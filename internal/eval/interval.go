@@ -133,6 +133,9 @@ const (
 	// DefaultResamples is enough for the second digit of a 95 % interval.
 	DefaultResamples = 2000
 	maxResamples     = 1_000_000
+	// bootstrapMost: from here on a mean's normal interval is as good, and a
+	// bootstrap would take seconds.
+	bootstrapMost = 5000
 )
 
 // Bootstrap returns the 95 % percentile interval of metric over n samples
@@ -168,24 +171,36 @@ func Bootstrap(n, resamples int, seed uint64, metric func(idx []int) float64) (I
 	return Interval{quantile(vals, 0.025), quantile(vals, 0.975)}, nil
 }
 
-// MeanScore returns the mean of x with its bootstrapped interval.
+// MeanScore returns the mean of x with its bootstrapped interval, or from 5,000
+// values on its normal one. ErrNoSamples when x is empty.
 func MeanScore(name string, x []float64, seed uint64, higherIsBetter bool) (Score, error) {
-	mean := func(idx []int) float64 {
-		var s float64
-		for _, i := range idx {
-			s += x[i]
-		}
-		return s / float64(len(idx))
+	if len(x) == 0 {
+		return Score{}, fmt.Errorf("%w: mean of nothing", ErrNoSamples)
 	}
-	ci, err := Bootstrap(len(x), 0, seed, mean)
-	if err != nil {
-		return Score{}, err
-	}
-	var s float64
+	n := float64(len(x))
+	var sum float64
 	for _, v := range x {
-		s += v
+		sum += v
 	}
-	return Score{Name: name, Value: s / float64(len(x)), Lo: ci.Lo, Hi: ci.Hi, N: len(x), HigherIsBetter: higherIsBetter}, nil
+	s := Score{Name: name, Value: sum / n, N: len(x), HigherIsBetter: higherIsBetter}
+	if len(x) > bootstrapMost {
+		var sq float64
+		for _, v := range x {
+			sq += (v - s.Value) * (v - s.Value)
+		}
+		half := z95 * math.Sqrt(sq/n/n)
+		s.Lo, s.Hi = s.Value-half, s.Value+half
+		return s, nil
+	}
+	ci, err := Bootstrap(len(x), 0, seed, func(idx []int) float64 {
+		var sum float64
+		for _, i := range idx {
+			sum += x[i]
+		}
+		return sum / n
+	})
+	s.Lo, s.Hi = ci.Lo, ci.Hi
+	return s, err
 }
 
 // MedianInterval returns the order-statistic interval of the median of sorted:

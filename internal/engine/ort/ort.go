@@ -241,6 +241,12 @@ func checkWritable(what, path string) error {
 
 // sessionOptions translates o. Keys are those of ONNX Runtime's
 // onnxruntime_session_options_config_keys.h.
+//
+// The memory arena keeps ONNX Runtime's defaults, one a session and grown by
+// powers of two: a transformer run with lengths 8 to 512 took 124 MB and gave
+// all back on Close, against 271 MB, kept, with an arena shared by sessions and
+// grown by what is requested (lengths that rise leave a trail of blocks too
+// small to use again), and 173 MB without an arena.
 func sessionOptions(o engine.Options) (*ortgo.SessionOptions, error) {
 	if o.Threads < 0 || o.Threads > MaxThreads {
 		return nil, fmt.Errorf("%w: a session cannot have %d threads, expected 0 (shared) to %d", engine.ErrUnavailable, o.Threads, MaxThreads)

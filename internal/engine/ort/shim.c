@@ -2,6 +2,9 @@
 #include "shim.h"
 
 #include <dlfcn.h>
+#ifdef __linux__
+#include <malloc.h>
+#endif
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -100,6 +103,11 @@ int fbort_log_take(char *buf) {
 
 OrtStatus *fbort_env_new(int intra_threads) {
   if (!env) {
+#ifdef M_MMAP_THRESHOLD
+    // glibc raises its threshold for mmap after the first large free, and what
+    // an arena gives back later then stays in the heap: keep it fixed.
+    mallopt(M_MMAP_THRESHOLD, FBORT_MMAP_BYTES);
+#endif
     OrtThreadingOptions *t = NULL;
     TRY(api->CreateThreadingOptions(&t));
     OrtStatus *s = api->SetGlobalIntraOpNumThreads(t, intra_threads);
@@ -114,16 +122,6 @@ OrtStatus *fbort_env_new(int intra_threads) {
   if (!allocator) TRY(api->GetAllocatorWithDefaultOptions(&allocator));
   if (!cpu) TRY(api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &cpu));
   return NULL;
-}
-
-OrtStatus *fbort_env_share_arena(void) {
-  const char *keys[] = {"arena_extend_strategy"};
-  const size_t values[] = {1}; // kSameAsRequested: grow by what is needed, not by powers of two
-  OrtArenaCfg *cfg = NULL;
-  TRY(api->CreateArenaCfgV2(keys, values, 1, &cfg));
-  OrtStatus *s = api->CreateAndRegisterAllocator(env, cpu, cfg);
-  api->ReleaseArenaCfg(cfg);
-  return s;
 }
 
 int fbort_status_code(const OrtStatus *s) { return api->GetErrorCode(s); }

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #define FBORT_MAX_RANK 16 // tensor.MaxRank
+#define FBORT_MMAP_BYTES (1 << 20)
 #define FBORT_LOG_LINES 32
 #define FBORT_LOG_BYTES 512
 
@@ -31,9 +32,8 @@ void fbort_unload(void);
 // Takes the API of the header's version; 0 when the library does not have it.
 int fbort_bind(void);
 // Creates the OrtEnv with one thread pool for all sessions, spinning off, and
-// the capturing logger, and registers one CPU arena that sessions may share.
+// the capturing logger.
 OrtStatus *fbort_env_new(int intra_threads);
-OrtStatus *fbort_env_share_arena(void);
 // Copies captured log lines (newest last) to buf as NUL-terminated strings and
 // forgets them; returns their number. buf has FBORT_LOG_LINES*FBORT_LOG_BYTES.
 int fbort_log_take(char *buf);

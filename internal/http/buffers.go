@@ -1,0 +1,51 @@
+package http
+
+import (
+	"sync"
+	"unsafe"
+)
+
+// arena hands out the memory of one request: 8-byte aligned, not zeroed,
+// reused by later requests.
+type arena struct {
+	words []uint64
+	used  int
+}
+
+// bytes returns n bytes aligned for any element type. Their contents are left
+// over from earlier requests: the caller overwrites all of them.
+func (a *arena) bytes(n int) []byte {
+	if n == 0 {
+		return []byte{}
+	}
+	w := (n + 7) / 8
+	if a.used+w > len(a.words) {
+		// What was handed out before stays alive through its own slices.
+		a.words = make([]uint64, max(w, 2*len(a.words), 1024))
+		a.used = 0
+	}
+	p := a.words[a.used : a.used+w]
+	a.used += w
+	return unsafe.Slice((*byte)(unsafe.Pointer(&p[0])), n)
+}
+
+func (a *arena) reset() {
+	a.used = 0
+	if len(a.words)*8 > keptBuffer {
+		a.words = nil
+	}
+}
+
+// buffer is a pooled byte slice.
+type buffer struct{ b []byte }
+
+var buffers = sync.Pool{New: func() any { return &buffer{b: make([]byte, 0, 4096)} }}
+
+func getBuffer() *buffer { return buffers.Get().(*buffer) }
+
+func (b *buffer) free() {
+	if cap(b.b) <= keptBuffer {
+		b.b = b.b[:0]
+		buffers.Put(b)
+	}
+}

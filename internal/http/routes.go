@@ -1,0 +1,188 @@
+package http
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"regexp"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gin-gonic/gin"
+)
+
+// route is one row of the table that the router and openapi.json are made of.
+type route struct {
+	method, path string // path in gin's form
+	admin        bool   // needs a key, or a loopback listener
+	handler      func(*gin.Context) error
+
+	summary  string
+	tag      string
+	query    []parameter
+	body     any    // a value of the request's Go type; nil for none
+	bodyType string // media type of the body, default application/json
+	optional bool   // the body may be absent
+	limit    int64  // of the body in bytes
+	status   int    // of success, default 200
+	answer   any    // a value of the answer's Go type; nil for none
+	media    string // media type of the answer, default application/json
+	fails    []int  // statuses besides 500 that the route answers
+}
+
+type parameter struct {
+	name, about string
+	header      bool
+}
+
+// mount gives every route of the table to the router.
+func (s *Server) mount() error {
+	e := s.engine
+	e.HandleMethodNotAllowed = true
+	e.RedirectTrailingSlash = false
+	e.RedirectFixedPath = false
+	e.ForwardedByClientIP = false
+	e.Use(s.guard)
+	for i := range s.table {
+		r := &s.table[i]
+		def(&r.status, http.StatusOK)
+		e.Handle(r.method, r.path, s.serve(r))
+	}
+	e.NoRoute(func(c *gin.Context) {
+		s.fail(c, failf(http.StatusNotFound, "no such route; GET /openapi.json lists them"))
+	})
+	e.NoMethod(func(c *gin.Context) {
+		s.fail(c, failf(http.StatusMethodNotAllowed, "method %s is not allowed here; see the Allow header", clip([]byte(c.Request.Method))))
+	})
+	var err error
+	s.openapi, err = openAPI(s.table, s.cfg.Version)
+	return err
+}
+
+// serve wraps a route's handler: it authorises, and words the error.
+func (s *Server) serve(r *route) gin.HandlerFunc {
+	return func(c *gin.Context) {
+		if r.admin {
+			if err := s.authorize(c.Request); err != nil {
+				c.Header("WWW-Authenticate", `Bearer realm="fewbit admin"`)
+				s.fail(c, err)
+				return
+			}
+		}
+		if err := r.handler(c); err != nil {
+			s.fail(c, err)
+		}
+	}
+}
+
+// arrivalKey holds the time.Time at which the request's header was complete.
+const arrivalKey = "arrival"
+
+// guard is around every request: it counts it and turns a panic into a 500.
+func (s *Server) guard(c *gin.Context) {
+	arrival := time.Now()
+	c.Set(arrivalKey, arrival)
+	h := c.Writer.Header()
+	h["X-Content-Type-Options"] = nosniff
+	defer func() {
+		if p := recover(); p != nil {
+			if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
+				panic(p)
+			}
+			s.metrics.panics.Inc()
+			s.report(c, fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
+			if c.Writer.Written() {
+				panic(http.ErrAbortHandler) // the answer has begun: cut the connection
+			}
+			s.fail(c, failf(http.StatusInternalServerError, "internal error: the server could not answer this request; its operator finds the cause in the server's log"))
+		}
+		s.metrics.request(c, time.Since(arrival))
+	}()
+	c.Next()
+}
+
+var (
+	nosniff   = []string{"nosniff"}
+	typeJSON  = []string{"application/json"}
+	typeBytes = []string{"application/octet-stream"}
+)
+
+func (s *Server) report(c *gin.Context, err error) {
+	if s.cfg.OnError != nil {
+		s.cfg.OnError(c.Request.Method, c.Request.URL.Path, err)
+	}
+}
+
+// fail answers with an error. It is the only place that does.
+func (s *Server) fail(c *gin.Context, err error) {
+	e := explain(err)
+	if e.status == http.StatusInternalServerError {
+		s.report(c, err)
+	}
+	if c.Writer.Written() {
+		panic(http.ErrAbortHandler) // too late for a status: cut the connection, so that the client notices
+	}
+	h := c.Writer.Header()
+	for _, k := range []string{"Content-Encoding", "Content-Length", headerLength, "Location"} {
+		h.Del(k)
+	}
+	if e.retry > 0 {
+		h["Retry-After"] = []string{fmt.Sprint(e.retry)}
+	}
+	b := append([]byte(`{"error":`), appendString(nil, e.msg)...)
+	s.write(c, e.status, typeJSON, append(b, '}', '\n'))
+	c.Abort()
+}
+
+// namePattern is what models, versions, datasets and jobs may be called.
+var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
+
+// checkName refuses names that could mean something to a file system.
+func checkName(kind, name string) error {
+	if !namePattern.MatchString(name) || strings.Contains(name, "..") {
+		return badf("bad %s name %s: expected 1 to 128 of A-Z a-z 0-9 . _ -, starting with a letter or digit, without \"..\"", kind, clip([]byte(name)))
+	}
+	return nil
+}
+
+// pathName returns a checked path parameter.
+func pathName(c *gin.Context, kind, param string) (string, error) {
+	name := c.Param(param)
+	return name, checkName(kind, name)
+}
+
+// modelParams returns the model and version of the path; version is "" for
+// routes without one.
+func modelParams(c *gin.Context) (name, version string, err error) {
+	if name, err = pathName(c, "model", "model"); err != nil {
+		return "", "", err
+	}
+	if version = c.Param("version"); version != "" {
+		err = checkName("version", version)
+	}
+	return name, version, err
+}
+
+// openAPIPath turns gin's /a/:b into /a/{b}.
+func openAPIPath(path string) string {
+	parts := strings.Split(path, "/")
+	for i, p := range parts {
+		if p != "" && (p[0] == ':' || p[0] == '*') {
+			parts[i] = "{" + p[1:] + "}"
+		}
+	}
+	return strings.Join(parts, "/")
+}
+
+// pathParams lists the parameters of a gin path.
+func pathParams(path string) []string {
+	var names []string
+	for p := range strings.SplitSeq(path, "/") {
+		if p != "" && (p[0] == ':' || p[0] == '*') {
+			names = append(names, p[1:])
+		}
+	}
+	return slices.Clip(names)
+}

@@ -1,0 +1,115 @@
+package http
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/jobs"
+)
+
+// Models are the models that can answer requests now.
+type Models interface {
+	// List returns every version known, in a stable order.
+	List() []ModelInfo
+	// Acquire pins one loaded version until Release; version "" is the default
+	// (promoted) one. Errors: registry.ErrNotFound, registry.ErrNotReady.
+	Acquire(ctx context.Context, name, version string) (Lease, error)
+	// Load loads the default version, or loads it again when it has changed.
+	Load(ctx context.Context, name string) error
+	// Unload stops serving the model; requests in flight finish first.
+	Unload(ctx context.Context, name string) error
+}
+
+// States of ModelInfo.State (Open Inference Protocol, repository extension).
+const (
+	StateReady       = "READY"
+	StateUnavailable = "UNAVAILABLE"
+	StateLoading     = "LOADING"
+	StateUnloading   = "UNLOADING"
+)
+
+// ModelInfo is one line of the repository index.
+type ModelInfo struct {
+	Name    string `json:"name"`
+	Version string `json:"version,omitempty"`
+	State   string `json:"state" doc:"READY, UNAVAILABLE, LOADING or UNLOADING"`
+	Reason  string `json:"reason" doc:"why the state is not READY"`
+	Default bool   `json:"default,omitempty" doc:"true for the version that requests without a version reach"`
+}
+
+// Lease is one loaded version, pinned until Release.
+type Lease interface {
+	Session() engine.Session
+	Name() string
+	Version() string
+	// Target is the latency target of the model; 0 stands for 50 ms.
+	Target() time.Duration
+	// Preparer turns text into feeds; nil when the model has none.
+	Preparer() Preparer
+	Release()
+}
+
+// Preparer turns raw text into one padded batch of feeds.
+type Preparer interface {
+	Text(texts []string) (engine.Feeds, error)
+	// Labels are the class names in the order of the model's scores; empty
+	// when the model is not a classifier.
+	Labels() []string
+}
+
+// Store keeps uploaded models and datasets. Implementations stream: they never
+// hold a body in memory.
+type Store interface {
+	// PutModel stores a raw ONNX body or a zip as a new version of name.
+	// It reads at most limit bytes and returns registry.ErrTooLarge past it.
+	PutModel(ctx context.Context, name string, body io.Reader, limit int64) (version string, err error)
+	PutDataset(ctx context.Context, name string, body io.Reader, contentType string, limit int64) (DatasetInfo, error)
+	Datasets() ([]DatasetInfo, error)
+	DeleteDataset(ctx context.Context, name string) error
+	Versions(ctx context.Context, name string) ([]VersionInfo, error)
+	Promote(ctx context.Context, name, version string) error
+	// Rollback makes the version that was promoted before the default again
+	// and returns it.
+	Rollback(ctx context.Context, name string) (version string, err error)
+	Delete(ctx context.Context, name, version string) error
+}
+
+// DatasetInfo describes one stored dataset.
+type DatasetInfo struct {
+	Name    string    `json:"name"`
+	Kind    string    `json:"kind,omitempty" doc:"npz, npy, jsonl or zip"`
+	Samples int64     `json:"samples,omitempty" doc:"samples, 0 when not counted"`
+	Labels  bool      `json:"labels,omitempty" doc:"whether the samples carry labels"`
+	Bytes   int64     `json:"bytes"`
+	SHA256  string    `json:"sha256,omitempty"`
+	Created time.Time `json:"created"`
+}
+
+// VersionInfo describes one stored version of a model.
+type VersionInfo struct {
+	Version string    `json:"version"`
+	Default bool      `json:"default" doc:"true for the promoted version"`
+	Bytes   int64     `json:"bytes"`
+	SHA256  string    `json:"sha256,omitempty"`
+	Scheme  string    `json:"scheme,omitempty" doc:"how it was quantized; empty for the model as uploaded"`
+	Source  string    `json:"source,omitempty" doc:"the version it was quantized from"`
+	Created time.Time `json:"created"`
+}
+
+// Jobs is the queue of quantization jobs.
+type Jobs interface {
+	Submit(ctx context.Context, s jobs.Spec) (id string, err error)
+	Get(ctx context.Context, id string) (jobs.Status, error)
+	List(ctx context.Context) ([]jobs.Status, error)
+	// Events sends the job's status now and at every change, and closes the
+	// channel after a final state or when ctx ends.
+	Events(ctx context.Context, id string) (<-chan jobs.Status, error)
+	Cancel(ctx context.Context, id string) error
+}
+
+// Reports is an optional ability of Jobs: the report of a finished job.
+type Reports interface {
+	Report(ctx context.Context, id string) (json []byte, html []byte, err error)
+}

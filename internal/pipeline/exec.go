@@ -1,0 +1,158 @@
+// Package pipeline strings the parts together: prepare a model, calibrate it,
+// choose, rewrite, judge, publish. The command line and the server's jobs both
+// run what is here.
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+
+	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/onnx"
+	"github.com/fewbit/fewbit/internal/quant"
+	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+// Lab runs models that exist only in memory: it writes them to a scratch
+// folder and opens them with an engine. Close removes the folder.
+type Lab struct {
+	Engine  engine.Engine
+	Threads int
+
+	dir  string
+	next atomic.Int64
+	mu   sync.Mutex
+	gemm engine.Session
+}
+
+// NewLab makes the scratch folder inside parent ("" is the system's).
+func NewLab(e engine.Engine, threads int, parent string) (*Lab, error) {
+	dir, err := os.MkdirTemp(parent, ".fewbit-lab-*")
+	if err != nil {
+		return nil, fmt.Errorf("make a scratch folder: %w", unwrapPath(err))
+	}
+	return &Lab{Engine: e, Threads: threads, dir: dir}, nil
+}
+
+// Close ends the sessions that the lab itself holds and removes its folder.
+func (l *Lab) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.gemm != nil {
+		l.gemm.Close()
+		l.gemm = nil
+	}
+	return os.RemoveAll(l.dir)
+}
+
+// inlineMax is the size up to which a scratch model is one file; larger ones
+// keep their weights in a second file, which the engine maps instead of copying.
+const inlineMax = 64 << 20
+
+// Open opens m with the inner tensors named in taps as additional outputs.
+// The files are removed as soon as the engine has them.
+func (l *Lab) Open(ctx context.Context, m *graph.Model, taps []string, o engine.Options) (engine.Session, error) {
+	path := filepath.Join(l.dir, fmt.Sprintf("m%d.onnx", l.next.Add(1)))
+	defer os.Remove(path)
+	defer os.Remove(path + ".data")
+	if err := Tapped(m, taps).Save(path, onnx.SaveOptions{External: weightBytes(m) > inlineMax}); err != nil {
+		return nil, err
+	}
+	if o.Threads == 0 {
+		o.Threads = l.Threads
+	}
+	return l.Engine.OpenFile(ctx, path, o)
+}
+
+// Tapped returns a view of m with more outputs. It shares everything else.
+func Tapped(m *graph.Model, taps []string) *graph.Model {
+	c := *m
+	g := *m.Graph
+	have := map[string]bool{}
+	for _, v := range g.Outputs {
+		have[v.Name] = true
+	}
+	g.Outputs = append([]*graph.Value(nil), g.Outputs...)
+	for _, t := range taps {
+		if !have[t] {
+			have[t] = true
+			v := &graph.Value{Name: t, Type: tensor.Float32}
+			if i := g.Info[t]; i != nil && i.Type != tensor.Undefined {
+				v.Type = i.Type
+			}
+			g.Outputs = append(g.Outputs, v)
+		}
+	}
+	c.Graph = &g
+	return &c
+}
+
+func weightBytes(m *graph.Model) (n int64) {
+	for _, name := range m.Graph.Inits() {
+		n += int64(len(m.Graph.Init(name).Data))
+	}
+	return n
+}
+
+// MatMul implements quant.GEMM with the engine's own kernel.
+func (l *Lab) MatMul(ctx context.Context, a []float32, m, k int, b []float32, n int) ([]float32, error) {
+	s, err := l.gemmSession(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r, err := s.Run(ctx, engine.Feeds{
+		"a": tensor.From(a, int64(m), int64(k)),
+		"b": tensor.From(b, int64(k), int64(n)),
+	}, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	y := r.Tensors()["y"]
+	v, err := y.F32()
+	if err != nil {
+		return nil, err
+	}
+	return append([]float32(nil), v...), nil
+}
+
+var _ quant.GEMM = (*Lab)(nil)
+
+func (l *Lab) gemmSession(ctx context.Context) (engine.Session, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.gemm != nil {
+		return l.gemm, nil
+	}
+	value := func(name, d0, d1 string) *graph.Value {
+		return &graph.Value{Name: name, Type: tensor.Float32, Dims: []graph.Dim{{N: -1, Name: d0}, {N: -1, Name: d1}}}
+	}
+	m := &graph.Model{IR: 8, Opsets: map[string]int64{graph.DomainONNX: 13}, Graph: &graph.Graph{
+		Name:    "gemm",
+		Inputs:  []*graph.Value{value("a", "m", "k"), value("b", "k", "n")},
+		Outputs: []*graph.Value{value("y", "m", "n")},
+		Nodes:   []*graph.Node{graph.NewNode("", "MatMul", "", []string{"a", "b"}, []string{"y"})},
+	}}
+	s, err := l.Open(ctx, m, nil, engine.Options{})
+	if err != nil {
+		return nil, err
+	}
+	l.gemm = s
+	return s, nil
+}
+
+// unwrapPath strips paths from file-system errors: they reach clients.
+func unwrapPath(err error) error {
+	switch e := err.(type) {
+	case *os.PathError:
+		return e.Err
+	case *os.LinkError:
+		return e.Err
+	}
+	return err
+}

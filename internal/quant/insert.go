@@ -1,0 +1,361 @@
+package quant
+
+import (
+	"context"
+	"fmt"
+	"math"
+
+	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+// perAxisOpset is the first standard opset whose DequantizeLinear has an axis.
+const perAxisOpset = 13
+
+// Insert is the pass that writes the plan into the graph: QuantizeLinear and
+// DequantizeLinear around every planned operator, weights as INT8, convolution
+// biases as INT32. The result is the portable form; Lower makes integer
+// operators of it. Dynamic plans are written in their final form at once.
+type Insert struct {
+	Plan    *Plan
+	Choices Choices
+	// Weights quantizes the weight of op; nil rounds to nearest.
+	Weights func(op *Op, w []float32, dims []int64) (*Weight, error)
+}
+
+var _ Pass = (*Insert)(nil)
+
+// Name implements Pass.
+func (p *Insert) Name() string { return "insert" }
+
+// Run implements Pass.
+func (p *Insert) Run(ctx context.Context, m *graph.Model) (Stats, error) {
+	w := &inserter{Insert: p, m: m, g: m.Graph, ix: m.Graph.Index(), dq: map[string]string{}, weights: map[weightKey]string{}}
+	if err := w.tensors(); err != nil {
+		return Stats{}, err
+	}
+	for _, op := range p.Plan.Ops {
+		if err := ctx.Err(); err != nil {
+			return Stats{}, err
+		}
+		if err := w.op(op); err != nil {
+			return Stats{}, fmt.Errorf("operator %q: %w", op.Node.Name, err)
+		}
+	}
+	m.Graph.Nodes = append(m.Graph.Nodes, w.added...)
+	if err := m.Graph.Sort(); err != nil {
+		return Stats{}, err
+	}
+	m.Graph.Prune()
+	return Stats{Changed: len(p.Plan.Ops), Note: fmt.Sprintf("%d operators, %d activations, %d weights", len(p.Plan.Ops), len(w.dq), len(w.weights))}, nil
+}
+
+type weightKey struct {
+	name, smooth string // smooth is the activation whose smoothing the weight carries
+	axis         int
+}
+
+type inserter struct {
+	*Insert
+	m       *graph.Model
+	g       *graph.Graph
+	ix      *graph.Index
+	added   []*graph.Node
+	dq      map[string]string    // activation -> name of its dequantized copy
+	weights map[weightKey]string // -> base name of NAME_quantized / NAME_scale / NAME_dequantized
+}
+
+func (w *inserter) node(domain, op, name string, in, out []string) *graph.Node {
+	n := graph.NewNode(domain, op, name, in, out)
+	w.added = append(w.added, n)
+	return n
+}
+
+// domain returns where Q/DQ with an axis live: the standard operators since
+// opset 13, com.microsoft's of the same meaning before.
+func (w *inserter) domain() string {
+	if w.m.Opset() >= perAxisOpset {
+		return graph.DomainONNX
+	}
+	w.m.Require(graph.DomainMS, 1)
+	return graph.DomainMS
+}
+
+// tensors adds the quantized copies of all activations and points readers at them.
+func (w *inserter) tensors() error {
+	planned := map[*graph.Node]*Op{}
+	for _, op := range w.Plan.Ops {
+		planned[op.Node] = op
+	}
+	// A tensor made by a convolution or chain operator must be read through its
+	// quantized copy by everybody: another reader would keep the float alive
+	// and the operator in float.
+	exclusive := map[string]bool{}
+	for _, op := range w.Plan.Ops {
+		exclusive[op.Out] = op.QuantOut
+	}
+	var names []string
+	seen := map[string]bool{}
+	for _, op := range w.Plan.Ops {
+		for _, t := range op.X {
+			if !seen[t] {
+				seen[t] = true
+				names = append(names, t)
+			}
+		}
+		if exclusive[op.Out] && !seen[op.Out] {
+			seen[op.Out] = true
+			names = append(names, op.Out)
+		}
+	}
+	for _, t := range names {
+		var out string
+		var err error
+		if w.Plan.Config.Scheme == INT8Dynamic {
+			out, err = w.dynamic(t)
+		} else {
+			out, err = w.static(t)
+		}
+		if err != nil {
+			return err
+		}
+		w.dq[t] = out
+		for _, u := range w.ix.Uses(t) {
+			op := planned[u.Node]
+			if exclusive[t] || (op != nil && u.Input < len(op.X)) {
+				if w.Plan.Config.Scheme != INT8Dynamic {
+					u.Node.Inputs[u.Input] = out
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// smoothed inserts x / s and returns its name, or x when there is no smoothing.
+func (w *inserter) smoothed(x string, c *Choice) string {
+	if c == nil || c.Smooth == nil {
+		return x
+	}
+	inv := make([]float32, len(c.Smooth))
+	for i, s := range c.Smooth {
+		inv[i] = 1 / s
+	}
+	w.g.SetInit(x+"_smooth", tensor.From(inv, int64(len(inv))))
+	w.node(graph.DomainONNX, "Mul", x+"_Smooth", []string{x, x + "_smooth"}, []string{x + "_smoothed"})
+	return x + "_smoothed"
+}
+
+func (w *inserter) static(t string) (string, error) {
+	c, err := w.Choices.get(w.Plan, t)
+	if err != nil {
+		return "", err
+	}
+	x := t
+	if w.Plan.Source(t) == t {
+		x = w.smoothed(t, c)
+	}
+	scale, zero := t+"_scale", t+"_zero_point"
+	w.g.SetInit(scale, tensor.From([]float32{c.Params.Scale}))
+	w.g.SetInit(zero, zeroTensor(c.Scheme.Type, c.Params.Zero))
+	w.node(graph.DomainONNX, "QuantizeLinear", t+"_QuantizeLinear", []string{x, scale, zero}, []string{t + "_quantized"})
+	w.node(graph.DomainONNX, "DequantizeLinear", t+"_DequantizeLinear", []string{t + "_quantized", scale, zero}, []string{t + "_dequantized"})
+	return t + "_dequantized", nil
+}
+
+func zeroTensor(t tensor.DType, z int32) *tensor.Tensor {
+	if t == tensor.Int8 {
+		return tensor.From([]int8{int8(z)})
+	}
+	return tensor.From([]uint8{uint8(z)})
+}
+
+func (w *inserter) dynamic(t string) (string, error) {
+	x := w.smoothed(t, w.Choices[t])
+	w.node(graph.DomainONNX, "DynamicQuantizeLinear", t+"_DynamicQuantizeLinear", []string{x},
+		[]string{t + "_quantized", t + "_scale", t + "_zero_point"})
+	return t, nil
+}
+
+func (w *inserter) op(op *Op) error {
+	switch op.Kind {
+	case Linear:
+		if w.Plan.Config.Scheme == INT8Dynamic {
+			return w.dynamicLinear(op)
+		}
+		base, err := w.weight(op)
+		if err != nil {
+			return err
+		}
+		op.Node.Inputs[1] = base + "_dequantized"
+		if op.Node.Is("Gemm") && op.Bias != "" {
+			return w.bias(op, base)
+		}
+	case Conv:
+		base, err := w.weight(op)
+		if err != nil {
+			return err
+		}
+		op.Node.Inputs[1] = base + "_dequantized"
+		if op.Bias != "" {
+			return w.bias(op, base)
+		}
+	}
+	return nil
+}
+
+// dynamicLinear replaces a MatMul (and its bias Add) by MatMulIntegerToFloat
+// over the activation's measured scale.
+func (w *inserter) dynamicLinear(op *Op) error {
+	base, err := w.weight(op)
+	if err != nil {
+		return err
+	}
+	x := op.X[0]
+	in := []string{x + "_quantized", base + "_quantized", x + "_scale", base + "_scale", x + "_zero_point"}
+	if op.Bias != "" {
+		in = append(in, "", op.Bias)
+	}
+	w.m.Require(graph.DomainMS, 1)
+	drop := map[*graph.Node]bool{op.Node: true}
+	if op.Add != nil {
+		drop[op.Add] = true
+	}
+	w.g.Nodes = without(w.g.Nodes, drop)
+	w.node(graph.DomainMS, "MatMulIntegerToFloat", op.Node.Name, in, []string{op.Out})
+	return nil
+}
+
+func without(nodes []*graph.Node, drop map[*graph.Node]bool) []*graph.Node {
+	kept := nodes[:0]
+	for _, n := range nodes {
+		if !drop[n] {
+			kept = append(kept, n)
+		}
+	}
+	return kept
+}
+
+// weight quantizes op's weight once for each way it is used (tied weights share
+// one copy) and returns the base of the names it added.
+func (w *inserter) weight(op *Op) (string, error) {
+	key := weightKey{name: op.W, axis: op.OutAxis}
+	var smooth []float32
+	if op.Kind == Linear {
+		if c := w.Choices[w.Plan.Source(op.X[0])]; c != nil && c.Smooth != nil {
+			smooth, key.smooth = c.Smooth, op.X[0]
+		}
+	}
+	if base, ok := w.weights[key]; ok {
+		return base, nil
+	}
+	t := w.g.Init(op.W)
+	vals, err := t.F32()
+	if err != nil {
+		return "", err
+	}
+	if smooth != nil {
+		vals = scaleInputs(vals, t.Dims, op.InAxis, smooth)
+	}
+	quantize := w.Weights
+	if quantize == nil {
+		quantize = func(op *Op, v []float32, dims []int64) (*Weight, error) {
+			return QuantizeWeight(v, dims, op.OutAxis, w.Plan.Config.Granularity, w.Plan.Config.weightScheme())
+		}
+	}
+	q, err := quantize(op, vals, t.Dims)
+	if err != nil {
+		return "", err
+	}
+	base := op.W
+	if w.g.Init(base+"_quantized") != nil {
+		base = fmt.Sprintf("%s_%d", op.W, len(w.weights))
+	}
+	w.weights[key] = base
+	w.g.SetInit(base+"_quantized", q.Tensor())
+	w.g.SetInit(base+"_scale", q.ScaleTensor())
+	if w.Plan.Config.Scheme != INT8Dynamic {
+		in := []string{base + "_quantized", base + "_scale", base + "_weight_zero_point"}
+		zeros := &tensor.Tensor{Type: tensor.Int8, Dims: w.g.Init(base + "_scale").Dims, Data: make([]byte, len(q.Scales))}
+		w.g.SetInit(in[2], zeros)
+		n := w.node(w.weightDomain(q), "DequantizeLinear", base+"_DequantizeLinear", in, []string{base + "_dequantized"})
+		if len(q.Scales) > 1 {
+			n.Attrs = append(n.Attrs, graph.AttrInt("axis", int64(op.OutAxis)))
+		}
+	}
+	return base, nil
+}
+
+func (w *inserter) weightDomain(q *Weight) string {
+	if len(q.Scales) == 1 {
+		return graph.DomainONNX
+	}
+	return w.domain()
+}
+
+// scaleInputs multiplies the weight's input channels by s (a 2-D weight).
+func scaleInputs(w []float32, dims []int64, inAxis int, s []float32) []float32 {
+	out := make([]float32, len(w))
+	cols := int(dims[1])
+	for i, v := range w {
+		k := i / cols
+		if inAxis == 1 {
+			k = i % cols
+		}
+		out[i] = v * s[k]
+	}
+	return out
+}
+
+// bias quantizes a bias to INT32 with scale = input scale * weight scale, so
+// that it adds to the accumulators as it is (Jacob et al. 2018, section 2.4).
+func (w *inserter) bias(op *Op, base string) error {
+	c, err := w.Choices.get(w.Plan, op.X[0])
+	if err != nil {
+		return err
+	}
+	b, err := w.g.Init(op.Bias).F32()
+	if err != nil {
+		return err
+	}
+	ws, err := w.g.Init(base + "_scale").F32()
+	if err != nil {
+		return err
+	}
+	codes := make([]int32, len(b))
+	scales := make([]float32, len(ws))
+	for i := range ws {
+		scales[i] = c.Params.Scale * ws[i]
+	}
+	for i, v := range b {
+		codes[i] = biasCode(v, scales[min(i, len(scales)-1)])
+	}
+	name := op.Bias
+	for n := 0; w.g.Init(name+"_quantized") != nil; n++ { // a bias shared by two operators has two scales
+		name = fmt.Sprintf("%s_%d", op.Bias, n)
+	}
+	w.g.SetInit(name+"_quantized", tensor.From(codes, int64(len(codes))))
+	if len(scales) == 1 {
+		w.g.SetInit(name+"_scale", tensor.From(scales))
+	} else {
+		w.g.SetInit(name+"_scale", tensor.From(scales, int64(len(scales))))
+	}
+	domain := graph.DomainONNX
+	if len(scales) > 1 {
+		domain = w.domain()
+	}
+	n := w.node(domain, "DequantizeLinear", name+"_DequantizeLinear", []string{name + "_quantized", name + "_scale"}, []string{name + "_dequantized"})
+	if len(scales) > 1 {
+		n.Attrs = append(n.Attrs, graph.AttrInt("axis", 0))
+	}
+	op.Node.Inputs[2] = name + "_dequantized"
+	return nil
+}
+
+// biasCode saturates: a channel of near-zero weights has so small a scale that
+// its bias does not fit; such a channel's scale is too small to matter only if
+// the caller keeps it above minWeightScale.
+func biasCode(v, scale float32) int32 {
+	r := math.RoundToEven(float64(v) / float64(scale))
+	return int32(max(min(r, math.MaxInt32), math.MinInt32))
+}

@@ -1,0 +1,216 @@
+// Package quant turns a trained float model into a quantized one: it plans
+// which operators run in integers, chooses ranges and smoothing from
+// calibration statistics, quantizes weights and rewrites the graph into the
+// form that the target executes in integers.
+//
+// The work is a table of passes (see Table); the graph is checked after each.
+package quant
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/fewbit/fewbit/internal/calib"
+	"github.com/fewbit/fewbit/internal/graph"
+)
+
+// Errors of this package.
+var (
+	// ErrConfig: a setting that does not exist or does not fit the others.
+	ErrConfig = errors.New("bad quantization setting")
+	// ErrQuantized: the model is quantized already.
+	ErrQuantized = errors.New("the model is already quantized")
+	// ErrNothing: no operator of the model can run in integers.
+	ErrNothing = errors.New("nothing to quantize")
+	// ErrUncalibrated: a tensor that needs a range was never observed.
+	ErrUncalibrated = errors.New("tensor was not calibrated")
+)
+
+// Scheme is what the weights and activations become.
+type Scheme string
+
+// The schemes of this package.
+const (
+	// INT8 is static: activation ranges come from calibration data.
+	INT8 Scheme = "int8"
+	// INT8Dynamic measures each activation's range when it runs.
+	INT8Dynamic Scheme = "int8-dynamic"
+)
+
+// Target names the graph form, which decides what an engine runs in integers.
+type Target string
+
+// The targets of this package.
+const (
+	// QDQ holds standard operators only: QuantizeLinear and DequantizeLinear
+	// around float operators. It runs anywhere; engines fuse what they can.
+	QDQ Target = "qdq"
+	// ORTCPU is for ONNX Runtime's CPU engine: u8 activations, s8 weights,
+	// MatMulIntegerToFloat with float outputs, QLinearConv chains.
+	ORTCPU Target = "ort-cpu"
+	// QOperator is QLinearConv, QLinearMatMul and their like, with integer
+	// tensors between them wherever ONNX Runtime has the operator.
+	QOperator Target = "qoperator"
+)
+
+// Granularity of weight scales.
+type Granularity string
+
+// The granularities.
+const (
+	PerChannel Granularity = "per-channel"
+	PerTensor  Granularity = "per-tensor"
+)
+
+// Auto is the method that picks a thresholder per tensor by the error of the
+// operator's output.
+const Auto = "auto"
+
+// Config says how to quantize. The zero value of each field is its default.
+type Config struct {
+	Scheme      Scheme      // default INT8
+	Target      Target      // default ORTCPU
+	Granularity Granularity // default PerChannel
+	// Symmetric centres activation ranges on zero.
+	Symmetric bool
+	// Method is a calib threshold method or Auto (default).
+	Method string
+	// Exclude lists operator names and operator types that stay in float.
+	Exclude []string
+	// NoSmooth, NoBiasCorrection and NoEmbeddings switch accuracy and size
+	// passes off.
+	NoSmooth, NoBiasCorrection, NoEmbeddings bool
+	// ReduceRange uses 7-bit weights: for x86 CPUs without VNNI, where the
+	// 16-bit sums of u8 x s8 products saturate.
+	ReduceRange bool
+}
+
+// WithDefaults returns c with its zero fields set, or ErrConfig.
+func (c Config) WithDefaults() (Config, error) {
+	if c.Scheme == "" {
+		c.Scheme = INT8
+	}
+	if c.Target == "" || c.Target == "cpu" {
+		c.Target = ORTCPU
+	}
+	if c.Granularity == "" {
+		c.Granularity = PerChannel
+	}
+	if c.Method == "" {
+		c.Method = Auto
+	}
+	switch c.Scheme {
+	case INT8, INT8Dynamic:
+	case "int4", "fp16", "mixed":
+		return c, fmt.Errorf("%w: scheme %q is not built yet; use %s or %s", ErrConfig, c.Scheme, INT8, INT8Dynamic)
+	default:
+		return c, fmt.Errorf("%w: unknown scheme %q; use %s or %s", ErrConfig, c.Scheme, INT8, INT8Dynamic)
+	}
+	switch c.Target {
+	case QDQ, ORTCPU, QOperator:
+	case "cuda", "tensorrt":
+		return c, fmt.Errorf("%w: target %q is not built yet; use cpu, ort-cpu, qdq or qoperator", ErrConfig, c.Target)
+	default:
+		return c, fmt.Errorf("%w: unknown target %q; use cpu, ort-cpu, qdq or qoperator", ErrConfig, c.Target)
+	}
+	if c.Scheme == INT8Dynamic && c.Target != ORTCPU {
+		return c, fmt.Errorf("%w: dynamic ranges need target cpu; %s has no portable form of them", ErrConfig, c.Target)
+	}
+	if c.Granularity != PerChannel && c.Granularity != PerTensor {
+		return c, fmt.Errorf("%w: unknown granularity %q; use %s or %s", ErrConfig, c.Granularity, PerChannel, PerTensor)
+	}
+	if c.Method != Auto {
+		if _, err := calib.ByName(c.Method); err != nil {
+			return c, fmt.Errorf("%w: unknown method %q; use %s or %s", ErrConfig, c.Method, Auto, strings.Join(calib.Names(), ", "))
+		}
+	}
+	return c, nil
+}
+
+// weightScheme is the integer type of weights: symmetric s8, 7 bits with
+// ReduceRange.
+func (c Config) weightScheme() calib.Scheme {
+	s := calib.S8
+	s.ReduceRange = c.ReduceRange
+	return s
+}
+
+// actScheme is the integer type of activations.
+func (c Config) actScheme() calib.Scheme {
+	s := calib.U8
+	s.Symmetric = c.Symmetric
+	return s
+}
+
+// Pass is one step over the model.
+type Pass interface {
+	Name() string
+	Run(ctx context.Context, m *graph.Model) (Stats, error)
+}
+
+// Stats is what a pass reports of itself.
+type Stats struct {
+	// Changed counts what the pass changed, in units that Note names.
+	Changed int
+	// Note says in a few words what was done and, where known, gained.
+	Note string
+}
+
+// Ran is the record of one executed pass.
+type Ran struct {
+	Name string
+	Stats
+	Seconds float64
+}
+
+// Dump names a pass after which the graph's text form is written to W;
+// "all" dumps after every pass.
+type Dump struct {
+	Pass string
+	W    io.Writer
+}
+
+// Run executes the passes in order, checking the graph after each.
+func Run(ctx context.Context, m *graph.Model, table []Pass, dump Dump) ([]Ran, error) {
+	var ran []Ran
+	for _, p := range table {
+		if err := ctx.Err(); err != nil {
+			return ran, err
+		}
+		start := time.Now()
+		s, err := p.Run(ctx, m)
+		if err == nil {
+			err = m.Check()
+		}
+		if err != nil {
+			return ran, fmt.Errorf("pass %s: %w", p.Name(), err)
+		}
+		ran = append(ran, Ran{p.Name(), s, time.Since(start).Seconds()})
+		if dump.W != nil && (dump.Pass == p.Name() || dump.Pass == "all") {
+			if _, err := fmt.Fprintf(dump.W, "# after %s: %s\n", p.Name(), s.Note); err != nil {
+				return ran, err
+			}
+			if err := m.WriteText(dump.W); err != nil {
+				return ran, err
+			}
+		}
+	}
+	return ran, nil
+}
+
+// passFunc makes a Pass of a function.
+type passFunc struct {
+	name string
+	run  func(ctx context.Context, m *graph.Model) (Stats, error)
+}
+
+func (p passFunc) Name() string { return p.name }
+func (p passFunc) Run(ctx context.Context, m *graph.Model) (Stats, error) {
+	return p.run(ctx, m)
+}
+
+var _ Pass = passFunc{}

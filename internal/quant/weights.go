@@ -1,0 +1,130 @@
+package quant
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/fewbit/fewbit/internal/calib"
+	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+// Weight is a quantized weight: codes in the layout of the original, one scale
+// for each index of Axis (or one in all), zero point 0.
+type Weight struct {
+	Codes []int8
+	Dims  []int64
+	// Scales has Dims[Axis] entries, or one when per tensor.
+	Scales []float32
+	Axis   int
+}
+
+// QuantizeWeight quantizes w symmetrically to the codes of s: for each channel
+// along axis, scale = max|w| / q with q the largest code (Jacob et al. 2018,
+// arXiv:1712.05877, symmetric form), code = round half to even(w / scale).
+// The error of every weight is at most scale/2.
+func QuantizeWeight(w []float32, dims []int64, axis int, g Granularity, s calib.Scheme) (*Weight, error) {
+	n, err := tensor.Elems(dims)
+	if err != nil || int64(len(w)) != n || axis < 0 || axis >= len(dims) {
+		return nil, fmt.Errorf("%w: %d weights for dimensions %v, axis %d", tensor.ErrShape, len(w), dims, axis)
+	}
+	q := &Weight{Codes: make([]int8, len(w)), Dims: dims, Axis: axis}
+	_, top := s.Codes()
+	channels, inner := int(dims[axis]), 1
+	for _, d := range dims[axis+1:] {
+		inner *= int(d)
+	}
+	if g == PerTensor {
+		channels, inner = 1, len(w)
+	}
+	amax := make([]float32, channels)
+	for base := 0; base < len(w); base += channels * inner {
+		for c := range channels {
+			for _, v := range w[base+c*inner : base+(c+1)*inner] {
+				a := float32(math.Abs(float64(v)))
+				if !(a <= math.MaxFloat32) {
+					return nil, fmt.Errorf("%w: the weight holds NaN or infinity", tensor.ErrShape)
+				}
+				amax[c] = max(amax[c], a)
+			}
+		}
+	}
+	q.Scales = make([]float32, channels)
+	inv := make([]float64, channels)
+	for c, a := range amax {
+		q.Scales[c] = weightScale(a, top)
+		inv[c] = 1 / float64(q.Scales[c])
+	}
+	for base := 0; base < len(w); base += channels * inner {
+		for c := range channels {
+			lo := base + c*inner
+			for i, v := range w[lo : lo+inner] {
+				q.Codes[lo+i] = roundCode(float64(v)*inv[c], top)
+			}
+		}
+	}
+	return q, nil
+}
+
+// minWeightScale keeps a channel of zeros (or of denormals) at a scale whose
+// product with an activation scale is still a normal float.
+const minWeightScale = 1e-20
+
+func weightScale(amax float32, top int32) float32 {
+	return max(amax/float32(top), minWeightScale)
+}
+
+// roundCode rounds half to even and clips to [-top, top].
+func roundCode(x float64, top int32) int8 {
+	r := math.RoundToEven(x)
+	return int8(max(min(r, float64(top)), -float64(top)))
+}
+
+// Dequantize returns scale * code for every weight.
+func (q *Weight) Dequantize() []float32 {
+	out := make([]float32, len(q.Codes))
+	q.each(func(i, c int) { out[i] = float32(q.Codes[i]) * q.Scales[c] })
+	return out
+}
+
+// each calls f with every element index and its channel.
+func (q *Weight) each(f func(i, channel int)) {
+	if len(q.Scales) == 1 {
+		for i := range q.Codes {
+			f(i, 0)
+		}
+		return
+	}
+	channels, inner := int(q.Dims[q.Axis]), 1
+	for _, d := range q.Dims[q.Axis+1:] {
+		inner *= int(d)
+	}
+	for base := 0; base < len(q.Codes); base += channels * inner {
+		for c := range channels {
+			for i := base + c*inner; i < base+(c+1)*inner; i++ {
+				f(i, c)
+			}
+		}
+	}
+}
+
+// Tensor returns the codes as an INT8 tensor.
+func (q *Weight) Tensor() *tensor.Tensor { return tensor.From(q.Codes, q.Dims...) }
+
+// ScaleTensor returns the scales: a vector, or a scalar when per tensor.
+func (q *Weight) ScaleTensor() *tensor.Tensor {
+	if len(q.Scales) == 1 {
+		return tensor.From(q.Scales)
+	}
+	return tensor.From(q.Scales, int64(len(q.Scales)))
+}
+
+// transpose2D returns w [r,c] as [c,r].
+func transpose2D(w []float32, r, c int) []float32 {
+	t := make([]float32, len(w))
+	for i := range r {
+		for j := range c {
+			t[j*r+i] = w[i*c+j]
+		}
+	}
+	return t
+}
