@@ -1,0 +1,66 @@
+package pipeline
+
+import (
+	"time"
+
+	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/quant"
+)
+
+// Defaults of a run.
+const (
+	// DefaultSamples calibrate when the request names no number. Threshold
+	// statistics of encoders settle well below it; see docs/numerics.md.
+	DefaultSamples = 64
+	// DefaultMaxLoss is the accuracy budget: one point in a hundred, absolute.
+	DefaultMaxLoss = 0.01
+	// DefaultSLO is the latency target.
+	DefaultSLO = 50 * time.Millisecond
+)
+
+// Pipeline holds what every run shares.
+type Pipeline struct {
+	Engine engine.Engine
+	// Threads is the intra-op thread count of the sessions that are measured
+	// and calibrated with; 0 shares the engine's pool.
+	Threads int
+	// Version of fewbit, for reports.
+	Version string
+	// Scratch is the folder below which temporary models are written; "" is
+	// the system's.
+	Scratch string
+}
+
+// Request asks for one quantization.
+type Request struct {
+	// Model is the path of the float ONNX model; tokenizer.json,
+	// preprocessor_config.json and labels.txt are looked for beside it.
+	Model string
+	// Name stands for the model in the report; "" is the file's name.
+	Name string
+	// Out is where the quantized model goes. It is written only when the gate
+	// accepts it or Force is set.
+	Out    string
+	Config quant.Config
+	// Calib and Eval are paths of data sets (or, for Calib, of a calibration
+	// table); "" is none.
+	Calib, Eval string
+	// Samples calibrate; 0 is DefaultSamples.
+	Samples int
+	// EvalSamples judge; 0 is all.
+	EvalSamples int
+	// MaxTokens cuts texts; 0 is the default of the data package.
+	MaxTokens int
+	// MaxLoss is the accuracy budget as a fraction (0.01); 0 is DefaultMaxLoss.
+	MaxLoss float64
+	// SLO is the latency target; 0 is DefaultSLO.
+	SLO time.Duration
+	// Force keeps a result that the gate refused.
+	Force bool
+	// NoLatency skips the latency measurement (and its part of the gate).
+	NoLatency bool
+	// Dump writes the graph's text form after a pass.
+	Dump quant.Dump
+	// Command is recorded in the report.
+	Command []string
+}
