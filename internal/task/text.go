@@ -21,8 +21,6 @@ import (
 var (
 	// ErrNotText: the model's inputs are not those of a text encoder.
 	ErrNotText = errors.New("not a text model")
-	// ErrNotImage: the model's input is not that of an image model.
-	ErrNotImage = errors.New("not an image model")
 	// ErrNoTokenizer: there is no tokenizer.json beside the model.
 	ErrNoTokenizer = errors.New("no tokenizer")
 	// ErrConfig: a file beside the model cannot be used.

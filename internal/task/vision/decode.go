@@ -1,0 +1,172 @@
+// Package vision turns an encoded image into a model's input as Pillow and the
+// image processors of Hugging Face transformers do: decode, turn upright,
+// resize, crop, rescale, normalise. Resizing is bit-exact to Pillow's 8-bit
+// resampler; PNG decoding is exact; JPEG decoding uses libjpeg's chroma
+// upsampling and differs from it by the rounding of the inverse cosine
+// transform only (see the tests for figures).
+package vision
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"image"
+	"image/color"
+	"image/jpeg"
+	"image/png"
+
+	"golang.org/x/image/webp"
+)
+
+// Errors of this package.
+var (
+	// ErrDecode: the bytes are not an image that can be read.
+	ErrDecode = errors.New("bad image")
+	// ErrTooLarge: the image exceeds a limit of this package.
+	ErrTooLarge = errors.New("image too large")
+	// ErrConfig: preprocessor_config.json cannot be used with the model.
+	ErrConfig = errors.New("bad image preprocessing")
+	// ErrNotImage: the model's input is not an image.
+	ErrNotImage = errors.New("not an image model")
+)
+
+// Limits of an image, checked before its pixels are decoded.
+const (
+	MaxBytes  = 64 << 20 // encoded
+	MaxPixels = 32 << 20 // decoded, three bytes each
+	MaxSide   = 1 << 15  // pixels of a side
+)
+
+// Image is an 8-bit image without alpha, rows from the top, channels
+// interleaved: 3 (RGB) or 1 (grey).
+type Image struct {
+	Width, Height, Channels int
+	Pix                     []byte
+}
+
+func newImage(w, h, channels int) *Image {
+	return &Image{Width: w, Height: h, Channels: channels, Pix: make([]byte, w*h*channels)}
+}
+
+// formats are recognised by their first bytes; "?" matches any byte.
+var formats = []struct {
+	name, magic string
+	config      func(*bytes.Reader) (image.Config, error)
+	decode      func(*bytes.Reader) (image.Image, error)
+}{
+	{"JPEG", "\xff\xd8", func(r *bytes.Reader) (image.Config, error) { return jpeg.DecodeConfig(r) }, func(r *bytes.Reader) (image.Image, error) { return jpeg.Decode(r) }},
+	{"PNG", "\x89PNG\r\n\x1a\n", func(r *bytes.Reader) (image.Config, error) { return png.DecodeConfig(r) }, func(r *bytes.Reader) (image.Image, error) { return png.Decode(r) }},
+	{"WebP", "RIFF????WEBP", func(r *bytes.Reader) (image.Config, error) { return webp.DecodeConfig(r) }, func(r *bytes.Reader) (image.Image, error) { return webp.Decode(r) }},
+}
+
+func hasMagic(b []byte, magic string) bool {
+	if len(b) < len(magic) {
+		return false
+	}
+	for i := range len(magic) {
+		if magic[i] != '?' && magic[i] != b[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// Decode reads a JPEG, PNG or WebP image as RGB. Transparency is dropped, as
+// Pillow's convert("RGB") does; 16-bit channels keep their upper byte. A JPEG
+// is turned upright by its EXIF orientation.
+func Decode(b []byte) (*Image, error) {
+	if len(b) > MaxBytes {
+		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(b), MaxBytes)
+	}
+	if len(b) == 0 {
+		return nil, fmt.Errorf("%w: it has 0 bytes", ErrDecode)
+	}
+	for _, f := range formats {
+		if !hasMagic(b, f.magic) {
+			continue
+		}
+		c, err := f.config(bytes.NewReader(b))
+		if err != nil {
+			return nil, fmt.Errorf("%w: a damaged %s header (%v)", ErrDecode, f.name, err)
+		}
+		if err := checkSize(c.Width, c.Height); err != nil {
+			return nil, err
+		}
+		im, err := f.decode(bytes.NewReader(b))
+		if err != nil {
+			return nil, fmt.Errorf("%w: a damaged %s (%v)", ErrDecode, f.name, err)
+		}
+		// A decoder may believe another header than DecodeConfig did.
+		if err := checkSize(im.Bounds().Dx(), im.Bounds().Dy()); err != nil {
+			return nil, err
+		}
+		out := toRGB(im)
+		if f.name == "JPEG" {
+			out = upright(out, exifOrientation(b))
+		}
+		return out, nil
+	}
+	return nil, fmt.Errorf("%w: neither JPEG, PNG nor WebP (it begins with %q)", ErrDecode, b[:min(len(b), 8)])
+}
+
+func checkSize(w, h int) error {
+	switch {
+	case w < 1 || h < 1:
+		return fmt.Errorf("%w: it has %dx%d pixels", ErrDecode, w, h)
+	case w > MaxSide || h > MaxSide || w*h > MaxPixels:
+		return fmt.Errorf("%w: %dx%d pixels, at most %d on a side and %d together", ErrTooLarge, w, h, MaxSide, MaxPixels)
+	}
+	return nil
+}
+
+// toRGB drops alpha without blending it.
+func toRGB(im image.Image) *Image {
+	b := im.Bounds()
+	out := newImage(b.Dx(), b.Dy(), 3)
+	switch im := im.(type) {
+	case *image.YCbCr:
+		ycbcrToRGB(out, im)
+		return out
+	case *image.NRGBA:
+		for y := range out.Height {
+			src := im.Pix[im.PixOffset(b.Min.X, b.Min.Y+y):]
+			dst := out.Pix[y*out.Width*3:]
+			for x := range out.Width {
+				copy(dst[3*x:3*x+3], src[4*x:4*x+3])
+			}
+		}
+		return out
+	case *image.Gray:
+		for y := range out.Height {
+			src := im.Pix[im.PixOffset(b.Min.X, b.Min.Y+y):]
+			dst := out.Pix[y*out.Width*3:]
+			for x := range out.Width {
+				dst[3*x], dst[3*x+1], dst[3*x+2] = src[x], src[x], src[x]
+			}
+		}
+		return out
+	case *image.NYCbCrA:
+		ycbcrToRGB(out, &im.YCbCr)
+		return out
+	}
+	i := 0
+	for y := b.Min.Y; y < b.Max.Y; y++ {
+		for x := b.Min.X; x < b.Max.X; x++ {
+			c := color.NRGBA64Model.Convert(im.At(x, y)).(color.NRGBA64)
+			out.Pix[i], out.Pix[i+1], out.Pix[i+2] = byte(c.R>>8), byte(c.G>>8), byte(c.B>>8)
+			i += 3
+		}
+	}
+	return out
+}
+
+// gray converts RGB to luminance as Pillow's convert("L") does
+// (ITU-R 601-2, 16-bit fixed point).
+func (m *Image) gray() *Image {
+	out := newImage(m.Width, m.Height, 1)
+	for i := range out.Pix {
+		p := m.Pix[3*i : 3*i+3]
+		out.Pix[i] = byte((uint32(p[0])*19595 + uint32(p[1])*38470 + uint32(p[2])*7471 + 0x8000) >> 16)
+	}
+	return out
+}
