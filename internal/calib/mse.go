@@ -43,10 +43,10 @@ func mse(h *Histogram, s Scheme) (Range, error) {
 	for range mseRounds {
 		better := false
 		for i := 1; i <= mseCandidates; i++ {
-			better = try(Range{best.Lo, full.Hi * float32(i) / mseCandidates}) || better
+			better = try(Range{best.Lo, full.Hi * (float32(i) / mseCandidates)}) || better
 		}
 		for i := 1; i <= mseCandidates; i++ {
-			better = try(Range{full.Lo * float32(i) / mseCandidates, best.Hi}) || better
+			better = try(Range{full.Lo * (float32(i) / mseCandidates), best.Hi}) || better
 		}
 		if !better {
 			break

@@ -228,10 +228,16 @@ func TestEntropyUsesAllLevelsOfOneSign(t *testing.T) {
 		gelu[i] = float32(float64(v) * .5 * (1 + math.Erf(float64(v)/math.Sqrt2)))
 	}
 	gelu = append(gelu, 135, 180) // the tail of GELU in BERT; its minimum is -0.17
-	for name, d := range map[string][]float32{"relu": relu(x), "gelu": gelu} {
-		wide, narrow := threshold(t, MethodEntropy, observed(d...), U8), threshold(t, MethodEntropy, observed(d...), S8)
-		if wide.Hi < narrow.Hi {
-			t.Errorf("%s: %v with 256 levels, %v with 128", name, wide, narrow)
+	for _, c := range []struct {
+		name   string
+		x      []float32
+		s      Scheme
+		levels int
+	}{{"relu", relu(x), U8, 256}, {"gelu", gelu, U8, 256}, {"relu", relu(x), S8, 128}, {"normal", x, U8, 128}} {
+		h := observed(c.x...)
+		want := float32(float64(bestKL(h.Linear(), c.levels)) * h.Width())
+		if got := threshold(t, MethodEntropy, h, c.s); got.Hi != min(want, h.hi) {
+			t.Errorf("%s: %v, expected %v with %d levels", c.name, got, want, c.levels)
 		}
 	}
 }

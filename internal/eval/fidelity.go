@@ -28,14 +28,14 @@ type Error struct {
 	// Dot and QuantSq complete the cosine of everything seen: sum of y*ŷ, ŷ².
 	Dot     float64 `json:"dot"`
 	QuantSq float64 `json:"quant_sq"`
-	// Masked counts elements left out because a side was a mask constant.
+	// Masked counts elements left out because the reference is a mask constant.
 	Masked int64 `json:"masked,omitempty"`
 	// RefNonFinite and QuantNonFinite count NaN and ±Inf on either side; those
 	// elements enter no sum.
 	RefNonFinite   int64 `json:"ref_non_finite,omitempty"`
 	QuantNonFinite int64 `json:"quant_non_finite,omitempty"`
-	// Broken counts elements where the reference was finite and the quantized
-	// value was not: damage that no SQNR can express.
+	// Broken counts elements where the reference was an ordinary number and the
+	// quantized value is none, or beyond 1e30: damage that no SQNR can express.
 	Broken int64 `json:"broken,omitempty"`
 }
 
@@ -56,47 +56,73 @@ func (e *Error) Observe(ref, quant []float32) error {
 }
 
 func (e *Error) block(ref, quant []float32) {
-	var signal, noise, dot, qq, maxAbs float64
-	count := int64(0)
+	// Two sets of sums, for even and odd elements, keep two chains of additions
+	// in flight.
+	var a, b sums
 	quant = quant[:len(ref)]
-	for i, r := range ref {
-		y, q := float64(r), float64(quant[i])
-		// One test passes ordinary elements: false for NaN, Inf and masks.
-		if !(math.Abs(y) < maskMagnitude && math.Abs(q) < maskMagnitude) {
-			e.odd(y, q)
+	i := 0
+	for ; i+2 <= len(ref); i += 2 {
+		y0, q0, y1, q1 := float64(ref[i]), float64(quant[i]), float64(ref[i+1]), float64(quant[i+1])
+		// One test passes ordinary pairs: false for NaN, Inf and masks.
+		if !(math.Abs(y0) < maskMagnitude && math.Abs(q0) < maskMagnitude && math.Abs(y1) < maskMagnitude && math.Abs(q1) < maskMagnitude) {
+			e.odd(&a, y0, q0)
+			e.odd(&b, y1, q1)
 			continue
 		}
-		d := y - q
-		signal += y * y
-		noise += d * d
-		dot += y * q
-		qq += q * q
-		maxAbs = max(maxAbs, math.Abs(d))
-		count++
-	}
-	e.Signal += signal
-	e.Noise += noise
-	e.Dot += dot
-	e.QuantSq += qq
-	e.Count += count
-	e.MaxAbs = max(e.MaxAbs, maxAbs)
-}
-
-// odd counts an element that is no ordinary number on at least one side.
-func (e *Error) odd(y, q float64) {
-	finite := func(x float64) bool { return !math.IsNaN(x) && !math.IsInf(x, 0) }
-	yf, qf := finite(y), finite(q)
-	if !yf {
-		e.RefNonFinite++
-	}
-	if !qf {
-		e.QuantNonFinite++
-		// An overflowing mask (-3.4e38 + -3.4e38) is no damage.
-		if yf && math.Abs(y) < maskMagnitude {
-			e.Broken++
+		d0, d1 := y0-q0, y1-q1
+		a.signal += y0 * y0
+		b.signal += y1 * y1
+		a.noise += d0 * d0
+		b.noise += d1 * d1
+		a.dot += y0 * q0
+		b.dot += y1 * q1
+		a.quant += q0 * q0
+		b.quant += q1 * q1
+		if d0 = math.Abs(d0); d0 > a.maxAbs {
+			a.maxAbs = d0
+		}
+		if d1 = math.Abs(d1); d1 > b.maxAbs {
+			b.maxAbs = d1
 		}
 	}
-	if yf && qf {
+	e.Count += int64(i)
+	for ; i < len(ref); i++ {
+		e.Count++
+		e.odd(&a, float64(ref[i]), float64(quant[i]))
+	}
+	e.Signal += a.signal + b.signal
+	e.Noise += a.noise + b.noise
+	e.Dot += a.dot + b.dot
+	e.QuantSq += a.quant + b.quant
+	e.MaxAbs = max(e.MaxAbs, a.maxAbs, b.maxAbs)
+}
+
+type sums struct{ signal, noise, dot, quant, maxAbs float64 }
+
+// odd adds one element that may be no ordinary number, already counted by the
+// caller.
+func (e *Error) odd(s *sums, y, q float64) {
+	if math.Abs(y) < maskMagnitude && math.Abs(q) < maskMagnitude {
+		d := y - q
+		s.signal += y * y
+		s.noise += d * d
+		s.dot += y * q
+		s.quant += q * q
+		s.maxAbs = max(s.maxAbs, math.Abs(d))
+		return
+	}
+	e.Count--
+	finite := func(x float64) bool { return !math.IsNaN(x) && !math.IsInf(x, 0) }
+	if !finite(y) {
+		e.RefNonFinite++
+	}
+	if !finite(q) {
+		e.QuantNonFinite++
+	}
+	switch {
+	case math.Abs(y) < maskMagnitude:
+		e.Broken++
+	case finite(y) && finite(q):
 		e.Masked++
 	}
 }
@@ -142,7 +168,7 @@ func (e Error) RelMSE() float64 {
 // Two silent vectors agree (1); one silent vector does not (0).
 func (e Error) Cosine() float64 { return cosine(e.Dot, e.Signal, e.QuantSq) }
 
-// Sound reports whether no finite reference element became NaN or infinite.
+// Sound reports whether no ordinary number became NaN or infinite.
 func (e Error) Sound() bool { return e.Broken == 0 }
 
 func cosine(dot, aa, bb float64) float64 {

@@ -154,8 +154,7 @@ func (r *Registry) path(elem ...string) string {
 	return filepath.Join(append([]string{r.root}, elem...)...)
 }
 
-// locked runs f while nobody else changes manifests. With publish set,
-// garbage collection waits too.
+// locked runs f while nobody else changes manifests.
 func (r *Registry) locked(f func() error) error {
 	l, err := lockfile.ExclusiveWait(r.path(metaLock))
 	if err != nil {

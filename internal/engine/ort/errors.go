@@ -18,8 +18,11 @@ func modelError(path string, err error) error {
 	if outOfMemory(err) {
 		kind = engine.ErrMemory
 	}
-	return fmt.Errorf("%w: %s: %w", kind, filepath.Base(path), clean(path, err))
+	return fmt.Errorf("%w: %s: %w", kind, fileName(path), clean(path, err))
 }
+
+// fileName returns how errors name a model: without its folder.
+func fileName(path string) string { return oneLine(filepath.Base(path)) }
 
 // runError words a failed run. ONNX Runtime does not tell a bad input (a token
 // id past the vocabulary, a shape no Reshape can take) from a bad model, but a
@@ -124,13 +127,16 @@ func isWord(c byte) bool {
 // __PRETTY_FUNCTION__ that stripSource skips.
 var sourceRE = regexp.MustCompile(`[^\s:"'(]*\.(?:cc|cpp|cxx|c|cu|cuh|h|hpp|inc|inl):\d+ ?`)
 
+// nameRE matches the bare name of a function of that place, CamelCase.
+var nameRE = regexp.MustCompile(`^[A-Z][A-Za-z0-9]*[a-z][A-Z][A-Za-z0-9]* `)
+
 func stripSource(s string) string {
 	for {
 		m := sourceRE.FindStringIndex(s)
 		if m == nil {
 			return s
 		}
-		s = s[:m[0]] + skipFunction(s[m[1]:])
+		s = s[:m[0]] + nameRE.ReplaceAllString(skipFunction(s[m[1]:]), "")
 	}
 }
 

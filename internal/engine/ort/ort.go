@@ -68,7 +68,10 @@ func New(c Config) (*Engine, error) {
 	process.Lock()
 	defer process.Unlock()
 	if e := process.engine; e != nil {
-		return e, e.accepts(c)
+		if err := e.accepts(c); err != nil {
+			return nil, err
+		}
+		return e, nil
 	}
 	lib, err := FindLibrary(c.Library)
 	if err != nil {
@@ -204,7 +207,7 @@ func (e *Engine) Open(ctx context.Context, path string, o engine.Options) (*Sess
 
 func checkModelFile(path string) error {
 	st, err := os.Stat(path)
-	name := filepath.Base(path)
+	name := fileName(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%w: %s: %w", engine.ErrModel, name, fs.ErrNotExist)

@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -209,7 +208,7 @@ func (s *Session) endProfile() (string, error) {
 	s.profiling = false
 	p, err := endProfiling(s.c)
 	if err != nil {
-		return "", fmt.Errorf("profile of %s: %w", filepath.Base(s.path), clean(s.path, err))
+		return "", fmt.Errorf("profile of %s: %w", fileName(s.path), clean(s.path, err))
 	}
 	s.profileFile = p
 	return p, nil

@@ -1,0 +1,53 @@
+"""BERT-base, sequence 128, batch 1, 2 threads: fewbit's INT8 file against the FP32 file.
+
+Both run in onnxruntime (the Python wheel, its default settings and 2 threads),
+interleaved call by call: the INT8 file uses stock operators only, so the peer's
+own runtime is the judge. Calibrated on 64 news texts.
+"""
+import numpy as np
+
+import common as c
+
+SEQUENCE, THREADS, CALIB = 128, 2, 64
+BAR_RATIO, BAR_P50 = 2.8, 50.0
+
+
+def sequences(n):
+    """[n,128] token ids of training texts that are at least that long, in order."""
+    t, out = c.tokenizer(SEQUENCE), []
+    for r in c.rows("train"):
+        ids = t.encode(r["text"]).ids
+        if len(ids) == SEQUENCE:
+            out.append(ids)
+        if len(out) == n:
+            return np.array(out, np.int64)
+    raise RuntimeError("only %d texts of %d tokens" % (len(out), SEQUENCE))
+
+
+def calibration_file(n):
+    path = c.WORK / ("bert-%d.npz" % n)
+    if not path.exists():
+        ids = sequences(n)
+        np.savez(path, input_ids=ids, attention_mask=np.ones_like(ids), token_type_ids=np.zeros_like(ids))
+    return path
+
+
+def main():
+    r = c.Result("bert_speed", "BERT-base INT8 speed", __doc__.strip())
+    out = c.WORK / "bert-int8.onnx"
+    seconds, rss, _ = c.fewbit("quantize", c.BERT / "model.onnx", "-o", out, "--calib", calibration_file(CALIB), "--scheme", "int8", "--target", "ort-cpu", "--force")
+    feeds = c.ids_feeds(sequences(1)[0])
+    a, b = c.session(c.BERT / "model.onnx", THREADS), c.session(out, THREADS)
+    ms = c.interleaved([lambda: a.run(None, feeds), lambda: b.run(None, feeds)], 200 if c.FULL else 40)
+    ratio, lo, hi = c.median_interval(ms[0] / ms[1])
+    f32, int8 = c.percentiles(ms[0]), c.percentiles(ms[1])
+    r.row("BERT-base INT8 speed (sequence 128, batch 1, 2 threads)", "p50 %.1f ms" % int8["p50_ms"], "onnxruntime FP32: p50 %.1f ms" % f32["p50_ms"], ratio,
+          ">= %.1fx" % BAR_RATIO, ratio >= BAR_RATIO, interval95=[lo, hi], fp32=f32, int8=int8, quantize_seconds=seconds, quantize_peak_rss_bytes=rss)
+    r.row("BERT-base INT8 latency (idle AVX-512-VNNI pair of cores)", "p50 %.1f ms" % int8["p50_ms"], "", None, "< %.0f ms" % BAR_P50, int8["p50_ms"] < BAR_P50)
+    r.row("BERT-base file size", "%.0f MB" % (out.stat().st_size / 1e6), "FP32: %.0f MB" % ((c.BERT / "model.onnx").stat().st_size / 1e6),
+          (c.BERT / "model.onnx").stat().st_size / out.stat().st_size)
+    r.save()
+
+
+if __name__ == "__main__":
+    main()

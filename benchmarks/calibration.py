@@ -1,0 +1,82 @@
+"""Calibration of BERT-base, sequence 128: time and peak memory against onnxruntime.quantization.
+
+Both read the same .npz and observe the same tensors (those of fewbit's table:
+the inputs of MatMuls with a weight), entropy method. Each run is its own
+process; the time is the whole command's, with loading the model, and the memory
+is the kernel's maximum resident set size of that process.
+"""
+import json
+import sys
+
+import common as c
+from bert_speed import calibration_file
+
+SAMPLES, MANY = 64, 512
+BARS = {128: 3.0, 2048: 10.0}
+BAR_RSS, BAR_FLAT = 5.0, 0.05
+
+
+def ours(samples, table):
+    return c.fewbit("calibrate", c.BERT / "model.onnx", "--calib", calibration_file(samples), "-o", table, "--method", "entropy", "--samples", samples)[:2]
+
+
+def tensor_names(table):
+    """The activation tensors in a calibration table, whatever else it holds."""
+    t = json.loads(table.read_text())["tensors"]
+    return sorted(t) if isinstance(t, dict) else sorted(x["name"] for x in t)
+
+
+def peer_run(npz, names_file, bins, samples):
+    """Runs in a process of its own: onnxruntime's entropy calibration."""
+    import numpy as np
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
+
+    names = set(json.load(open(names_file)))
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            self.data, self.i = dict(np.load(npz)), 0
+
+        def get_next(self):
+            if self.i == samples:
+                return None
+            self.i += 1
+            return {k: v[self.i - 1:self.i] for k, v in self.data.items()}
+
+    calibrator = create_calibrator(str(c.BERT / "model.onnx"), ["MatMul"], augmented_model_path=str(c.WORK / "augmented.onnx"),
+                                   calibrate_method=CalibrationMethod.Entropy, use_external_data_format=False,
+                                   extra_options={"num_bins": bins, "num_quantized_bins": 128})
+    # Restrict it to the tensors that fewbit observes: by default it would also keep every MatMul's output.
+    select = calibrator.select_tensors_to_calibrate
+    calibrator.select_tensors_to_calibrate = lambda model: (select(model)[0] & names, select(model)[1])
+    calibrator.augment_graph()
+    calibrator.create_inference_session()
+    calibrator.collect_data(Reader())
+    print(len(calibrator.compute_data().data))
+
+
+def main():
+    r = c.Result("calibration", "Calibration speed and memory", __doc__.strip())
+    samples, many = (SAMPLES, MANY) if c.FULL else (16, 64)
+    table = c.WORK / "bert-table.json"
+    seconds, rss = ours(samples, table)
+    names = c.WORK / "bert-tensors.json"
+    names.write_text(json.dumps(tensor_names(table)))
+    _, rss_many = ours(many, c.WORK / "bert-table-many.json")
+    for bins, bar in BARS.items():
+        peer_seconds, peer_rss, out = c.command([sys.executable, __file__, "peer", calibration_file(samples), names, bins, samples])
+        r.row("calibration time, %d samples, against %d bins" % (samples, bins), "%.1f s" % seconds, "onnxruntime Entropy: %.1f s" % peer_seconds, peer_seconds / seconds,
+              ">= %.0fx" % bar, peer_seconds / seconds >= bar, tensors=int(out.split()[-1]), samples=samples)
+        r.row("calibration peak memory, against %d bins" % bins, "%.0f MB" % (rss / 1e6), "onnxruntime Entropy: %.0f MB" % (peer_rss / 1e6), peer_rss / rss,
+              ">= %.0fx less" % BAR_RSS, peer_rss / rss >= BAR_RSS, ours_bytes=rss, peer_bytes=peer_rss)
+    growth = rss_many / rss - 1
+    r.row("calibration peak memory, %d against %d samples" % (many, samples), "%.0f MB" % (rss_many / 1e6), "%.0f MB" % (rss / 1e6), rss_many / rss,
+          "within %.0f %%" % (100 * BAR_FLAT), growth <= BAR_FLAT, growth=growth)
+    r.save()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["peer"]:
+        peer_run(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    else:
+        main()

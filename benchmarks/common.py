@@ -1,0 +1,176 @@
+"""What every benchmark shares: paths, the machine's facts, timing, results.
+
+A result is benchmarks/results/NAME.json: rows of (what, ours, peer, ratio, bar,
+holds) with the measurements behind them, the machine, the versions, the commit
+and how noisy the machine was. tools/benchtable prints them into the README.
+"""
+import datetime
+import hashlib
+import json
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+DEPS, WORK, RESULTS = ROOT / ".deps", ROOT / ".deps/bench", ROOT / "benchmarks/results"
+FEWBIT = ROOT / "bin/fewbit"
+MINILM_FUSED, MINILM, BERT = DEPS / "models/minilm-fused", DEPS / "models/minilm", DEPS / "models/bert-base"
+EFFICIENTNET, NEWS = DEPS / "models/efficientnet-lite0", DEPS / "models/news"
+STAMPS, BBC = DEPS / "data/stamps", DEPS / "data/bbc"
+FULL = os.environ.get("FEWBIT_BENCH", "quick") == "full"
+
+
+def say(text):
+    print("bench: " + text, file=sys.stderr, flush=True)
+
+
+def machine():
+    info = {"cores": len(os.sched_getaffinity(0)), "system": platform.platform(), "python": platform.python_version()}
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+        field = lambda k: next((l.split(":", 1)[1].strip() for l in text.splitlines() if l.startswith(k)), "")
+        info["cpu"] = field("model name")
+        info["flags"] = sorted(set(field("flags").split()) & {"avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "amx_int8", "amx_tile"})
+        info["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except OSError:
+        pass
+    return info
+
+
+def commit():
+    run = lambda *a: subprocess.run(["git", *a], cwd=ROOT, stdout=subprocess.PIPE, universal_newlines=True).stdout.strip()
+    return {"commit": run("rev-parse", "HEAD"), "changed_files": len(run("status", "--porcelain").splitlines())}
+
+
+class Noise:
+    """Load and stolen time over the benchmark: distrust numbers where these are high."""
+
+    def __init__(self):
+        self.before, self.load_before = self.stat(), os.getloadavg()[0]
+
+    @staticmethod
+    def stat():
+        try:
+            v = [int(x) for x in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+            return sum(v), v[7]
+        except OSError:
+            return 0, 0
+
+    def facts(self):
+        total, stolen = (b - a for a, b in zip(self.before, self.stat()))
+        return {"load1_before": self.load_before, "load1_after": os.getloadavg()[0], "stolen_share": stolen / total if total else None}
+
+
+class Result:
+    def __init__(self, name, title, how):
+        import onnxruntime
+        self.path = RESULTS / (name + ".json")
+        self.noise = Noise()
+        self.body = {"name": name, "title": title, "how": how, "mode": "full" if FULL else "quick", "rows": [],
+                     "machine": machine(), "versions": {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__}, **commit()}
+
+    def row(self, what, ours, peer="", ratio=None, bar="", holds=None, **details):
+        """One line of the table; details keep the raw numbers."""
+        self.body["rows"].append({"what": what, "ours": ours, "peer": peer, "ratio": ratio, "bar": bar, "holds": holds, "details": details})
+        say("%s: %s | %s | ratio %s | bar %s | %s" % (what, ours, peer, "-" if ratio is None else "%.2f" % ratio, bar or "-", {True: "holds", False: "DOES NOT HOLD", None: ""}[holds]))
+
+    def save(self):
+        self.body["noise"] = self.noise.facts()
+        self.body["when"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        tmp = self.path.with_suffix(".part")
+        tmp.write_text(json.dumps(self.body, indent=1, allow_nan=False) + "\n")
+        tmp.rename(self.path)
+
+
+def command(argv, **kw):
+    """Runs a command; returns (seconds, peak RSS in bytes, stdout). Raises with its last line when it fails."""
+    start = time.monotonic()
+    with open(WORK / "stdout", "w+b") as out, open(WORK / "stderr", "w+b") as err:
+        p = subprocess.Popen([str(a) for a in argv], stdout=out, stderr=err, cwd=ROOT, **kw)
+        _, status, usage = os.wait4(p.pid, 0)
+        p.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.monotonic() - start
+        out.seek(0), err.seek(0)
+        text, errors = out.read().decode(), err.read().decode()
+    if p.returncode:
+        last = (errors.strip().splitlines() or ["no output"])[-1]
+        raise RuntimeError("%s: exit %d: %s" % (" ".join(map(str, argv[:2])), p.returncode, last))
+    return seconds, usage.ru_maxrss * 1024, text
+
+
+def fewbit(*argv):
+    """bin/fewbit with --json where asked; see command."""
+    return command([FEWBIT, *argv])
+
+
+def session(path, threads=2):
+    import onnxruntime as ort
+    o = ort.SessionOptions()
+    o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = threads, 1, 3
+    return ort.InferenceSession(str(path), o, providers=["CPUExecutionProvider"])
+
+
+def interleaved(candidates, rounds, warmup=5):
+    """Milliseconds [candidate, round] of the callables run in turn: A B A B ..."""
+    for _ in range(warmup):
+        for f in candidates:
+            f()
+    ms = np.zeros((len(candidates), rounds))
+    for r in range(rounds):
+        for i, f in enumerate(candidates):
+            t = time.perf_counter()
+            f()
+            ms[i, r] = 1e3 * (time.perf_counter() - t)
+    return ms
+
+
+def median_interval(x):
+    """The median and its order-statistic 95 % interval."""
+    x, n = np.sort(x), len(x)
+    k = max(0, int(math.floor(n / 2 - 0.98 * math.sqrt(n))))
+    return float(np.median(x)), float(x[k]), float(x[n - 1 - k])
+
+
+def wilson(right, n, z=1.96):
+    if n == 0:
+        return 0.0, 1.0
+    p, d = right / n, 1 + z * z / n
+    mid, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (mid - half) / d, (mid + half) / d
+
+
+def percentiles(ms):
+    return {"n": len(ms), **{"p%d_ms" % q: float(np.percentile(ms, q)) for q in (50, 90, 99)}, "min_ms": float(np.min(ms))}
+
+
+def tokenizer(limit):
+    from tokenizers import Tokenizer
+    t = Tokenizer.from_file(str(MINILM_FUSED / "tokenizer.json"))
+    t.enable_truncation(limit)
+    t.no_padding()
+    return t
+
+
+def rows(part):
+    return [json.loads(l) for l in open(BBC / (part + ".jsonl"), encoding="utf-8")]
+
+
+def ids_feeds(ids, names=("input_ids", "attention_mask", "token_type_ids")):
+    """Feeds of one unpadded sequence, batch 1."""
+    a = np.asarray(ids, np.int64)[None]
+    return dict(zip(names, (a, np.ones_like(a), np.zeros_like(a))))
+
+
+def sha256(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+WORK.mkdir(parents=True, exist_ok=True)

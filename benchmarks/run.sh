@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Runs every benchmark of the README's table and writes it anew. Argument: quick (default) or full, the counts that the
+# claims rest on. ONLY="bert_speed news" runs some of them. See benchmarks/README.md for what each one measures.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export FEWBIT_BENCH=${1:-quick} PYTHONPATH=benchmarks PYTHONDONTWRITEBYTECODE=1
+failed=0
+for name in ${ONLY:-bert_speed calibration fidelity vision news overhead}; do
+  echo "== $name ($FEWBIT_BENCH)" >&2
+  if [ "$name" = overhead ]; then
+    ${GO:-go} run ./benchmarks/overhead || { failed=1; echo "bench: $name failed" >&2; }
+  else
+    .deps/venv-peers/bin/python "benchmarks/$name.py" || { failed=1; echo "bench: $name failed" >&2; }
+  fi
+done
+${PYTHON:-python3} tools/benchtable/benchtable.py
+exit $failed

@@ -1,0 +1,121 @@
+package registry
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Upload publishes the model in body: a zip (model.onnx and what belongs to
+// it), or the bytes of an ONNX file. size is the declared length, -1 if
+// unknown. The body is streamed to disk; nothing of it stays on error.
+//
+// Errors: ErrName, ErrTooLarge, ErrInvalid, ErrNoSpace, and what reading body
+// or ctx reports.
+func (r *Registry) Upload(ctx context.Context, model string, body io.Reader, size int64, about About) (Version, error) {
+	if err := CheckName(model); err != nil {
+		return Version{}, err
+	}
+	if err := r.checkUpload(size); err != nil {
+		return Version{}, err
+	}
+	s, err := r.NewStage()
+	if err != nil {
+		return Version{}, err
+	}
+	defer s.Close()
+	head, body, err := peek(body)
+	switch {
+	case err != nil:
+		return Version{}, err
+	case len(head) == 0:
+		return Version{}, fmt.Errorf("%w: the body is empty, send an ONNX file or a zip with %s", ErrInvalid, ModelFile)
+	case bytes.HasPrefix(head, zipMagic):
+		err = r.unpackModel(ctx, s, body)
+	default:
+		_, err = r.copyTo(ctx, filepath.Join(s.Dir(), ModelFile), body, r.o.MaxUpload, "the body")
+	}
+	if err != nil {
+		return Version{}, err
+	}
+	if r.o.ValidateModel != nil {
+		if err := r.o.ValidateModel(s.Dir()); err != nil {
+			return Version{}, hide(refused(err), s.Dir())
+		}
+	}
+	return r.Publish(ctx, model, s, about)
+}
+
+// refused marks a validation error as the client's, unless it already says
+// what it is.
+func refused(err error) error {
+	for _, e := range []error{ErrInvalid, ErrTooLarge, ErrNoSpace, context.Canceled, context.DeadlineExceeded} {
+		if errors.Is(err, e) {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: %w", ErrInvalid, space(err))
+}
+
+func (r *Registry) checkUpload(size int64) error {
+	if size > r.o.MaxUpload {
+		return fmt.Errorf("%w: the body has %d bytes, at most %d", ErrTooLarge, size, r.o.MaxUpload)
+	}
+	return r.checkFree(size)
+}
+
+// peek returns the first bytes of a body and the whole of it.
+func peek(body io.Reader) ([]byte, io.Reader, error) {
+	b := bufio.NewReaderSize(body, 64<<10)
+	head, err := b.Peek(512)
+	if err != nil && err != io.EOF {
+		return nil, nil, err
+	}
+	return head, b, nil
+}
+
+func (r *Registry) unpackModel(ctx context.Context, s *Stage, body io.Reader) error {
+	spool := filepath.Join(s.dir, "upload.zip")
+	if _, err := r.copyTo(ctx, spool, body, r.o.MaxUpload, "the body"); err != nil {
+		return err
+	}
+	f, err := os.Open(spool)
+	if err != nil {
+		return noPath(err)
+	}
+	defer os.Remove(spool)
+	defer f.Close()
+	a, err := r.openArchive(f, MaxModelEntries, CheckFile)
+	if err != nil {
+		return err
+	}
+	if err := a.nameModel(); err != nil {
+		return err
+	}
+	return a.unpack(ctx, r, s.Dir())
+}
+
+// nameModel finds the graph: model.onnx, or else the only .onnx file, which is
+// renamed (external data does not depend on the graph's own name).
+func (a *archive) nameModel() error {
+	var graphs []int
+	for i, e := range a.entries {
+		if e.name == ModelFile {
+			return nil
+		}
+		if strings.HasSuffix(e.name, ".onnx") {
+			graphs = append(graphs, i)
+		}
+	}
+	if len(graphs) != 1 {
+		return fmt.Errorf("%w: the zip has no %s and %d other .onnx files, it needs %s", ErrInvalid, ModelFile, len(graphs), ModelFile)
+	}
+	a.entries[graphs[0]].name = ModelFile
+	return nil
+}
