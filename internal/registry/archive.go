@@ -11,8 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
-
-	"golang.org/x/sys/unix"
 )
 
 // Limits of archives.
@@ -202,17 +200,4 @@ func (z zipReader) Read(p []byte) (int, error) {
 		err = fmt.Errorf("%w: zip entry %.60q: %v", ErrInvalid, z.name, noPath(err))
 	}
 	return n, err
-}
-
-// checkFree returns ErrNoSpace when n more bytes do not fit on the disk.
-func (r *Registry) checkFree(n int64) error {
-	var st unix.Statfs_t
-	if n <= 0 || unix.Statfs(r.root, &st) != nil {
-		return nil // writing will tell
-	}
-	free := uint64(st.Bavail) * uint64(st.Bsize)
-	if uint64(n) > free || free-uint64(n) < min(freeReserve, uint64(st.Blocks)*uint64(st.Bsize)/20) {
-		return fmt.Errorf("%w: %d bytes are needed, %d are free; delete models or data sets that are not needed, or use a larger disk", ErrNoSpace, n, free)
-	}
-	return nil
 }

@@ -172,7 +172,10 @@ func (r *Registry) unpackDataset(ctx context.Context, file, dir string) (Kind, i
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return "", 0, space(noPath(err))
 		}
-		return KindImages, images, a.unpack(ctx, r, dir)
+		if err := a.unpack(ctx, r, dir); err != nil {
+			return "", 0, err
+		}
+		return KindImages, images, space(noPath(syncTree(dir)))
 	}
 	return "", 0, fmt.Errorf("%w: the zip holds neither arrays (.npy) alone nor images (.jpg, .png); send text as .jsonl without zipping it", ErrInvalid)
 }

@@ -70,6 +70,21 @@ func (r *Registry) checkUpload(size int64) error {
 	return r.checkFree(size)
 }
 
+// checkFree returns ErrNoSpace when n more bytes do not fit on the disk.
+func (r *Registry) checkFree(n int64) error {
+	if n <= 0 {
+		return nil
+	}
+	free, total, ok := diskSpace(r.root)
+	if !ok {
+		return nil // writing will tell
+	}
+	if uint64(n) > free || free-uint64(n) < min(freeReserve, total/20) {
+		return fmt.Errorf("%w: %d bytes are needed, %d are free; delete models or data sets that are not needed, or use a larger disk", ErrNoSpace, n, free)
+	}
+	return nil
+}
+
 // peek returns the first bytes of a body and the whole of it.
 func peek(body io.Reader) ([]byte, io.Reader, error) {
 	b := bufio.NewReaderSize(body, 64<<10)
