@@ -118,7 +118,7 @@ func TestLayout(t *testing.T) {
 		}
 	}
 	s := open(t, add(1), engine.Options{})
-	if p, err := field(s.inner, "s", "ortSession"); err != nil || p == nil || p != p {
+	if p, err := field(s.inner, "s", "ortSession"); err != nil || p == nil {
 		t.Errorf("session pointer %v, %v", p, err)
 	}
 

@@ -339,3 +339,23 @@ func TestConcurrent(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// TestCancelLoad stops a load at many points: it ends in a session or in the
+// context's error, and leaves nothing behind that disturbs the next.
+func TestCancelLoad(t *testing.T) {
+	path := miniLM(t)
+	for _, after := range []time.Duration{0, time.Millisecond, 5 * time.Millisecond, 20 * time.Millisecond} {
+		ctx, cancel := context.WithTimeout(t.Context(), after)
+		s, err := newEngine(t).Open(ctx, path, engine.Options{})
+		cancel()
+		if err == nil {
+			err = s.Close()
+		} else if errors.Is(err, context.DeadlineExceeded) {
+			err = nil
+		}
+		if err != nil {
+			t.Errorf("after %v: %v", after, err)
+		}
+	}
+	run(t, openFile(t, path, engine.Options{}), miniLMFeeds(101, 102))
+}
