@@ -7,6 +7,7 @@ is the kernel's maximum resident set size of that process.
 """
 import json
 import sys
+from pathlib import Path
 
 import common as c
 from bert_speed import calibration_file
@@ -64,7 +65,7 @@ def main():
     names.write_text(json.dumps(tensor_names(table)))
     _, rss_many = ours(many, c.WORK / "bert-table-many.json")
     for bins, bar in BARS.items():
-        peer_seconds, peer_rss, out = c.command([sys.executable, __file__, "peer", calibration_file(samples), names, bins, samples])
+        peer_seconds, peer_rss, out = c.command([sys.executable, Path(__file__).resolve(), "peer", calibration_file(samples), names, bins, samples])
         r.row("calibration time, %d samples, against %d bins" % (samples, bins), "%.1f s" % seconds, "onnxruntime Entropy: %.1f s" % peer_seconds, peer_seconds / seconds,
               ">= %.0fx" % bar, peer_seconds / seconds >= bar, tensors=int(out.split()[-1]), samples=samples)
         r.row("calibration peak memory, against %d bins" % bins, "%.0f MB" % (rss / 1e6), "onnxruntime Entropy: %.0f MB" % (peer_rss / 1e6), peer_rss / rss,

@@ -61,14 +61,28 @@ func (f *inferrer) number(name string) (int64, bool) {
 	return v[0], true
 }
 
-// contentOf records the elements of n's output, if it can.
+// contentOf records the elements of n's output, if it can. The output's
+// dimensions must be known by now.
 func (f *inferrer) contentOf(n *Node) {
 	if n.Domain != DomainONNX || n.out(0) == "" {
 		return
 	}
-	if c, ok := f.contentRule(n); ok && len(c) <= maxContents {
-		f.contents[n.Outputs[0]] = c
+	v := f.vals[n.Outputs[0]]
+	if v.Dims == nil || len(v.Dims) > 1 || (v.Type != tensor.Int64 && v.Type != tensor.Int32 && v.Type != tensor.Bool) {
+		return
 	}
+	c, ok := f.contentRule(n)
+	if !ok || len(c) > maxContents || (len(v.Dims) == 0 && len(c) != 1) || (len(v.Dims) == 1 && v.Dims[0].N != int64(len(c))) {
+		return
+	}
+	if v.Type == tensor.Int32 {
+		for i, x := range c {
+			if x.known && x.v != int64(int32(x.v)) {
+				c[i] = content{}
+			}
+		}
+	}
+	f.contents[n.Outputs[0]] = c
 }
 
 func (f *inferrer) contentRule(n *Node) ([]content, bool) {
@@ -105,7 +119,8 @@ func (f *inferrer) contentRule(n *Node) ([]content, bool) {
 				return nil, false // a float could round, a bool would collapse
 			}
 		}
-		return f.content(n.In(0))
+		c, ok := f.content(n.In(0))
+		return slices.Clone(c), ok
 	case "Concat":
 		var all []content
 		for _, in := range n.Inputs {

@@ -95,9 +95,9 @@ func infer(m *Model, bind map[string]int64, trust bool) *inferrer {
 	}
 	for _, n := range g.Nodes {
 		if !m.isLocal(n) {
-			f.contentOf(n)
 			if rule := shapeRules[n.Domain][n.Op]; rule != nil {
 				rule(f, n)
+				f.contentOf(n)
 			}
 		}
 		if !trust {

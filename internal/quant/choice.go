@@ -20,10 +20,14 @@ type Choice struct {
 	// Alpha is the SmoothQuant exponent that made Smooth.
 	Alpha float64
 	// Errors holds each candidate's relative squared error of the consumers'
-	// outputs (or of the tensor itself when Own is set).
+	// outputs; empty when Own is set.
 	Errors map[string]float64
-	Own    bool
-	Why    string
+	// Candidates holds the range of each candidate.
+	Candidates map[string]calib.Range
+	// Own: chosen by the error of the tensor itself, for want of its
+	// consumers' outputs.
+	Own bool
+	Why string
 }
 
 // Choices maps a tensor to its choice.
@@ -39,7 +43,13 @@ func (c Choices) get(p *Plan, t string) (*Choice, error) {
 	return ch, nil
 }
 
-// choose sets range, parameters and method.
+// Pick makes the candidate called method the choice.
+func (c *Choice) Pick(method, why string) {
+	c.set(method, c.Candidates[method], c.Scheme)
+	c.Own, c.Why = false, why
+}
+
+// set fixes range, parameters and method.
 func (c *Choice) set(method string, r calib.Range, s calib.Scheme) {
 	c.Method, c.Range, c.Scheme = method, r.WithZero(), s
 	c.Params = calib.ParamsFor(c.Range, s)

@@ -352,6 +352,21 @@ func (w *inserter) bias(op *Op, base string) error {
 	return nil
 }
 
+// RequantizeBias replaces the INT32 codes of the bias called name, in a graph
+// that Insert has written, by those of new values.
+func RequantizeBias(g *graph.Graph, name string, values []float32) {
+	st := g.Init(name + "_scale")
+	if st == nil || g.Init(name+"_quantized") == nil {
+		return
+	}
+	scales := tensor.View[float32](st)
+	codes := make([]int32, len(values))
+	for i, v := range values {
+		codes[i] = biasCode(v, scales[min(i, len(scales)-1)])
+	}
+	g.SetInit(name+"_quantized", tensor.From(codes, int64(len(codes))))
+}
+
 // biasCode saturates: a channel of near-zero weights has so small a scale that
 // its bias does not fit; such a channel's scale is too small to matter only if
 // the caller keeps it above minWeightScale.

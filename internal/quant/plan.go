@@ -478,6 +478,31 @@ func (p *Plan) whyNothing() string {
 	return rules[0]
 }
 
+// On returns the same plan for a clone of the model that it was made for.
+func (p *Plan) On(clone *graph.Model) *Plan {
+	at := make(map[string]*graph.Node, len(clone.Graph.Nodes))
+	for _, n := range clone.Graph.Nodes {
+		if len(n.Outputs) > 0 {
+			at[n.Outputs[0]] = n
+		}
+	}
+	twin := func(n *graph.Node) *graph.Node {
+		if n == nil {
+			return nil
+		}
+		return at[n.Outputs[0]]
+	}
+	c := *p
+	c.Ops = make([]*Op, len(p.Ops))
+	for i, op := range p.Ops {
+		o := *op
+		o.Node, o.Add, o.Act = twin(op.Node), twin(op.Add), twin(op.Act)
+		c.Ops[i] = &o
+	}
+	c.Float = nil
+	return &c
+}
+
 // Has reports whether node n is planned to run in integers.
 func (p *Plan) Has(n *graph.Node) bool {
 	return slices.ContainsFunc(p.Ops, func(o *Op) bool { return o.Node == n })

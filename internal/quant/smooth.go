@@ -82,7 +82,7 @@ func (r *Ranges) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 		if err := ctx.Err(); err != nil {
 			return Stats{}, err
 		}
-		c := &Choice{Tensor: t, Errors: map[string]float64{}}
+		c := &Choice{Tensor: t, Errors: map[string]float64{}, Candidates: map[string]calib.Range{}}
 		rows := r.Stats.Rows(t)
 		g := groups[t]
 		var err error
@@ -127,27 +127,32 @@ func (r *Ranges) plain(c *Choice) error {
 		return err
 	}
 	s := r.Plan.Config.actScheme()
-	method := r.Plan.Config.Method
-	if method == Auto {
+	methods, pick := []string{r.Plan.Config.Method}, r.Plan.Config.Method
+	c.Why = "set by the user"
+	if pick == Auto {
 		// MSE minimises the squared error of the tensor itself: without the
 		// consumers' outputs it is the best of the methods by definition.
-		method = "mse"
+		methods, pick = autoMethods, "mse"
 		c.Own = true
 		c.Why = "smallest squared error of the tensor itself"
-	} else {
-		c.Why = "set by the user"
 	}
-	th, err := calib.ByName(method)
-	if err != nil {
-		return err
+	for _, name := range methods {
+		th, err := calib.ByName(name)
+		if err != nil {
+			return err
+		}
+		rg, err := th.Threshold(h, s)
+		if err != nil {
+			return err
+		}
+		c.Candidates[name] = rg.WithZero()
 	}
-	rg, err := th.Threshold(h, s)
-	if err != nil {
-		return err
-	}
-	c.set(method, rg, s)
+	c.set(pick, c.Candidates[pick], s)
 	return nil
 }
+
+// autoMethods are the candidates of auto for a tensor.
+var autoMethods = []string{"minmax", "percentile", "mse", "entropy"}
 
 // linear chooses exponent and range jointly for the consumers g of one input.
 func (r *Ranges) linear(ctx context.Context, g *graph.Graph, c *Choice, group []*Op, rows *Rows) error {
@@ -207,7 +212,7 @@ func (r *Ranges) linear(ctx context.Context, g *graph.Graph, c *Choice, group []
 			} else {
 				plainErr = min(plainErr, e)
 			}
-			c.Errors[key] = e
+			c.Errors[key], c.Candidates[key] = e, cands[i].r
 			// Plain candidates come first, so a smoothed one must beat them by
 			// the gain that pays for its multiplication.
 			need := best

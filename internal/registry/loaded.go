@@ -77,6 +77,7 @@ type LoadedOptions struct {
 const (
 	defaultTarget   = 50 * time.Millisecond
 	defaultMaxExtra = 4
+	maxWarmBytes    = 256 << 20 // of one input; larger models warm up on their first request
 )
 
 // Loaded serves the versions of a Registry: the default of each loaded model,
@@ -106,7 +107,7 @@ type model struct {
 	off     bool              // unloaded on request
 }
 
-// instance is one open session. refs, retired and used are guarded by Loaded.mu.
+// instance is one open session. refs, retired, gone and used are guarded by Loaded.mu.
 type instance struct {
 	v       Version
 	session engine.Session
@@ -114,6 +115,7 @@ type instance struct {
 	target  time.Duration
 	refs    int
 	retired bool // closes with the last reference
+	gone    bool // closed
 	used    time.Time
 }
 
@@ -559,6 +561,11 @@ func (l *Loaded) open(ctx context.Context, m *model, v Version) (in *instance, e
 	if err := l.o.Warm(ctx, s); err != nil {
 		return nil, fmt.Errorf("first run: %w", hide(err, dir))
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, errors.New("the server is stopping")
+	}
 	l.sessions.Add(1)
 	return in, nil
 }
@@ -571,11 +578,11 @@ func (l *Loaded) retire(in *instance) {
 
 // reap closes a retired instance that nobody uses. l.mu is held.
 func (l *Loaded) reap(in *instance) {
-	if !in.retired || in.refs > 0 {
+	if !in.retired || in.gone || in.refs > 0 {
 		return
 	}
-	in.retired = false // only once
-	go func() {        // freeing a large model takes a while; no request should wait for it
+	in.gone = true
+	go func() { // freeing a large model takes a while; no request should wait for it
 		defer l.sessions.Done()
 		_ = in.session.Close()
 	}()
@@ -616,6 +623,9 @@ func warm(ctx context.Context, s engine.Session) error {
 			if d < 0 {
 				dims[i], guessed = 1, true
 			}
+		}
+		if n, err := tensor.Elems(dims); err == nil && io.Type.Bytes(n) > maxWarmBytes {
+			return nil
 		}
 		t, err := tensor.New(io.Type, dims...)
 		if err != nil {

@@ -1,0 +1,256 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"sort"
+
+	"github.com/fewbit/fewbit/internal/calib"
+	"github.com/fewbit/fewbit/internal/data"
+	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/quant"
+	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+// autoSamples is how many calibration samples the candidates are tried on.
+const autoSamples = 8
+
+// autoPass chooses, for each tensor between convolutions, the candidate range
+// with the smallest error at the outputs of the operators that read it: the
+// operator is run on the float tensor and on its quantized copy.
+type autoPass struct {
+	lab      *Lab
+	plan     *quant.Plan
+	choices  quant.Choices
+	samples  func() (data.Dataset, error)
+	progress Progress
+}
+
+var _ quant.Pass = (*autoPass)(nil)
+
+func (a *autoPass) Name() string { return "auto-ranges" }
+
+// reader is one operator that reads tensors under choice, alone in a session.
+type reader struct {
+	op   *quant.Op
+	sess engine.Session
+	out  string
+}
+
+func (a *autoPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error) {
+	open := map[string][]*reader{} // tensor under choice -> its readers
+	defer func() {
+		for _, rs := range open {
+			for _, r := range rs {
+				r.sess.Close()
+			}
+		}
+	}()
+	taps := map[string]bool{}
+	for _, op := range a.plan.Ops {
+		if op.Kind == quant.Through {
+			continue
+		}
+		for i, x := range op.X {
+			src := a.plan.Source(x)
+			c := a.choices[src]
+			if c == nil || !c.Own || x != src || (i > 0 && op.X[0] == x) {
+				continue
+			}
+			r, err := a.reader(ctx, m, op)
+			if err != nil {
+				return quant.Stats{}, fmt.Errorf("operator %q: %w", op.Node.Name, err)
+			}
+			open[x] = append(open[x], r)
+			for _, in := range op.X {
+				taps[in] = true
+			}
+		}
+	}
+	if len(open) == 0 {
+		return quant.Stats{Note: "no tensors to choose by their readers"}, nil
+	}
+	errs, err := a.measure(ctx, m, open, taps)
+	if err != nil {
+		return quant.Stats{}, err
+	}
+	picked := map[string]int{}
+	for t, e := range errs {
+		c := a.choices[t]
+		best, least := "", math.Inf(1)
+		for _, name := range sortedKeys(e) {
+			c.Errors[name] = e[name]
+			if e[name] < least {
+				best, least = name, e[name]
+			}
+		}
+		if best == "" {
+			continue
+		}
+		c.Pick(best, fmt.Sprintf("smallest output error of %d operators on %d samples: %.3g", len(open[t]), autoSamples, least))
+		picked[best]++
+	}
+	note := ""
+	for _, name := range sortedKeys(picked) {
+		note += fmt.Sprintf("%s %d, ", name, picked[name])
+	}
+	return quant.Stats{Changed: len(errs), Note: note + "chosen by output error"}, nil
+}
+
+// reader opens op (with the activation that follows) as a model of its own.
+func (a *autoPass) reader(ctx context.Context, m *graph.Model, op *quant.Op) (*reader, error) {
+	nodes := []*graph.Node{op.Node}
+	if op.Act != nil {
+		nodes = append(nodes, op.Act)
+	}
+	sub := &graph.Model{IR: m.IR, Opsets: m.Opsets, Graph: &graph.Graph{Name: "reader", Nodes: nodes}}
+	inner := map[string]bool{}
+	for _, n := range nodes {
+		for _, in := range n.Inputs {
+			if t := m.Graph.Init(in); t != nil {
+				sub.Graph.SetInit(in, t)
+			}
+		}
+		inner[n.Outputs[0]] = true
+	}
+	seen := map[string]bool{}
+	for _, x := range op.X {
+		if !seen[x] && !inner[x] {
+			seen[x] = true
+			v := &graph.Value{Name: x, Type: tensor.Float32}
+			if i := m.Graph.Info[x]; i != nil {
+				v.Dims = i.Dims
+			}
+			sub.Graph.Inputs = append(sub.Graph.Inputs, v)
+		}
+	}
+	out := nodes[len(nodes)-1].Outputs[0]
+	sub.Graph.Outputs = []*graph.Value{{Name: out, Type: tensor.Float32}}
+	s, err := a.lab.Open(ctx, sub, nil, engine.Options{})
+	if err != nil {
+		return nil, err
+	}
+	return &reader{op: op, sess: s, out: out}, nil
+}
+
+func (a *autoPass) measure(ctx context.Context, m *graph.Model, open map[string][]*reader, taps map[string]bool) (map[string]map[string]float64, error) {
+	isInput := map[string]bool{}
+	for _, v := range m.Graph.Inputs {
+		isInput[v.Name] = true
+	}
+	var outs []string
+	for _, t := range sortedKeys(taps) {
+		if !isInput[t] {
+			outs = append(outs, t)
+		}
+	}
+	full, err := a.lab.Open(ctx, m, outs, engine.Options{})
+	if err != nil {
+		return nil, err
+	}
+	defer full.Close()
+	ds, err := a.samples()
+	if err != nil {
+		return nil, err
+	}
+	defer ds.Close()
+	errs := map[string]map[string]float64{}
+	n := min(ds.Len(), autoSamples)
+	for i := 0; i < n; i++ {
+		s, err := ds.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := a.one(ctx, full, outs, s.Feeds, open, errs); err != nil {
+			return nil, err
+		}
+		a.progress.say("choose ranges", float64(i+1)/float64(n))
+	}
+	return errs, nil
+}
+
+func (a *autoPass) one(ctx context.Context, full engine.Session, outs []string, feeds engine.Feeds, open map[string][]*reader, errs map[string]map[string]float64) error {
+	res, err := full.Run(ctx, feeds, outs)
+	if err != nil {
+		return err
+	}
+	defer res.Close()
+	values := engine.Feeds{}
+	for k, v := range feeds {
+		values[k] = v
+	}
+	for k, v := range res.Tensors() {
+		values[k] = v
+	}
+	for t, readers := range open {
+		c := a.choices[t]
+		x, err := values[t].F32()
+		if err != nil {
+			return err
+		}
+		if errs[t] == nil {
+			errs[t] = map[string]float64{}
+		}
+		for _, r := range readers {
+			ref, err := r.run(ctx, values, "", nil)
+			if err != nil {
+				return err
+			}
+			var power float64
+			for _, v := range ref {
+				power += float64(v) * float64(v)
+			}
+			for name, rg := range c.Candidates {
+				q := quant.FakeQuantize(x, calib.ParamsFor(rg, c.Scheme), c.Scheme)
+				got, err := r.run(ctx, values, t, tensor.From(q, values[t].Dims...))
+				if err != nil {
+					return err
+				}
+				var sum float64
+				for i, v := range got {
+					d := float64(v) - float64(ref[i])
+					sum += d * d
+				}
+				errs[t][name] += sum / math.Max(power, 1e-30)
+			}
+		}
+	}
+	return nil
+}
+
+// run executes the operator with input replaced, when it is not "".
+func (r *reader) run(ctx context.Context, values engine.Feeds, input string, t *tensor.Tensor) ([]float32, error) {
+	f := engine.Feeds{}
+	for _, x := range r.op.X {
+		f[x] = values[x]
+	}
+	if input != "" {
+		f[input] = t
+	}
+	res, err := r.sess.Run(ctx, f, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Close()
+	v, err := res.Tensors()[r.out].F32()
+	if err != nil {
+		return nil, err
+	}
+	return append([]float32(nil), v...), nil
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	k := make([]string, 0, len(m))
+	for s := range m {
+		k = append(k, s)
+	}
+	sort.Strings(k)
+	return k
+}

@@ -1,0 +1,179 @@
+package quant
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+// Prepare returns the passes that bring an exported model into the form that
+// planning expects. None changes what the model computes beyond float rounding.
+func Prepare(c Config) []Pass {
+	count := func(name, unit string, f func(*graph.Model) int) Pass {
+		return passFunc{name, func(_ context.Context, m *graph.Model) (Stats, error) {
+			n := f(m)
+			return Stats{Changed: n, Note: fmt.Sprintf("%d %s", n, unit)}, nil
+		}}
+	}
+	table := []Pass{
+		count("lift-constants", "constants lifted", graph.LiftConstants),
+		count("fold-constants", "nodes folded", graph.FoldConstants),
+		count("drop-identities", "identities dropped", graph.DropIdentities),
+		count("fold-batchnorm", "batch normalizations folded", graph.FoldBatchNorm),
+	}
+	if c.Target == ORTCPU {
+		table = append(table, count("gemm-to-matmul", "Gemms rewritten", gemmToMatMul))
+	}
+	return append(table, count("own-biases", "biases separated or added", ownBiases), count("infer-shapes", "", func(m *graph.Model) int {
+		graph.InferShapes(m)
+		return 0
+	}))
+}
+
+// gemmToMatMul rewrites Gemm with a constant weight as MatMul and Add, the form
+// that MatMulIntegerToFloat takes with its bias in float: on 2-D inputs both
+// are the same product.
+func gemmToMatMul(m *graph.Model) int {
+	g := m.Graph
+	ix := g.Index()
+	var nodes []*graph.Node
+	count := 0
+	for _, n := range g.Nodes {
+		w := g.Init(n.In(1))
+		bias := g.Init(n.In(2))
+		plain := n.Is("Gemm") && w != nil && w.Type == tensor.Float32 && len(w.Dims) == 2 && g.Init(n.In(0)) == nil &&
+			n.Int("transA", 0) == 0 && n.Float("alpha", 1) == 1 && (n.In(2) == "" || n.Float("beta", 1) == 1)
+		if plain && n.In(2) != "" {
+			plain = bias != nil && bias.Type == tensor.Float32 && trailingVector(bias.Dims)
+		}
+		if !plain {
+			nodes = append(nodes, n)
+			continue
+		}
+		count++
+		wname := n.In(1)
+		if n.Int("transB", 0) != 0 {
+			v, err := w.F32()
+			if err != nil {
+				nodes = append(nodes, n)
+				continue
+			}
+			r, c := int(w.Dims[0]), int(w.Dims[1])
+			// In place of the original when nobody else reads it, so that the
+			// names in the report stay those of the model.
+			if len(ix.Uses(wname)) > 1 || ix.Captured(wname) || ix.IsOutput(wname) {
+				wname = n.Outputs[0] + "_weight"
+			}
+			g.SetInit(wname, tensor.From(transpose2D(v, r, c), int64(c), int64(r)))
+		}
+		out := n.Outputs[0]
+		if n.In(2) == "" {
+			nodes = append(nodes, graph.NewNode("", "MatMul", n.Name, []string{n.In(0), wname}, []string{out}))
+			continue
+		}
+		bname := n.In(2)
+		if len(bias.Dims) > 1 {
+			bname = out + "_bias"
+			g.SetInit(bname, &tensor.Tensor{Type: bias.Type, Dims: []int64{bias.Len()}, Data: bias.Data})
+		}
+		nodes = append(nodes,
+			graph.NewNode("", "MatMul", n.Name, []string{n.In(0), wname}, []string{out + "_product"}),
+			graph.NewNode("", "Add", n.Name+"_Add", []string{out + "_product", bname}, []string{out}))
+	}
+	g.Nodes = nodes
+	g.Prune()
+	return count
+}
+
+// ownBiases gives every convolution with a constant weight a bias of its own:
+// its INT32 scale depends on the convolution's input and weights, and bias
+// correction needs one to correct.
+func ownBiases(m *graph.Model) int {
+	g := m.Graph
+	ix := g.Index()
+	count := 0
+	for _, n := range g.Nodes {
+		w := g.Init(n.In(1))
+		if !n.Is("Conv") || w == nil || w.Type != tensor.Float32 || len(w.Dims) < 3 || w.Dims[0] == 0 {
+			continue
+		}
+		name := n.Outputs[0] + "_bias"
+		switch b := g.Init(n.In(2)); {
+		case n.In(2) == "":
+			g.SetInit(name, tensor.From(make([]float32, w.Dims[0]), w.Dims[0]))
+			n.Inputs = append(n.Inputs[:2:2], name)
+			count++
+		case b != nil && len(ix.Uses(n.In(2))) > 1:
+			g.SetInit(name, b)
+			n.Inputs[2] = name
+			count++
+		}
+	}
+	return count
+}
+
+// minTableRows is the size from which a lookup table is worth storing in INT8.
+const minTableRows = 1024
+
+// Embeddings is the pass that stores large float lookup tables (Gather on axis
+// 0) as INT8 with one scale a row: rows are looked up as codes and multiplied
+// by their scale afterwards, so neither file nor memory holds the float table.
+//
+//	Gather(table, ids)  ->  Cast(Gather(codes, ids)) * Gather(scales, ids)
+type Embeddings struct{ Config Config }
+
+var _ Pass = Embeddings{}
+
+// Name implements Pass.
+func (Embeddings) Name() string { return "embeddings" }
+
+// Run implements Pass.
+func (e Embeddings) Run(_ context.Context, m *graph.Model) (Stats, error) {
+	g := m.Graph
+	ix := g.Index()
+	var nodes []*graph.Node
+	count, saved := 0, int64(0)
+	for _, n := range g.Nodes {
+		name := n.In(0)
+		t := g.Init(name)
+		if !n.Is("Gather") || n.Int("axis", 0) != 0 || t == nil || t.Type != tensor.Float32 || len(t.Dims) != 2 ||
+			t.Dims[0] < minTableRows || len(ix.Uses(name)) != 1 || ix.Captured(name) || g.Init(n.In(1)) != nil || e.excluded(n) {
+			nodes = append(nodes, n)
+			continue
+		}
+		v, err := t.F32()
+		if err != nil {
+			return Stats{}, err
+		}
+		s := e.Config.weightScheme()
+		s.ReduceRange = false // nothing accumulates
+		q, err := QuantizeWeight(v, t.Dims, 0, PerChannel, s)
+		if err != nil {
+			return Stats{}, fmt.Errorf("table %q: %w", name, err)
+		}
+		g.SetInit(name+"_quantized", q.Tensor())
+		g.SetInit(name+"_scale", tensor.From(q.Scales, int64(len(q.Scales)), 1))
+		out := n.Outputs[0]
+		nodes = append(nodes,
+			graph.NewNode("", "Gather", n.Name, []string{name + "_quantized", n.In(1)}, []string{out + "_codes"}, graph.AttrInt("axis", 0)),
+			graph.NewNode("", "Gather", n.Name+"_scale", []string{name + "_scale", n.In(1)}, []string{out + "_scale"}, graph.AttrInt("axis", 0)),
+			graph.NewNode("", "Cast", n.Name+"_Cast", []string{out + "_codes"}, []string{out + "_float"}, graph.AttrInt("to", int64(tensor.Float32))),
+			graph.NewNode("", "Mul", n.Name+"_Mul", []string{out + "_float", out + "_scale"}, []string{out}))
+		count++
+		saved += int64(len(t.Data)) - int64(len(q.Codes)+4*len(q.Scales))
+	}
+	g.Nodes = nodes
+	g.Prune()
+	return Stats{Changed: count, Note: fmt.Sprintf("%d tables in INT8 by row, %.1f MB saved", count, float64(saved)/1e6)}, nil
+}
+
+func (e Embeddings) excluded(n *graph.Node) bool {
+	for _, x := range e.Config.Exclude {
+		if x == n.Name || x == n.Op {
+			return true
+		}
+	}
+	return false
+}
