@@ -67,6 +67,7 @@ type bnFolder struct {
 	m        *Model
 	ix       *Index
 	names    namer
+	shapes   *inferrer // taken when first needed
 	replaced int
 	stale    []string // weights of producers' producers that may now be unread
 }
@@ -296,13 +297,10 @@ func (f *bnFolder) matmulWeight(p *Node, bn *batchNorm) *tensor.Tensor {
 	if w == nil || len(w.Dims) != 2 || !w.Type.IsFloat() || w.Dims[1] != int64(len(bn.factor)) {
 		return nil
 	}
-	x := f.m.Graph.Info[p.In(0)]
-	for _, v := range f.m.Graph.Inputs {
-		if v.Name == p.In(0) {
-			x = v
-		}
+	if f.shapes == nil {
+		f.shapes = infer(f.m, nil, false)
 	}
-	if x == nil || len(x.Dims) != 2 {
+	if len(f.shapes.of(p.In(0)).Dims) != 2 {
 		return nil
 	}
 	return w

@@ -52,6 +52,40 @@ func (f *inferrer) known(name string) ([]int64, bool) {
 	return v, true
 }
 
+// constant returns a computed value whose elements and type are all known, nil
+// for others.
+func (f *inferrer) constant(name string) *tensor.Tensor {
+	v, ok := f.vals[name]
+	if !ok || f.m.Graph.inits[name] != nil || v.Dims == nil {
+		return nil
+	}
+	e, ok := f.known(name)
+	if !ok {
+		return nil
+	}
+	dims := make([]int64, len(v.Dims))
+	if len(dims) > 0 {
+		dims[0] = int64(len(e))
+	}
+	switch v.Type {
+	case tensor.Int64:
+		return tensor.From(e, dims...)
+	case tensor.Int32:
+		r := make([]int32, len(e))
+		for i, x := range e {
+			r[i] = int32(x)
+		}
+		return tensor.From(r, dims...)
+	case tensor.Bool:
+		r := make([]bool, len(e))
+		for i, x := range e {
+			r[i] = x != 0
+		}
+		return tensor.From(r, dims...)
+	}
+	return nil
+}
+
 // number returns the single element of an integer value.
 func (f *inferrer) number(name string) (int64, bool) {
 	v, ok := f.known(name)

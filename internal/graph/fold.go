@@ -20,10 +20,12 @@ const (
 )
 
 // FoldConstants evaluates the nodes whose inputs are all constant and makes
-// their results initializers under the same names; Shape is constant when its
-// input's dimensions are known. Results are those of ONNX Runtime bit for bit
-// (pow within an ulp). What it cannot evaluate, it leaves. It returns the
-// number of nodes folded. Nodes inside subgraphs are not touched.
+// their results initializers under the same names. What exporters compute from
+// Shape is constant too, as far as the dimensions follow from the declared
+// inputs (the types of inner values that the file carries are not believed).
+// Results are those of ONNX Runtime bit for bit (pow within an ulp). What it
+// cannot evaluate, it leaves. It returns the number of nodes folded. Nodes
+// inside subgraphs are not touched.
 //
 // Run LiftConstants first: Constant nodes are not constants to this pass.
 func FoldConstants(m *Model) int {
@@ -36,11 +38,11 @@ func FoldConstants(m *Model) int {
 	for v, u := range ix.uses {
 		f.left[v] = len(u)
 	}
-	shapes := m.knownShapes()
+	f.inferred = infer(m, nil, false)
 	kept := make([]*Node, 0, len(g.Nodes))
 	var read []string
 	for _, n := range g.Nodes {
-		t := f.fold(n, ix, shapes)
+		t := f.fold(n, ix)
 		if t == nil {
 			kept = append(kept, n)
 			continue
@@ -86,26 +88,20 @@ func (m *Model) weightBytes() int64 {
 
 // folder carries the limits over one run.
 type folder struct {
-	m      *Model
-	left   map[string]int // readers not yet folded
-	budget int64          // bytes
+	m        *Model
+	left     map[string]int // readers not yet folded
+	budget   int64          // bytes
+	inferred *inferrer      // before folding
 }
 
 // fold returns n's value, nil where it is not constant or not to be folded.
-func (f *folder) fold(n *Node, ix *Index, shapes map[string][]Dim) *tensor.Tensor {
+func (f *folder) fold(n *Node, ix *Index) *tensor.Tensor {
 	if n.Domain != DomainONNX || len(n.Outputs) != 1 || n.Outputs[0] == "" || ix.outputs[n.Outputs[0]] || f.m.isLocal(n) {
 		return nil
 	}
 	c := &evalCall{node: n, opset: f.m.Opset()}
-	if n.Is("Shape") || n.Is("Size") {
-		dims, ok := shapes[n.In(0)]
-		if t := f.m.Graph.inits[n.In(0)]; t != nil {
-			dims, ok = fixed(t.Dims), true
-		}
-		if !ok {
-			return nil
-		}
-		return c.shapeOf(dims)
+	if t := f.inferred.constant(n.Outputs[0]); t != nil {
+		return t
 	}
 	eval := evaluators[n.Op]
 	if eval == nil {
@@ -141,20 +137,4 @@ func fixed(dims []int64) []Dim {
 		d[i] = Dim{N: n}
 	}
 	return d
-}
-
-// knownShapes returns the dimensions of the values that have a known rank.
-func (m *Model) knownShapes() map[string][]Dim {
-	s := map[string][]Dim{}
-	for name, v := range m.Graph.Info {
-		if v.Dims != nil {
-			s[name] = v.Dims
-		}
-	}
-	for _, v := range m.Graph.Inputs {
-		if v.Dims != nil {
-			s[v.Name] = v.Dims
-		}
-	}
-	return s
 }
