@@ -100,11 +100,13 @@ func Decode(b []byte) (*Image, error) {
 		if err := checkSize(im.Bounds().Dx(), im.Bounds().Dy()); err != nil {
 			return nil, err
 		}
-		out := toRGB(im)
-		if f.name == "JPEG" {
-			out = upright(out, exifOrientation(b))
+		switch f.name {
+		case "JPEG":
+			return upright(toRGB(im), exifOrientation(b)), nil
+		case "WebP":
+			return webpToRGB(im), nil
 		}
-		return out, nil
+		return toRGB(im), nil
 	}
 	return nil, fmt.Errorf("%w: neither JPEG, PNG nor WebP (it begins with %q)", ErrDecode, b[:min(len(b), 8)])
 }
@@ -126,38 +128,53 @@ func toRGB(im image.Image) *Image {
 	switch im := im.(type) {
 	case *image.YCbCr:
 		ycbcrToRGB(out, im)
-		return out
 	case *image.NRGBA:
-		for y := range out.Height {
-			src := im.Pix[im.PixOffset(b.Min.X, b.Min.Y+y):]
-			dst := out.Pix[y*out.Width*3:]
-			for x := range out.Width {
-				copy(dst[3*x:3*x+3], src[4*x:4*x+3])
-			}
-		}
-		return out
+		out.fill(im.Pix, im.Stride, func(dst, src []byte, x int) { copy(dst, src[4*x:4*x+3]) })
+	case *image.NRGBA64: // big-endian
+		out.fill(im.Pix, im.Stride, func(dst, src []byte, x int) { dst[0], dst[1], dst[2] = src[8*x], src[8*x+2], src[8*x+4] })
 	case *image.Gray:
-		for y := range out.Height {
-			src := im.Pix[im.PixOffset(b.Min.X, b.Min.Y+y):]
-			dst := out.Pix[y*out.Width*3:]
-			for x := range out.Width {
-				dst[3*x], dst[3*x+1], dst[3*x+2] = src[x], src[x], src[x]
+		out.fill(im.Pix, im.Stride, func(dst, src []byte, x int) { dst[0], dst[1], dst[2] = src[x], src[x], src[x] })
+	case *image.Paletted:
+		var table [256][3]byte
+		for i, c := range im.Palette {
+			if i == len(table) {
+				break
 			}
+			table[i] = rgbOf(c)
 		}
-		return out
-	case *image.NYCbCrA:
-		ycbcrToRGB(out, &im.YCbCr)
-		return out
-	}
-	i := 0
-	for y := b.Min.Y; y < b.Max.Y; y++ {
-		for x := b.Min.X; x < b.Max.X; x++ {
-			c := color.NRGBA64Model.Convert(im.At(x, y)).(color.NRGBA64)
-			out.Pix[i], out.Pix[i+1], out.Pix[i+2] = byte(c.R>>8), byte(c.G>>8), byte(c.B>>8)
-			i += 3
+		out.fill(im.Pix, im.Stride, func(dst, src []byte, x int) { copy(dst, table[src[x]][:]) })
+	default:
+		i := 0
+		for y := b.Min.Y; y < b.Max.Y; y++ {
+			for x := b.Min.X; x < b.Max.X; x++ {
+				c := rgbOf(im.At(x, y))
+				i += copy(out.Pix[i:], c[:])
+			}
 		}
 	}
 	return out
+}
+
+// fill sets every pixel from the rows of a decoded image, whose first pixel is
+// that of pix.
+func (m *Image) fill(pix []byte, stride int, set func(dst, row []byte, x int)) {
+	for y := range m.Height {
+		row := pix[y*stride:]
+		dst := m.Pix[y*m.Width*3:]
+		for x := range m.Width {
+			set(dst[3*x:3*x+3], row, x)
+		}
+	}
+}
+
+// rgbOf returns a color without its alpha; the color of a wholly transparent
+// one survives only where it is not premultiplied.
+func rgbOf(c color.Color) [3]byte {
+	if n, ok := c.(color.NRGBA); ok {
+		return [3]byte{n.R, n.G, n.B}
+	}
+	n := color.NRGBA64Model.Convert(c).(color.NRGBA64)
+	return [3]byte{byte(n.R >> 8), byte(n.G >> 8), byte(n.B >> 8)}
 }
 
 // gray converts RGB to luminance as Pillow's convert("L") does

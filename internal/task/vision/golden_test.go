@@ -89,7 +89,7 @@ func TestDecodeExact(t *testing.T) {
 // three, and chroma at low quality a little more.
 const (
 	maxLossyDiff  = 4
-	meanLossyDiff = 0.35
+	meanLossyDiff = 0.15
 )
 
 func TestDecodeLossy(t *testing.T) {

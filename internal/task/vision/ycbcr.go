@@ -127,3 +127,61 @@ func fancyRows(dst, near, far []byte, bias int32) {
 		dst[i] = byte((3*int32(near[i]) + int32(far[i]) + bias) >> 2)
 	}
 }
+
+// webpToRGB converts a lossy WebP as libwebp does (src/dsp/yuv.h and
+// upsampling.c): limited-range BT.601 in 14-bit fixed point and bilinear
+// chroma. A lossless one is RGB already.
+func webpToRGB(im image.Image) *Image {
+	var yc *image.YCbCr
+	switch im := im.(type) {
+	case *image.YCbCr:
+		yc = im
+	case *image.NYCbCrA:
+		yc = &im.YCbCr
+	default:
+		return toRGB(im)
+	}
+	b := yc.Bounds()
+	out := newImage(b.Dx(), b.Dy(), 3)
+	w, h := out.Width, out.Height
+	ch := (h + 1) / 2
+	us, vs := make([]byte, w), make([]byte, w)
+	for y := range h {
+		near := y / 2
+		far := near + 1
+		if y%2 == 0 {
+			far = near - 1
+		}
+		far = min(max(far, 0), ch-1)
+		for _, p := range []struct{ dst, plane []byte }{{us, yc.Cb}, {vs, yc.Cr}} {
+			webpChroma(p.dst, p.plane[near*yc.CStride:], p.plane[far*yc.CStride:])
+		}
+		luma := yc.Y[y*yc.YStride:][:w]
+		dst := out.Pix[y*w*3:][:w*3]
+		for x, l := range luma {
+			yy := int32(l) * 19077 >> 8
+			u, v := int32(us[x]), int32(vs[x])
+			dst[3*x] = clampByte((yy + v*26149>>8 - 14234) >> 6)
+			dst[3*x+1] = clampByte((yy - u*6419>>8 - v*13320>>8 + 8708) >> 6)
+			dst[3*x+2] = clampByte((yy + u*33050>>8 - 17685) >> 6)
+		}
+	}
+	return out
+}
+
+// webpChroma doubles a chroma row: each output weighs the four samples around
+// it by 9, 3, 3 and 1 sixteenths, in the two roundings of libwebp.
+func webpChroma(dst, near, far []byte) {
+	w := len(dst)
+	dst[0] = byte((3*int32(near[0]) + int32(far[0]) + 2) >> 2)
+	for x := 1; x <= (w-1)/2; x++ {
+		nl, nr, fl, fr := int32(near[x-1]), int32(near[x]), int32(far[x-1]), int32(far[x])
+		avg := nl + nr + fl + fr + 8
+		dst[2*x-1] = byte(((avg+2*(nr+fl))>>3 + nl) >> 1)
+		dst[2*x] = byte(((avg+2*(nl+fr))>>3 + nr) >> 1)
+	}
+	if w%2 == 0 {
+		last := w/2 - 1
+		dst[w-1] = byte((3*int32(near[last]) + int32(far[last]) + 2) >> 2)
+	}
+}

@@ -46,6 +46,7 @@ save("onebit.png", rgb.convert("1"))
 pal = rgb.quantize(16)
 save("palette_alpha.png", pal, transparency=3)
 save("gray_alpha.png", rgb.convert("LA"))
+save("rgba.webp", Image.fromarray(rgba), lossless=True, exact=True)
 save("lossless.webp", Image.fromarray(picture(40, 30)), lossless=True)
 big = Image.fromarray(picture(97, 65))
 for sub, tag in ((0, "444"), (1, "422"), (2, "420")):
@@ -55,14 +56,16 @@ save("progressive.jpg", big, True, quality=85, progressive=True)
 save("gray.jpg", rgb.convert("L"), True, quality=90)
 save("cmyk.jpg", rgb.convert("CMYK"), True, quality=90)
 save("tiny.jpg", Image.fromarray(picture(3, 5)), True, quality=90)
-save("lossy.webp", Image.fromarray(picture(40, 30)), True, quality=80)
+for w, h in ((40, 30), (41, 31)):
+    save(f"lossy{w}.webp", Image.fromarray(picture(w, h)), quality=80)
+save("lossy_alpha.webp", Image.fromarray(rgba), quality=80)
 for o in range(2, 9):
     ex = Image.Exif(); ex[0x0112] = o
     save(f"exif{o}.jpg", Image.fromarray(picture(20, 12)), True, quality=95, subsampling=0, exif=ex)
 
 src = Image.open("rgb.png").convert("RGB")
 for f in range(6):
-    for w, h in ((61, 20), (30, 47), (224, 224), (7, 5), (1, 1), (60, 46), (64, 3), (200, 11)):
+    for w, h in ((61, 20), (30, 47), (224, 224), (7, 5), (1, 1), (60, 46), (64, 3), (200, 11), (40, 5), (60, 44), (60, 45), (50, 25), (50, 24), (62, 48)):
         gold["resize"].append({"filter": f, "width": w, "height": h, "sha": sha(np.asarray(src.resize((w, h), f)))})
         if f in (2, 3):
             gold["resize"].append({"filter": f, "width": w, "height": h, "gray": True, "sha": sha(np.asarray(src.convert("L").resize((w, h), f)))})
