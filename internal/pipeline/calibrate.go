@@ -27,7 +27,9 @@ func (p Progress) say(phase string, frac float64) {
 // Evidence is what one calibration run observed.
 type Evidence struct {
 	*calib.Collector
-	rows    map[string]*quant.Rows
+	rows map[string]*quant.Rows
+	// dims sums the dimensions of the inputs over the samples.
+	dims    map[string][]int64
 	Seconds float64
 }
 
@@ -60,7 +62,7 @@ var ErrCalibration = errors.New("calibration failed")
 // are counted while the engine still holds them.
 func Calibrate(ctx context.Context, lab *Lab, m *graph.Model, p *quant.Plan, ds data.Dataset, progress Progress) (*Evidence, error) {
 	start := time.Now()
-	ev := &Evidence{rows: map[string]*quant.Rows{}}
+	ev := &Evidence{rows: map[string]*quant.Rows{}, dims: map[string][]int64{}}
 	specs := map[string]calib.Spec{}
 	for _, t := range p.Tensors {
 		specs[t] = calib.Spec{}
@@ -127,6 +129,14 @@ func (e *Evidence) observe(ctx context.Context, s engine.Session, sample data.Sa
 	}
 	if err := e.Observe(ctx, all, id); err != nil {
 		return err
+	}
+	for name, t := range sample.Feeds {
+		if e.dims[name] == nil {
+			e.dims[name] = make([]int64, len(t.Dims))
+		}
+		for i, d := range t.Dims {
+			e.dims[name][i] += d
+		}
 	}
 	key := binary.LittleEndian.Uint64(id[:8])
 	for name, r := range e.rows {

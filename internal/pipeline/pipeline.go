@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"context"
 	"time"
 
 	"github.com/fewbit/fewbit/internal/engine"
@@ -26,6 +27,9 @@ type Pipeline struct {
 	Threads int
 	// Version of fewbit, for reports.
 	Version string
+	// PeakMemory measures a model's peak resident size in a process of its own;
+	// nil leaves it out of reports.
+	PeakMemory func(ctx context.Context, path string) (int64, error)
 	// Scratch is the folder below which temporary models are written; "" is
 	// the system's.
 	Scratch string

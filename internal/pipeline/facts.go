@@ -1,0 +1,328 @@
+package pipeline
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/fewbit/fewbit/internal/calib"
+	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/eval"
+	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/quant"
+	"github.com/fewbit/fewbit/internal/report"
+	"golang.org/x/sys/cpu"
+)
+
+// describe fills the report's facts about model, recipe and machine.
+func (r *run) describe(ctx context.Context) error {
+	name := r.req.Name
+	if name == "" {
+		name = filepath.Base(r.req.Model)
+	}
+	sum, err := fileSHA256(ctx, r.req.Model)
+	if err != nil {
+		return err
+	}
+	r.rep.Model = modelFacts(r.m, name)
+	r.rep.Model.SHA256 = sum
+	c := r.req.Config
+	r.rep.Recipe = report.Recipe{Scheme: string(c.Scheme), Target: string(c.Target), Method: c.Method, Granularity: string(c.Granularity)}
+	r.rep.Machine = r.machine(ctx)
+	return nil
+}
+
+func modelFacts(m *graph.Model, name string) report.Model {
+	f := report.Model{Name: name, Opset: m.Opset(), Nodes: len(m.Graph.Nodes), Bytes: m.Bytes}
+	for _, n := range m.Graph.Inits() {
+		f.Parameters += m.Graph.Init(n).Len()
+	}
+	return f
+}
+
+func (r *run) describeResult(ctx context.Context, path string) error {
+	sum, err := fileSHA256(ctx, path)
+	if err != nil {
+		return err
+	}
+	r.rep.Quantized = modelFacts(r.m, r.rep.Model.Name)
+	r.rep.Quantized.SHA256 = sum
+	for _, suffix := range []string{"", ".data"} {
+		if st, err := os.Stat(path + suffix); err == nil {
+			r.rep.Quantized.Bytes += st.Size()
+		}
+	}
+	r.rep.Quantized.Bytes -= r.m.Bytes // modelFacts counted the source's file
+	return nil
+}
+
+// machine describes where this process runs.
+func (p *Pipeline) machine(ctx context.Context) report.Machine {
+	m := report.Machine{CPU: cpuName(), Cores: runtime.NumCPU(), Threads: p.Threads, Flags: cpuFlags(), OS: runtime.GOOS + "/" + runtime.GOARCH, Fewbit: p.Version}
+	if m.Threads == 0 {
+		m.Threads = engine.AvailableCPUs()
+	}
+	if d, err := p.Engine.Probe(ctx); err == nil {
+		m.Engine = d.Name
+	}
+	return m
+}
+
+func cpuName() string {
+	b, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return runtime.GOARCH
+	}
+	for _, line := range strings.Split(string(b), "\n") {
+		if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "model name" {
+			return strings.TrimSpace(v)
+		}
+	}
+	return runtime.GOARCH
+}
+
+// cpuFlags lists the instruction sets that decide integer speed.
+func cpuFlags() []string {
+	var f []string
+	add := func(has bool, name string) {
+		if has {
+			f = append(f, name)
+		}
+	}
+	add(cpu.X86.HasAVX2, "avx2")
+	add(cpu.X86.HasAVXVNNI, "avx_vnni")
+	add(cpu.X86.HasAVX512F, "avx512f")
+	add(cpu.X86.HasAVX512VNNI, "avx512_vnni")
+	add(cpu.X86.HasAVX512BF16, "avx512_bf16")
+	add(cpu.X86.HasAMXInt8, "amx_int8")
+	add(cpu.ARM64.HasASIMDDP, "dotprod")
+	add(cpu.ARM64.HasI8MM, "i8mm")
+	return f
+}
+
+// SaturatesU8S8 reports whether this CPU multiplies u8 by s8 through 16-bit
+// sums that saturate (x86 with AVX2 but no VNNI), so that weights need 7 bits.
+func SaturatesU8S8() bool {
+	return runtime.GOARCH == "amd64" && !cpu.X86.HasAVX512VNNI && !cpu.X86.HasAVXVNNI
+}
+
+func fileSHA256(ctx context.Context, path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", filepath.Base(path), unwrapPath(err))
+	}
+	defer f.Close()
+	h := sha256.New()
+	buf := make([]byte, 1<<20)
+	for {
+		if err := ctx.Err(); err != nil {
+			return "", err
+		}
+		n, err := f.Read(buf)
+		h.Write(buf[:n])
+		if err == io.EOF {
+			return hex.EncodeToString(h.Sum(nil)), nil
+		}
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", filepath.Base(path), unwrapPath(err))
+		}
+	}
+}
+
+var nan = math.NaN()
+
+// cover records, before the plan is written into the graph, which operators run in integers and what rule the others broke.
+func (r *run) cover() {
+	for _, c := range r.plan.Cover(r.m, r.bind()) {
+		op := report.Operator{Name: c.Node.Name, Op: c.Node.Op, Integer: c.Integer, Rule: c.Rule, MACs: c.MACs, Precision: "fp32", SQNR: report.Num(nan), Cosine: report.Num(nan)}
+		if c.Integer {
+			op.Precision = "int8"
+		}
+		r.rep.Operators = append(r.rep.Operators, op)
+	}
+	r.rep.Integer = report.CountMACs(r.rep.Operators)
+}
+
+// bind gives the symbolic dimensions the mean sizes seen in calibration, or 1.
+func (r *run) bind() map[string]int64 {
+	bind := map[string]int64{}
+	for _, v := range r.m.Graph.Inputs {
+		for i, d := range v.Dims {
+			if d.N >= 0 || d.Name == "" {
+				continue
+			}
+			bind[d.Name] = 1
+			if r.evidence != nil && r.evidence.dims[v.Name] != nil {
+				bind[d.Name] = max(1, r.evidence.dims[v.Name][i]/int64(r.evidence.Samples()))
+			} else if i > 0 {
+				bind[d.Name] = defaultLength
+			}
+		}
+	}
+	return bind
+}
+
+// defaultLength stands in for a variable length when nothing was calibrated:
+// it weighs attention against projections in the share of integer work.
+const defaultLength = 128
+
+// receipt turns the calibration's facts and choices into the report's.
+func (r *run) receipt() {
+	if r.evidence == nil {
+		return
+	}
+	ranges := map[string]calib.Range{}
+	for t, c := range r.choices {
+		if c.Smooth == nil {
+			ranges[t] = c.Range
+		}
+	}
+	table := r.evidence.Table(r.rep.Model.SHA256)
+	rc, err := table.Receipt(ranges)
+	out := &report.Calibration{Source: filepath.Base(r.req.Calib), Samples: int64(rc.Samples), Duplicates: int64(rc.Duplicates), Tensors: len(rc.Tensors), Seconds: r.evidence.Seconds, Warnings: rc.Warnings}
+	if err != nil {
+		out.Warnings = append(out.Warnings, err.Error())
+	}
+	var clipped, seen float64
+	for _, name := range table.Names() {
+		t := rc.Tensors[name]
+		out.NaN += int64(t.NaN)
+		out.Inf += int64(t.Inf)
+		if t.Constant {
+			out.Constant++
+			out.ConstantNames = append(out.ConstantNames, name)
+		}
+		if t.Wide {
+			out.LargeNames = append(out.LargeNames, name)
+		}
+		if t.Range != nil {
+			clipped += t.ClippedShare * float64(t.Elements)
+			seen += float64(t.Elements)
+		}
+	}
+	if seen > 0 {
+		out.Clipped = report.Num(clipped / seen)
+	}
+	r.rep.Calibration = out
+	r.rep.Tensors = r.tensorChoices()
+}
+
+// plotBins is the number of bins of the histograms in reports.
+const plotBins = 64
+
+func (r *run) tensorChoices() []report.TensorChoice {
+	readers := map[string]string{}
+	for _, op := range r.plan.Ops {
+		for _, x := range op.X {
+			if readers[x] == "" {
+				readers[x] = op.Node.Name
+			}
+		}
+	}
+	names := r.plan.Tensors
+	if len(names) == 0 {
+		names = sortedKeys(r.choices)
+	}
+	var out []report.TensorChoice
+	for _, t := range names {
+		c := r.choices[t]
+		if c == nil {
+			continue
+		}
+		h := r.evidence.Histogram(t)
+		seen, _ := h.MinMax()
+		tc := report.TensorChoice{
+			Name: t, Operator: readers[t], Method: c.Method, Type: c.Scheme.Type.String(), Granularity: "per-tensor",
+			Lo: report.Num(c.Range.Lo), Hi: report.Num(c.Range.Hi), ObservedLo: report.Num(seen.Lo), ObservedHi: report.Num(seen.Hi),
+			Scale: report.Num(c.Params.Scale), ZeroPoint: int(c.Params.Zero), Error: report.Num(nan), Why: c.Why,
+		}
+		if c.Smooth != nil {
+			tc.Method = fmt.Sprintf("smooth %.1f, %s", c.Alpha, c.Method)
+		}
+		for _, m := range sortedKeys(c.Candidates) {
+			e := nan
+			if v, ok := c.Errors[m]; ok {
+				e = v
+			}
+			if m == tc.Method {
+				tc.Error = report.Num(e)
+			}
+			tc.Candidates = append(tc.Candidates, report.Candidate{Method: m, Lo: report.Num(c.Candidates[m].Lo), Hi: report.Num(c.Candidates[m].Hi), Error: report.Num(e)})
+		}
+		if c.Smooth == nil { // the thresholds of a smoothed tensor are not on this axis
+			tc.Histogram = plotHistogram(h, seen)
+		}
+		out = append(out, tc)
+	}
+	return out
+}
+
+func plotHistogram(h *calib.Histogram, seen calib.Range) *report.Histogram {
+	if !(seen.Hi > seen.Lo) {
+		return nil
+	}
+	p := &report.Histogram{Lo: report.Num(seen.Lo), Hi: report.Num(seen.Hi), Counts: make([]int64, plotBins)}
+	width := (float64(seen.Hi) - float64(seen.Lo)) / plotBins
+	for _, c := range h.Cells() {
+		i := int(((c.Lo+c.Hi)/2 - float64(seen.Lo)) / width)
+		p.Counts[min(max(i, 0), plotBins-1)] += int64(c.Count)
+	}
+	return p
+}
+
+// operatorSamples is how many samples the error of every operator is taken over.
+const operatorSamples = 16
+
+// operators measures each operator's output against the float model's, on
+// inputs that carry the error of all operators before it.
+func (r *run) operators(ctx context.Context) error {
+	var taps []eval.Tap
+	var refOuts, qOuts []string
+	for _, op := range r.plan.Ops {
+		if op.Kind != quant.Linear && op.Kind != quant.Conv {
+			continue
+		}
+		t := eval.Tap{Name: op.Node.Name, Ref: op.Out, Quant: op.Out}
+		if op.QuantOut {
+			t.Quant = op.Out + "_dequantized"
+		}
+		taps = append(taps, t)
+		refOuts, qOuts = append(refOuts, t.Ref), append(qOuts, t.Quant)
+	}
+	ref, err := r.lab.Open(ctx, r.float, refOuts, engine.Options{})
+	if err != nil {
+		return err
+	}
+	defer ref.Close()
+	q, err := r.lab.Open(ctx, r.qdq, qOuts, engine.Options{})
+	if err != nil {
+		return err
+	}
+	defer q.Close()
+	ds, err := r.openEval()
+	if err != nil {
+		return err
+	}
+	defer ds.Close()
+	res, err := eval.Compare(ctx, ref, q, ds, eval.Options{Taps: taps, MaxSamples: operatorSamples, Output: r.m.Graph.Outputs[0].Name})
+	if err != nil {
+		return err
+	}
+	at := map[string]eval.TensorFidelity{}
+	for _, t := range res.Tensors {
+		at[t.Name] = t
+	}
+	for i := range r.rep.Operators {
+		if t, ok := at[r.rep.Operators[i].Name]; ok {
+			r.rep.Operators[i].SQNR, r.rep.Operators[i].Cosine = report.Num(t.SQNR), report.Num(t.Cosine)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,326 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/fewbit/fewbit/internal/data"
+	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/eval"
+	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/onnx"
+	"github.com/fewbit/fewbit/internal/quant"
+	"github.com/fewbit/fewbit/internal/report"
+)
+
+// Errors of a run.
+var (
+	// ErrNeedsCalibration: the scheme is static and there is no calibration data.
+	ErrNeedsCalibration = errors.New("static quantization needs calibration data")
+	// ErrRefused: the gate refused the result; nothing was written.
+	ErrRefused = errors.New("the result was refused")
+)
+
+// Quantize runs the whole job. The report is complete whenever there is one,
+// with ErrRefused too; nothing is written to Out unless the gate accepts the
+// result or Force is set.
+func (p *Pipeline) Quantize(ctx context.Context, req Request, progress Progress) (*report.Report, error) {
+	cfg, err := req.Config.WithDefaults()
+	if err != nil {
+		return nil, err
+	}
+	req.Config = cfg
+	if cfg.Scheme == quant.INT8 && req.Calib == "" {
+		return nil, fmt.Errorf("%w: give --calib DATA, or use scheme %s, which measures ranges as it runs", ErrNeedsCalibration, quant.INT8Dynamic)
+	}
+	progress.say("open", 0)
+	m, err := graph.Open(req.Model)
+	if err != nil {
+		return nil, err
+	}
+	defer m.Close()
+	lab, err := NewLab(p.Engine, p.Threads, p.Scratch)
+	if err != nil {
+		return nil, err
+	}
+	defer lab.Close()
+	r := &run{Pipeline: p, req: req, lab: lab, m: m, progress: progress, choices: quant.Choices{}, rep: &report.Report{Created: time.Now().UTC(), Command: req.Command}}
+	if err := r.describe(ctx); err != nil {
+		return nil, err
+	}
+	if err := r.quantize(ctx); err != nil {
+		return nil, err
+	}
+	return r.rep, r.finish(ctx)
+}
+
+// run is the state of one job.
+type run struct {
+	*Pipeline
+	req      Request
+	lab      *Lab
+	m        *graph.Model // becomes the quantized model
+	float    *graph.Model // the prepared float model
+	qdq      *graph.Model // the form whose inner tensors compare with float's
+	plan     *quant.Plan
+	spec     engine.IOSpec
+	evidence *Evidence
+	choices  quant.Choices
+	progress Progress
+	rep      *report.Report
+}
+
+func (r *run) passes(ctx context.Context, table ...quant.Pass) error {
+	ran, err := quant.Run(ctx, r.m, table, r.req.Dump)
+	for _, s := range ran {
+		r.rep.Passes = append(r.rep.Passes, report.Pass{Name: s.Name, Seconds: s.Seconds, Changed: s.Changed, Gain: s.Note})
+	}
+	return err
+}
+
+func (r *run) quantize(ctx context.Context) error {
+	if op := r.m.Quantized(); op != "" {
+		return fmt.Errorf("%w: it contains %s; give the float model it was made from", quant.ErrQuantized, op)
+	}
+	cfg := r.req.Config
+	r.progress.say("prepare", 0)
+	if err := r.passes(ctx, quant.Prepare(cfg)...); err != nil {
+		return err
+	}
+	r.float = r.m.Clone()
+	var err error
+	if r.plan, err = quant.NewPlan(r.m, cfg); err != nil {
+		return err
+	}
+	r.spec = specOf(r.m)
+	if r.req.Calib != "" {
+		if err := r.calibrate(ctx); err != nil {
+			return err
+		}
+		choose := []quant.Pass{&quant.Ranges{Plan: r.plan, Stats: r.evidence, GEMM: r.lab, Choices: r.choices,
+			Progress: func(f float64) { r.progress.say("choose ranges", f) }}}
+		if cfg.Method == quant.Auto && cfg.Scheme == quant.INT8 {
+			choose = append(choose, &autoPass{r.lab, r.plan, r.choices, r.openCalib, r.progress})
+		}
+		if !cfg.NoBiasCorrection && cfg.Scheme == quant.INT8 {
+			choose = append(choose, &biasPass{r.lab, r.plan, r.choices, r.openCalib, r.progress})
+		}
+		if err := r.passes(ctx, choose...); err != nil {
+			return err
+		}
+	}
+	r.progress.say("rewrite", 0)
+	r.cover()
+	if !cfg.NoEmbeddings {
+		if err := r.passes(ctx, quant.Embeddings{Config: cfg}); err != nil {
+			return err
+		}
+	}
+	if err := r.passes(ctx, &quant.Insert{Plan: r.plan, Choices: r.choices}); err != nil {
+		return err
+	}
+	r.qdq = r.m.Clone()
+	if cfg.Target != quant.QDQ && cfg.Scheme == quant.INT8 {
+		if err := r.passes(ctx, quant.Lower{}); err != nil {
+			return err
+		}
+	}
+	r.stamp()
+	return nil
+}
+
+// stamp writes into the file what made it.
+func (r *run) stamp() {
+	for k, v := range map[string]string{
+		"fewbit.version": r.Version, "fewbit.scheme": string(r.req.Config.Scheme), "fewbit.target": string(r.req.Config.Target),
+		"fewbit.source_sha256": r.rep.Model.SHA256,
+	} {
+		if v != "" {
+			r.m.Metadata[k] = v
+		}
+	}
+}
+
+func (r *run) calibrate(ctx context.Context) error {
+	ds, err := r.openCalib()
+	if err != nil {
+		return fmt.Errorf("calibration data: %w", err)
+	}
+	defer ds.Close()
+	r.evidence, err = Calibrate(ctx, r.lab, r.m, r.plan, ds, r.progress)
+	if err != nil {
+		return fmt.Errorf("calibration: %w", err)
+	}
+	return nil
+}
+
+func (r *run) samples() int {
+	if r.req.Samples > 0 {
+		return r.req.Samples
+	}
+	return DefaultSamples
+}
+
+func (r *run) dataOptions() data.Options {
+	return data.Options{Spec: r.spec, ModelDir: filepath.Dir(r.req.Model), MaxTokens: r.req.MaxTokens}
+}
+
+func (r *run) openCalib() (data.Dataset, error) {
+	o := r.dataOptions()
+	o.Samples = r.samples()
+	return data.Open(r.req.Calib, o)
+}
+
+// openEval opens the evaluation data: of the same file as calibration, the
+// samples that did not calibrate.
+func (r *run) openEval() (data.Dataset, error) {
+	o := r.dataOptions()
+	o.Samples = r.req.EvalSamples
+	path := r.req.Eval
+	if path == "" {
+		path = r.req.Calib
+	}
+	if path == r.req.Calib {
+		o.Skip = r.samples()
+		ds, err := data.Open(path, o)
+		if err == nil || r.req.Eval != "" || !errors.Is(err, data.ErrEmpty) {
+			return ds, err
+		}
+		// Every sample calibrated and there is no other data: better measured
+		// on those than not at all, and said.
+		r.rep.Warnings = append(r.rep.Warnings, "judged on the calibration data itself, which flatters; give --eval DATA")
+		o.Skip = 0
+	}
+	return data.Open(path, o)
+}
+
+// specOf describes a model's inputs and outputs without opening a session.
+func specOf(m *graph.Model) engine.IOSpec {
+	list := func(vs []*graph.Value) []engine.IO {
+		out := make([]engine.IO, len(vs))
+		for i, v := range vs {
+			io := engine.IO{Name: v.Name, Type: v.Type}
+			for _, d := range v.Dims {
+				io.Dims = append(io.Dims, d.N)
+				io.DimNames = append(io.DimNames, d.Name)
+			}
+			out[i] = io
+		}
+		return out
+	}
+	return engine.IOSpec{Inputs: list(m.Graph.Inputs), Outputs: list(m.Graph.Outputs), Metadata: m.Metadata}
+}
+
+// finish saves the model beside its destination, judges it and publishes it.
+func (r *run) finish(ctx context.Context) error {
+	st, err := newStage(r.req.Out, r.lab.dir)
+	if err != nil {
+		return err
+	}
+	defer st.discard()
+	r.progress.say("save", 0)
+	if err := r.m.Save(st.path, onnx.SaveOptions{}); err != nil {
+		return err
+	}
+	if err := r.describeResult(ctx, st.path); err != nil {
+		return err
+	}
+	r.receipt()
+	if r.req.Calib != "" || r.req.Eval != "" {
+		if err := r.judge(ctx, st.path); err != nil {
+			return err
+		}
+	} else {
+		r.rep.Warnings = append(r.rep.Warnings, "not judged: there is no data; give --eval DATA or --calib DATA to measure what was lost")
+	}
+	if v := r.rep.Judge(r.req.Force); v.Status == report.Refused {
+		return fmt.Errorf("%w: %s (--force keeps it)", ErrRefused, v.Reasons[0])
+	}
+	if r.req.Out == "" {
+		return nil
+	}
+	return st.publish()
+}
+
+func (r *run) judge(ctx context.Context, path string) error {
+	if err := r.operators(ctx); err != nil {
+		return fmt.Errorf("compare operators: %w", err)
+	}
+	ref, err := r.Engine.OpenFile(ctx, r.req.Model, engine.Options{Threads: r.Threads})
+	if err != nil {
+		return fmt.Errorf("open the float model: %w", err)
+	}
+	defer ref.Close()
+	q, err := r.Engine.OpenFile(ctx, path, engine.Options{Threads: r.Threads})
+	if err != nil {
+		return fmt.Errorf("open the quantized model: %w", err)
+	}
+	defer q.Close()
+	ds, err := r.openEval()
+	if err != nil {
+		return fmt.Errorf("evaluation data: %w", err)
+	}
+	defer ds.Close()
+	if !ds.Labelled() {
+		r.rep.Warnings = append(r.rep.Warnings, "the evaluation data has no labels: judged by fidelity to the float model")
+	}
+	o := eval.Options{Progress: func(done int) { r.progress.say("evaluate", float64(done)/float64(max(ds.Len(), done))) }}
+	if !r.req.NoLatency {
+		o.Latency = &eval.InterleaveOptions{Warmup: 3, MinTime: minLatencyTime, MaxTime: maxLatencyTime}
+	}
+	res, err := eval.Compare(ctx, ref, q, ds, o)
+	if err != nil {
+		return fmt.Errorf("evaluate: %w", err)
+	}
+	r.rep.Evaluation = res
+	r.rep.Warnings = append(r.rep.Warnings, res.Warnings...)
+	r.rep.Gate = r.gate(ds.Labelled() && res.Difference != nil)
+	return r.peaks(ctx, path)
+}
+
+// The interleaved latency measurement goes on for this long.
+const (
+	minLatencyTime = 2 * time.Second
+	maxLatencyTime = 20 * time.Second
+)
+
+func (r *run) gate(labelled bool) eval.Gate {
+	loss := r.req.MaxLoss
+	if loss == 0 {
+		loss = DefaultMaxLoss
+	}
+	slo := r.req.SLO
+	if slo == 0 {
+		slo = DefaultSLO
+	}
+	g := eval.Gate{SLOMS: float64(slo) / float64(time.Millisecond)}
+	if labelled {
+		g.MaxLoss = &loss
+	} else {
+		cos := 1 - loss
+		g.MinCosine = &cos
+	}
+	return g
+}
+
+func (r *run) peaks(ctx context.Context, path string) error {
+	if r.PeakMemory == nil {
+		return nil
+	}
+	r.progress.say("measure memory", 0)
+	var err error
+	if r.rep.Memory.FP32Peak, err = r.PeakMemory(ctx, r.req.Model); err == nil {
+		r.rep.Memory.QuantPeak, err = r.PeakMemory(ctx, path)
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		r.rep.Memory = report.Memory{}
+		r.rep.Warnings = append(r.rep.Warnings, "peak memory was not measured: "+err.Error())
+	}
+	return nil
+}

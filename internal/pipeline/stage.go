@@ -1,0 +1,50 @@
+package pipeline
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// stage is a folder in which a result is made before it is published: on the
+// destination's file system, so that publishing is a rename.
+type stage struct {
+	dir, path, out string
+}
+
+// newStage prepares for publishing to out; with out "" the result stays in
+// scratch and is never published.
+func newStage(out, scratch string) (*stage, error) {
+	if out == "" {
+		return &stage{path: filepath.Join(scratch, "result.onnx")}, nil
+	}
+	dir, err := os.MkdirTemp(filepath.Dir(out), ".fewbit-stage-*")
+	if err != nil {
+		return nil, fmt.Errorf("write %s: %w", filepath.Base(out), unwrapPath(err))
+	}
+	return &stage{dir: dir, path: filepath.Join(dir, filepath.Base(out)), out: out}, nil
+}
+
+func (s *stage) discard() {
+	if s.dir != "" {
+		os.RemoveAll(s.dir)
+	}
+}
+
+// publish moves the result to its place: its external data first, so that the
+// model, once visible, is whole.
+func (s *stage) publish() error {
+	for _, suffix := range []string{".data", ""} {
+		if _, err := os.Stat(s.path + suffix); suffix != "" && os.IsNotExist(err) {
+			continue
+		}
+		if err := os.Rename(s.path+suffix, s.out+suffix); err != nil {
+			return fmt.Errorf("write %s: %w", filepath.Base(s.out), unwrapPath(err))
+		}
+	}
+	if d, err := os.Open(filepath.Dir(s.out)); err == nil {
+		d.Sync() // best effort: some file systems refuse to sync a folder
+		d.Close()
+	}
+	return nil
+}
