@@ -41,6 +41,7 @@ run: build deps ## quantize the news classifier, show FP32 against INT8, and ser
 	@exec build/demo -listen '$(LISTEN)' -data-dir '$(DATA_DIR)'
 
 test: deps ## vet and every test (at most 15 minutes on 2 cores)
+	$(PYTHON) -B -m unittest discover -s tools/fetch
 	$(GO) vet ./...
 	$(GO) test -json -timeout 14m ./... | $(GO) run ./tools/testreport
 
