@@ -30,7 +30,7 @@ func (g Gate) Check(r *Result) (refusals, warnings []string) {
 		refuse("%d of %d samples give NaN or infinity where FP32 gives numbers", r.BrokenSamples, r.Samples)
 	}
 	switch {
-	case g.MaxLoss != nil && r.Difference != nil:
+	case g.MaxLoss != nil && r.Difference != nil && r.RefAccuracy != nil && r.QuantAccuracy != nil:
 		budget := *g.MaxLoss * r.RefAccuracy.Value
 		if -r.Difference.Value > budget {
 			refuse("accuracy fell from %.2f %% to %.2f %%, by %.2f points where %.2f are allowed", 100*r.RefAccuracy.Value, 100*r.QuantAccuracy.Value, -100*r.Difference.Value, 100*budget)
@@ -40,7 +40,7 @@ func (g Gate) Check(r *Result) (refusals, warnings []string) {
 	case g.MinCosine != nil && r.Cosine.Mean < *g.MinCosine:
 		refuse("mean cosine to FP32 is %.4f where %.4f is asked for", r.Cosine.Mean, *g.MinCosine)
 	}
-	if r.Latency == nil || len(r.Latency.Ratios) < 2 {
+	if r.Latency == nil || len(r.Latency.Ratios) < 2 || len(r.Latency.Candidates) < 2 {
 		return refusals, warnings
 	}
 	ratio, lat := r.Latency.Ratios[1], r.Latency.Candidates[1]
