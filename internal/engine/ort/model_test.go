@@ -52,14 +52,6 @@ func node(op string, in, out []string, attrs ...*pb.AttributeProto) *pb.NodeProt
 	return &pb.NodeProto{OpType: proto.String(op), Name: proto.String("/test/" + op + "_" + out[0]), Input: in, Output: out, Attribute: attrs}
 }
 
-func attrInt(name string, v int64) *pb.AttributeProto {
-	return &pb.AttributeProto{Name: proto.String(name), Type: pb.AttributeProto_INT.Enum(), I: proto.Int64(v)}
-}
-
-func attrString(name, v string) *pb.AttributeProto {
-	return &pb.AttributeProto{Name: proto.String(name), Type: pb.AttributeProto_STRING.Enum(), S: []byte(v)}
-}
-
 func attrGraph(name string, g *pb.GraphProto) *pb.AttributeProto {
 	return &pb.AttributeProto{Name: proto.String(name), Type: pb.AttributeProto_GRAPH.Enum(), G: g}
 }
