@@ -2,6 +2,7 @@ package registry
 
 import (
 	"archive/zip"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -20,7 +21,10 @@ const (
 	maxEntryOverhead  = 2048    // bytes of central directory an entry may take, on average
 )
 
-var zipMagic = []byte("PK\x03\x04")
+// isZip knows the first bytes of a zip, and of one without entries.
+func isZip(head []byte) bool {
+	return bytes.HasPrefix(head, []byte("PK\x03\x04")) || bytes.HasPrefix(head, []byte("PK\x05\x06"))
+}
 
 // archive is an opened zip whose entries have been checked: names, kinds,
 // declared sizes.

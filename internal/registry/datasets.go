@@ -130,7 +130,7 @@ func detect(head []byte, contentType string) (Kind, error) {
 	switch {
 	case len(head) == 0:
 		return "", fmt.Errorf("%w: the body is empty", ErrInvalid)
-	case bytes.HasPrefix(head, zipMagic):
+	case isZip(head):
 		return "zip", nil
 	case bytes.HasPrefix(head, []byte("\x93NUMPY")):
 		return KindNPY, nil

@@ -2,7 +2,6 @@ package registry
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -36,7 +35,7 @@ func (r *Registry) Upload(ctx context.Context, model string, body io.Reader, siz
 		return Version{}, err
 	case len(head) == 0:
 		return Version{}, fmt.Errorf("%w: the body is empty, send an ONNX file or a zip with %s", ErrInvalid, ModelFile)
-	case bytes.HasPrefix(head, zipMagic):
+	case isZip(head):
 		err = r.unpackModel(ctx, s, body)
 	default:
 		_, err = r.copyTo(ctx, filepath.Join(s.Dir(), ModelFile), body, r.o.MaxUpload, "the body")
