@@ -1,0 +1,175 @@
+package main
+
+import (
+	"archive/zip"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fewbit/fewbit/internal/jobs"
+	"github.com/fewbit/fewbit/internal/report"
+)
+
+func serve(t *testing.T, routes map[string]http.HandlerFunc) *client {
+	t.Helper()
+	mux := http.NewServeMux()
+	for pattern, h := range routes {
+		mux.HandleFunc(pattern, h)
+	}
+	s := httptest.NewServer(mux)
+	t.Cleanup(s.Close)
+	return newClient(s.URL)
+}
+
+func answer(body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, body) }
+}
+
+func TestFollowByEvents(t *testing.T) {
+	api := serve(t, map[string]http.HandlerFunc{
+		"GET /quantize/7/events": answer(": ping\n\nevent: status\ndata: {\"id\":\"7\",\"status\":\"running\",\"phase\":\"calibrate\",\"progress\":0.5}\n\n" +
+			"data: {\"id\":\"7\",\"status\":\"succeeded\",\"progress\":1}\n\n"),
+	})
+	var seen []string
+	s, err := api.follow(context.Background(), "7", func(s jobs.Status) { seen = append(seen, string(s.Status)+" "+s.Phase) })
+	if err != nil || s.Status != jobs.Succeeded {
+		t.Fatalf("%v, %v", s.Status, err)
+	}
+	if got := strings.Join(seen, ", "); got != "running calibrate, succeeded " {
+		t.Errorf("seen %q", got)
+	}
+}
+
+// TestFollowByPolling: the events break off, as they do behind some proxies.
+func TestFollowByPolling(t *testing.T) {
+	asked := 0
+	api := serve(t, map[string]http.HandlerFunc{
+		"GET /quantize/7": func(w http.ResponseWriter, _ *http.Request) {
+			asked++
+			state := "running"
+			if asked == 2 {
+				state = "failed"
+			}
+			fmt.Fprintf(w, `{"id":"7","status":%q,"error":"no reason"}`, state)
+		},
+	})
+	s, err := api.follow(context.Background(), "7", func(jobs.Status) {})
+	if err != nil || s.Status != jobs.Failed || asked != 2 {
+		t.Fatalf("%v after %d questions, %v", s.Status, asked, err)
+	}
+}
+
+func TestErrorsAreTheServersWords(t *testing.T) {
+	api := serve(t, map[string]http.HandlerFunc{
+		"POST /quantize": func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusNotFound)
+			io.WriteString(w, `{"error":"model \"news\" is unknown"}`)
+		},
+	})
+	_, err := api.submit(context.Background(), jobs.Spec{})
+	if err == nil || !strings.Contains(err.Error(), `404 Not Found: model "news" is unknown`) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestPutModelSendsAZip(t *testing.T) {
+	dir := t.TempDir()
+	for _, f := range modelFiles {
+		if err := os.WriteFile(filepath.Join(dir, f), []byte("of "+f), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got []string
+	api := serve(t, map[string]http.HandlerFunc{
+		"PUT /models/news": func(w http.ResponseWriter, r *http.Request) {
+			b, _ := io.ReadAll(r.Body)
+			z, err := zip.NewReader(bytes.NewReader(b), int64(len(b)))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for _, f := range z.File {
+				got = append(got, f.Name)
+			}
+			w.WriteHeader(http.StatusCreated)
+			io.WriteString(w, `{"version":"3"}`)
+		},
+	})
+	v, err := api.putModel(context.Background(), "news", dir)
+	if err != nil || v != "3" {
+		t.Fatalf("%q, %v", v, err)
+	}
+	if strings.Join(got, " ") != strings.Join(modelFiles, " ") {
+		t.Errorf("zip holds %v", got)
+	}
+	if _, err := api.putModel(context.Background(), "news", t.TempDir()); err == nil {
+		t.Error("an empty folder was uploaded")
+	}
+}
+
+func TestReportIsFound(t *testing.T) {
+	var b bytes.Buffer
+	if err := report.WriteJSON(&b, report.Report{Quantized: report.Model{Name: "q"}}); err != nil {
+		t.Fatal(err)
+	}
+	api := serve(t, map[string]http.HandlerFunc{"GET /quantize/7/report": answer(b.String())})
+	for name, result := range map[string]string{"the result is it": b.String(), "the result holds it": `{"version":"2","report":` + b.String() + `}`, "at its own address": `{"version":"2"}`} {
+		r, err := api.report(context.Background(), jobs.Status{ID: "7", Result: []byte(result)})
+		if err != nil || r.Quantized.Name != "q" {
+			t.Errorf("%s: %+v, %v", name, r, err)
+		}
+	}
+}
+
+func TestTakenPort(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, err = startServer(config{listen: l.Addr().String(), dataDir: t.TempDir()})
+	if err == nil || !strings.Contains(err.Error(), "address already in use") || !strings.Contains(err.Error(), "make run LISTEN=") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// TestServerThatEnds starts a program that fails at once: the error holds the
+// last line of its log.
+func TestServerThatEnds(t *testing.T) {
+	dir := t.TempDir()
+	bad := filepath.Join(dir, "serve")
+	if err := os.WriteFile(bad, []byte("#!/bin/sh\necho cannot find the library >&2\nexit 1\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s, err := startServer(config{serve: bad, listen: "127.0.0.1:0", dataDir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err = s.untilReady(ctx, newClient("http://127.0.0.1:1"))
+	if err == nil || !strings.Contains(err.Error(), "did not start") || !strings.Contains(err.Error(), "cannot find the library") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestProgressLines(t *testing.T) {
+	var b strings.Builder
+	p := &progress{out: &b, start: time.Now()}
+	for _, s := range []jobs.Status{{Phase: "calibrate", Status: jobs.Running, Progress: .1}, {Phase: "calibrate", Status: jobs.Running, Progress: .2}, {Phase: "evaluate", Status: jobs.Running, Progress: .6}} {
+		p.show(s)
+	}
+	p.done()
+	if n := strings.Count(b.String(), "\n"); n != 2 {
+		t.Errorf("%d lines, want one a phase:\n%s", n, b.String())
+	}
+}
