@@ -192,7 +192,7 @@ func Split(path string, o Options, n int) (calibration, evaluation Dataset, err 
 	if evaluation, err = Open(path, eo); err != nil {
 		calibration.Close()
 		if errors.Is(err, ErrEmpty) {
-			err = fmt.Errorf("%w: %d of %d samples go to calibration and none is left for evaluation; ask for fewer", ErrEmpty, calibration.Len(), calibration.Len())
+			err = fmt.Errorf("%w: all its %d samples go to calibration and none is left for evaluation; ask for fewer", ErrEmpty, calibration.Len())
 		}
 		return nil, nil, err
 	}

@@ -331,8 +331,10 @@ func (a *arrays) close() error {
 	return a.file.Close()
 }
 
+func (a *arrays) id(i int) string { return fmt.Sprintf("row %d", i) }
+
 func (a *arrays) read(_ context.Context, i int) (Sample, error) {
-	s := Sample{Feeds: make(engine.Feeds, len(a.inputs)), ID: fmt.Sprintf("row %d", i)}
+	s := Sample{Feeds: make(engine.Feeds, len(a.inputs)), ID: a.id(i)}
 	for _, in := range a.inputs {
 		t, err := a.row(in, i)
 		if err != nil {
