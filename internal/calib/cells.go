@@ -35,7 +35,7 @@ func (h *Histogram) magnitudes(signs int) []Cell {
 			top = math.Max(top, [2]float64{float64(h.hi), -float64(h.lo)}[i])
 		}
 	}
-	var cells []Cell
+	cells := make([]Cell, 0, sideBins)
 	add := func(lo, hi float64, n uint64) {
 		if n > 0 {
 			cells = append(cells, Cell{lo, math.Min(hi, top), n})

@@ -112,6 +112,17 @@ func (c *ChannelSum) Observe(x []float32) { c.ObserveInner(x, 1) }
 
 // ObserveInner adds x with inner values in a row for each channel.
 func (c *ChannelSum) ObserveInner(x []float32, inner int) {
+	if inner == 1 {
+		for ; len(x) >= len(c.s); x = x[len(c.s):] {
+			for i, v := range x[:len(c.s)] {
+				if math.Float32bits(v)&absMask < infBits {
+					c.s[i].add(v)
+					c.n[i]++
+				}
+			}
+		}
+		return
+	}
 	eachChannel(x, len(c.s), inner, func(ch int, run []float32) {
 		s := &c.s[ch]
 		for _, v := range run {

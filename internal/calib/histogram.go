@@ -111,7 +111,7 @@ func (h *Histogram) observe(x []float32, kn kernels) {
 		f := kn.scan(c)
 		if f.absMax >= infBits { // NaN or Inf inside: one value at a time
 			if a := finiteMax(c); a >= h.state.limit && held > 0 {
-				h.flush(t)
+				h.flush(t, kn)
 				held = 0
 			}
 			h.addSlow(c)
@@ -119,7 +119,7 @@ func (h *Histogram) observe(x []float32, kn kernels) {
 		}
 		if f.absMax >= h.state.limit {
 			if held > 0 {
-				h.flush(t)
+				h.flush(t, kn)
 				held = 0
 			}
 			h.widen(expFor(f.absMax))
@@ -135,12 +135,12 @@ func (h *Histogram) observe(x []float32, kn kernels) {
 			}
 		}
 		if held++; held == maxHeld {
-			h.flush(t)
+			h.flush(t, kn)
 			held = 0
 		}
 	}
 	if held > 0 {
-		h.flush(t)
+		h.flush(t, kn)
 	}
 }
 

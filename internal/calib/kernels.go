@@ -28,7 +28,11 @@ const (
 
 type binTable [copies][2 * half]uint16
 
-var scratch = sync.Pool{New: func() any { return new(binTable) }}
+// A table comes back to the pool empty. It is allocated as words, so that its
+// counters can be looked at four at a time.
+var scratch = sync.Pool{New: func() any {
+	return (*binTable)(unsafe.Pointer(new([unsafe.Sizeof(binTable{}) / 8]uint64)))
+}}
 
 // base is the cell code of slot 0; never negative, so that zero is in slot 0.
 func (s binState) base() int32 { return max(int32(s.thr>>cellSh)-window, 0) }
@@ -43,18 +47,20 @@ type scanFacts struct {
 // binFacts count the values that slot 0 received; below includes zeros.
 type binFacts struct{ below, zeros int32 }
 
-// kernels is one implementation of the two inner loops. All agree bit for bit
+// kernels is one implementation of the inner loops. All agree bit for bit
 // (fuzzed).
 type kernels struct {
 	name string
 	scan func(x []float32) scanFacts
 	// bin adds finite x, each below the limit of scale's k, to t.
 	bin func(x []float32, scale float32, base int32, t *binTable) binFacts
+	// drain adds the counters a and b, as long as to, to it and zeroes them.
+	drain func(a, b []uint16, to []uint64)
 	// absMax raises m[j] to |x[i*len(m)+j]|, ignoring NaN and infinities.
 	absMax func(x, m []float32)
 }
 
-var plain = kernels{"go", scanGo, binGo, absMaxGo}
+var plain = kernels{"go", scanGo, binGo, drainGo, absMaxGo}
 
 var bestKernels = sync.OnceValue(func() kernels {
 	ks := available()
@@ -105,30 +111,40 @@ func absMaxGo(x, m []float32) {
 	}
 }
 
-// flush moves the counts of t into h and leaves t empty.
-func (h *Histogram) flush(t *binTable) {
-	const lanes = 4 // 16-bit counters looked at together
-	w0 := (*[2 * half / lanes]uint64)(unsafe.Pointer(&t[0]))
-	w1 := (*[2 * half / lanes]uint64)(unsafe.Pointer(&t[1]))
-	base := int(h.state.base())
-	for w := range w0 {
-		if w0[w]|w1[w] == 0 {
-			continue
-		}
-		for i := w * lanes; i < (w+1)*lanes; i++ {
-			n := uint64(t[0][i]) + uint64(t[1][i])
-			slot := i & (half - 1)
-			if n == 0 || slot == 0 {
-				continue
-			}
-			s := &h.sides[i/half]
-			if slot >= window {
-				s.linear()[slot-linOffset] += n
-			} else {
-				code := slot + base
-				s.octave(code >> cellBits)[code&(CellsPerOctave-1)] += n
-			}
-		}
-		w0[w], w1[w] = 0, 0
+func drainGo(a, b []uint16, to []uint64) {
+	a, b = a[:len(to)], b[:len(to)]
+	for i := range to {
+		to[i] += uint64(a[i]) + uint64(b[i])
 	}
+	clear(a)
+	clear(b)
+}
+
+// flush moves the counts of t into h and leaves t empty. The window starts on
+// an octave, so each octave's cells lie together in t.
+func (h *Histogram) flush(t *binTable, kn kernels) {
+	first := int(h.state.base()) >> cellBits
+	for i := range h.sides {
+		s := &h.sides[i]
+		a, b := t[0][i*half:(i+1)*half], t[1][i*half:(i+1)*half]
+		a[0], b[0] = 0, 0
+		for at := 0; at < window; at += CellsPerOctave {
+			if a, b := a[at:at+CellsPerOctave], b[at:at+CellsPerOctave]; anyCount(a) || anyCount(b) {
+				kn.drain(a, b, s.octave(first + at>>cellBits)[:])
+			}
+		}
+		if a, b := a[window:linOffset+sideBins], b[window:linOffset+sideBins]; s.lin != nil || anyCount(a) || anyCount(b) {
+			kn.drain(a, b, s.linear()[firstLin:])
+		}
+	}
+}
+
+// anyCount reports whether a counter is not 0; len(c) is a multiple of 4.
+func anyCount(c []uint16) bool {
+	for _, w := range unsafe.Slice((*uint64)(unsafe.Pointer(unsafe.SliceData(c))), len(c)/4) {
+		if w != 0 {
+			return true
+		}
+	}
+	return false
 }

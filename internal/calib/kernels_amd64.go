@@ -9,12 +9,10 @@ package calib
 // #cgo nocallback fb_calib_scan_avx512
 // #cgo noescape fb_calib_bin_avx2
 // #cgo nocallback fb_calib_bin_avx2
-// #cgo noescape fb_calib_bin_avx512
-// #cgo nocallback fb_calib_bin_avx512
 // #cgo noescape fb_calib_absmax_avx2
 // #cgo nocallback fb_calib_absmax_avx2
-// #cgo noescape fb_calib_absmax_avx512
-// #cgo nocallback fb_calib_absmax_avx512
+// #cgo noescape fb_calib_drain_avx2
+// #cgo nocallback fb_calib_drain_avx2
 // #include "kernels_amd64.h"
 import "C"
 
@@ -25,10 +23,10 @@ func available() []kernels {
 	ks := []kernels{plain}
 	level := C.fb_calib_level()
 	if level >= 1 {
-		ks = append(ks, kernels{"avx2", scanAVX2, binAVX2, absMaxAVX2})
+		ks = append(ks, kernels{"avx2", scanAVX2, binAVX2, drainAVX2, absMaxAVX2})
 	}
 	if level >= 2 {
-		ks = append(ks, kernels{"avx512", scanAVX512, binAVX512, absMaxAVX512})
+		ks = append(ks, kernels{"avx512", scanAVX512, binAVX2, drainAVX2, absMaxAVX2})
 	}
 	return ks
 }
@@ -57,12 +55,6 @@ func binAVX2(x []float32, scale float32, base int32, t *binTable) binFacts {
 	return binFacts{int32(r.below), int32(r.zeros)}
 }
 
-func binAVX512(x []float32, scale float32, base int32, t *binTable) binFacts {
-	p, n := ptr(x)
-	r := C.fb_calib_bin_avx512(p, n, C.float(scale), C.int32_t(base), (*C.uint16_t)(unsafe.Pointer(t)))
-	return binFacts{int32(r.below), int32(r.zeros)}
-}
-
 func words(x []float32) *C.uint32_t {
 	return (*C.uint32_t)(unsafe.Pointer(unsafe.SliceData(x)))
 }
@@ -73,8 +65,7 @@ func absMaxAVX2(x, m []float32) {
 	}
 }
 
-func absMaxAVX512(x, m []float32) {
-	if len(m) > 0 {
-		C.fb_calib_absmax_avx512(words(x), C.long(len(x)/len(m)), C.long(len(m)), words(m))
-	}
+func drainAVX2(a, b []uint16, to []uint64) {
+	C.fb_calib_drain_avx2((*C.uint16_t)(unsafe.Pointer(unsafe.SliceData(a))), (*C.uint16_t)(unsafe.Pointer(unsafe.SliceData(b))),
+		(*C.uint64_t)(unsafe.Pointer(unsafe.SliceData(to))), C.long(len(to)))
 }

@@ -221,6 +221,17 @@ func TestEntropyGolden(t *testing.T) {
 	}
 }
 
+func TestLogTable(t *testing.T) {
+	const tol = 4e-16 // relative to the logarithm, or to 1 near x = 1
+	r := rand.New(rand.NewPCG(1, 10))
+	for range 100000 {
+		x := math.Ldexp(1+r.Float64(), r.IntN(200)-100)
+		if got, want := logSteps().log(x), math.Log(x); math.Abs(got-want) > tol*max(1, math.Abs(want)) {
+			t.Fatalf("log %v: %v, expected %v", x, got, want)
+		}
+	}
+}
+
 func TestEntropyUsesAllLevelsOfOneSign(t *testing.T) {
 	x := normal(8, 300000, 1)
 	gelu := slices.Clone(x)
