@@ -222,7 +222,7 @@ func TestEntropyGolden(t *testing.T) {
 }
 
 func TestLogTable(t *testing.T) {
-	const tol = 4e-16 // relative to the logarithm, or to 1 near x = 1
+	const tol = 2e-15 // a few last places: the table entry, the product and the series each round
 	r := rand.New(rand.NewPCG(1, 10))
 	for range 100000 {
 		x := math.Ldexp(1+r.Float64(), r.IntN(200)-100)
