@@ -86,8 +86,7 @@ func (q *JetStream) watch() error {
 		return err
 	}
 	q.wg.Go(func() {
-		defer w.Stop()
-		for {
+		for { // not w.Stop: it waits for a server that may be gone, q.ctx stops the watch too
 			select {
 			case <-q.ctx.Done():
 				return
