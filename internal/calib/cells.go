@@ -44,14 +44,14 @@ func (h *Histogram) magnitudes(signs int) []Cell {
 	for e := 0; e < octaves; e++ {
 		for c := 0; c < CellsPerOctave; c++ {
 			var n uint64
-			any := false
+			seen := false
 			for _, s := range use {
 				if s.low[e] != nil {
-					any = true
+					seen = true
 					n += s.low[e][c]
 				}
 			}
-			if !any {
+			if !seen {
 				break
 			}
 			code := e<<cellBits | c

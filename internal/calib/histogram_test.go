@@ -136,7 +136,7 @@ func TestHistogramMatchesDefinition(t *testing.T) {
 
 // Any order, any batch size, any split into shards, any kernel: same state.
 func TestHistogramOrderAndShardsDoNotMatter(t *testing.T) {
-	for seed := range uint64(40) {
+	for seed := range uint64(24) {
 		r := rand.New(rand.NewPCG(seed, 3))
 		var x []float32
 		for range 1 + r.IntN(4) {
