@@ -82,8 +82,9 @@ func decoder(body io.Reader, coding string) (r io.Reader, free func(), err error
 // wrong with the connection stays as it is, anything else is the coding's.
 func codingError(err error, coding string) error {
 	var tooLarge *http.MaxBytesError
+	var worded *httpError
 	switch {
-	case coding == "", errors.As(err, &tooLarge), errors.Is(err, os.ErrDeadlineExceeded):
+	case coding == "", errors.As(err, &tooLarge), errors.As(err, &worded), errors.Is(err, os.ErrDeadlineExceeded):
 		return err
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return badf("the %s body ends early", coding)

@@ -42,8 +42,8 @@ func busyf(format string, args ...any) error {
 // reads the answer (nginx's convention).
 const statusClientGone = 499
 
-// errorStatus is the table from the errors of other packages to a status.
-// Text tells whether the error's own words go to the client (after hidePaths).
+// errorStatus is the table from the errors of other packages to a status and
+// the seconds of Retry-After, 0 for none.
 var errorStatus = []struct {
 	err    error
 	status int
@@ -53,10 +53,12 @@ var errorStatus = []struct {
 	{tensor.ErrShape, http.StatusBadRequest, 0},
 	{registry.ErrName, http.StatusBadRequest, 0},
 	{registry.ErrInvalid, http.StatusBadRequest, 0},
+	{jobs.ErrSpec, http.StatusBadRequest, 0},
 	{engine.ErrModel, http.StatusUnprocessableEntity, 0},
 	{registry.ErrNotFound, http.StatusNotFound, 0},
 	{jobs.ErrNotFound, http.StatusNotFound, 0},
 	{jobs.ErrFinished, http.StatusConflict, 0},
+	{jobs.ErrConflict, http.StatusConflict, 0},
 	{registry.ErrInUse, http.StatusConflict, 0},
 	{registry.ErrTooLarge, http.StatusRequestEntityTooLarge, 0},
 	{registry.ErrNoSpace, http.StatusInsufficientStorage, 0},

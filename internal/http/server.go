@@ -19,6 +19,7 @@ import (
 	"github.com/gin-gonic/gin"
 	"golang.org/x/net/netutil"
 
+	"github.com/fewbit/fewbit/internal/jobs"
 	"github.com/fewbit/fewbit/internal/telemetry"
 )
 
@@ -30,6 +31,9 @@ type Config struct {
 	Store     Store
 	Jobs      Jobs
 	Telemetry *telemetry.Collector // nil makes an own one
+	// CheckJob, when set, refuses job requests that the pipeline cannot do, with
+	// an error worded for the client. The form is checked before.
+	CheckJob func(jobs.Spec) error
 
 	Listen  string // address for Run, host:port
 	Version string // of the program, for GET /v2

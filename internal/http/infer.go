@@ -1,0 +1,277 @@
+package http
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/telemetry"
+)
+
+// inferScratch is the memory of one inference request.
+type inferScratch struct {
+	body  *buffer
+	req   inferRequest
+	arena arena
+	feeds engine.Feeds
+	names []string
+	outs  []outputRef
+}
+
+var scratches = sync.Pool{New: func() any { return &inferScratch{feeds: engine.Feeds{}} }}
+
+func (x *inferScratch) free() {
+	if x.body != nil {
+		x.body.free()
+		x.body = nil
+	}
+	x.req.reset()
+	for i := range x.req.inputs[:cap(x.req.inputs)] {
+		in := &x.req.inputs[:cap(x.req.inputs)][i]
+		*in = inferInput{shape: in.shape[:0]} // lets go of the body
+	}
+	x.arena.reset()
+	clear(x.feeds)
+	clear(x.names)
+	clear(x.outs)
+	x.names, x.outs = x.names[:0], x.outs[:0]
+	scratches.Put(x)
+}
+
+// infer answers POST /v2/models/{model}[/versions/{version}]/infer.
+func (s *Server) infer(c *gin.Context) error {
+	name, version, err := modelParams(c)
+	if err != nil {
+		return err
+	}
+	lease, err := s.cfg.Models.Acquire(c.Request.Context(), name, version)
+	if err != nil {
+		return err
+	}
+	defer lease.Release()
+	x := scratches.Get().(*inferScratch)
+	defer x.free()
+	return s.counted(c, lease, func(m *modelStats, t *timing) error {
+		ctx, cancel, err := s.readInfer(c, lease.Session().Spec(), x, t)
+		if err != nil {
+			return err
+		}
+		defer cancel()
+		batch := batchOf(lease.Session().Spec(), x.feeds)
+		return s.run(ctx, lease.Session(), m, x.feeds, x.names, batch, t, func(res engine.Result) error {
+			return s.writeInfer(c, lease, x, res)
+		})
+	})
+}
+
+// timing is where a request's time went so far.
+type timing struct {
+	arrival time.Time
+	phases  telemetry.Durations
+	batch   int64
+	ran     bool // the engine was called
+}
+
+// counted runs a request of one model and counts how it ended. Panics count
+// too, as the engine's.
+func (s *Server) counted(c *gin.Context, lease Lease, f func(*modelStats, *timing) error) error {
+	m := s.stats.of(lease)
+	t := timing{arrival: c.GetTime(arrivalKey)}
+	reason := failBackend
+	defer func() {
+		if reason >= 0 {
+			m.failed(reason, time.Since(t.arrival))
+		}
+	}()
+	err := f(m, &t)
+	switch status := 0; {
+	case err == nil:
+		now := time.Now()
+		t.phases[telemetry.Total] = now.Sub(t.arrival)
+		m.succeeded(now, t.batch, t.phases)
+		s.metrics.succeeded(m, &t)
+		reason = -1
+	default:
+		status = explain(err).status
+		switch {
+		case status == statusClientGone || c.Request.Context().Err() != nil:
+			reason = failCanceled
+		case !t.ran:
+			reason = failRejected
+		case errors.Is(err, context.DeadlineExceeded):
+			reason = failOther
+		}
+	}
+	return err
+}
+
+// run hands feeds to the engine within the model's limits, and the result to
+// write.
+func (s *Server) run(ctx context.Context, session engine.Session, m *modelStats, feeds engine.Feeds, names []string, batch int64, t *timing, write func(engine.Result) error) error {
+	start := time.Now()
+	t.phases[telemetry.Prepare] = start.Sub(t.arrival)
+	t.batch = batch
+	if err := m.admit(); err != nil {
+		return err
+	}
+	defer m.release()
+	if err := m.enter(ctx); err != nil {
+		return err
+	}
+	entered := time.Now()
+	t.phases[telemetry.Queue] = entered.Sub(start)
+	t.ran = true
+	res, err := func() (engine.Result, error) {
+		defer m.leave()
+		return session.Run(ctx, feeds, names)
+	}()
+	if err != nil {
+		if ended := ctx.Err(); ended != nil && !errors.Is(err, ended) {
+			return ended // the engine's own words for being stopped
+		}
+		return err
+	}
+	defer res.Close()
+	ran := time.Now()
+	t.phases[telemetry.Infer] = ran.Sub(entered)
+	err = write(res)
+	t.phases[telemetry.Finish] = time.Since(ran)
+	return err
+}
+
+// readInfer reads and checks a request into x, and starts its deadline.
+func (s *Server) readInfer(c *gin.Context, spec engine.IOSpec, x *inferScratch, t *timing) (context.Context, context.CancelFunc, error) {
+	n, err := jsonLength(c.Request.Header)
+	if err != nil {
+		return nil, nil, err
+	}
+	// The body starts so that the first binary tensor after n bytes of JSON is
+	// aligned for every element type.
+	pad := 0
+	if n > 0 {
+		pad = int(-n & 7)
+	}
+	x.body = getBuffer()
+	held := int64(0)
+	defer func() { s.bodies.Add(-held) }() // parsing keeps its own bounds; the budget is for what arrives
+	err = s.readBody(c, x.body, pad, s.cfg.MaxInferBody, func(n int) error {
+		held += int64(n)
+		if s.bodies.Add(int64(n)) > MaxBodiesInFlight {
+			return busyf("the server holds %d MiB of request bodies already; retry later", MaxBodiesInFlight>>20)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	body := x.body.b[pad:]
+	r := &x.req
+	switch {
+	case n == 0:
+		err = rawInput(r, spec, body, &x.arena)
+	case n > int64(len(body)):
+		err = badf("%s is %d, the body has %d bytes", headerLength, n, len(body))
+	case n > 0:
+		if err = parseInfer(body[:n], r, &x.arena); err == nil {
+			err = attachBinary(r, body[n:], &x.arena)
+		}
+	default:
+		if err = parseInfer(body, r, &x.arena); err == nil {
+			err = attachBinary(r, nil, &x.arena)
+		}
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	for i := range r.inputs {
+		in := &r.inputs[i]
+		x.feeds[string(in.name)] = &in.tensor
+	}
+	if err := engine.CheckFeeds(spec, x.feeds); err != nil {
+		return nil, nil, err
+	}
+	if err := x.wanted(spec); err != nil {
+		return nil, nil, err
+	}
+	limit := s.cfg.InferTimeout
+	if r.timeout > 0 {
+		limit = time.Duration(r.timeout) * time.Microsecond
+	}
+	ctx, cancel := context.WithDeadline(c.Request.Context(), t.arrival.Add(limit))
+	return ctx, cancel, nil
+}
+
+// wanted lists the outputs to compute in the order to answer them.
+func (x *inferScratch) wanted(spec engine.IOSpec) error {
+	if len(x.req.outputs) == 0 {
+		for _, io := range spec.Outputs {
+			x.names = append(x.names, io.Name)
+			x.outs = append(x.outs, outputRef{name: io.Name, binary: x.req.binary})
+		}
+		return nil
+	}
+next:
+	for _, o := range x.req.outputs {
+		for _, io := range spec.Outputs {
+			if string(o.name) == io.Name {
+				x.names = append(x.names, io.Name)
+				x.outs = append(x.outs, outputRef{name: io.Name, binary: o.binary == 1 || o.binary < 0 && x.req.binary})
+				continue next
+			}
+		}
+		return badf("the model has no output %s", clip(o.name))
+	}
+	return nil
+}
+
+// writeInfer answers with the outputs of a run.
+func (s *Server) writeInfer(c *gin.Context, lease Lease, x *inferScratch, res engine.Result) error {
+	tensors := res.Tensors()
+	outs := x.outs[:0]
+	for _, o := range x.outs {
+		if o.tensor = tensors[o.name]; o.tensor != nil { // an optional output may be left out
+			outs = append(outs, o)
+		}
+	}
+	buf := getBuffer()
+	defer buf.free()
+	ans, err := encodeAnswer(buf.b, lease.Name(), lease.Version(), x.req.id, outs)
+	if err != nil {
+		return err
+	}
+	buf.b = ans.json
+	if len(ans.parts) == 0 {
+		s.write(c, http.StatusOK, typeJSON, ans.json)
+		return nil
+	}
+	h := c.Writer.Header()
+	h[headerLength] = []string{strconv.Itoa(len(ans.json))}
+	if ans.size <= 64<<10 && cap(buf.b)-len(buf.b) >= ans.size || len(ans.parts) > 8 {
+		for _, p := range ans.parts { // one write for small answers
+			buf.b = append(buf.b, p...)
+		}
+		s.write(c, http.StatusOK, typeBytes, buf.b)
+		return nil
+	}
+	s.write(c, http.StatusOK, typeBytes, append([][]byte{ans.json}, ans.parts...)...)
+	return nil
+}
+
+// batchOf returns the first dimension of the first input when the model leaves
+// it variable, else 1.
+func batchOf(spec engine.IOSpec, feeds engine.Feeds) int64 {
+	if len(spec.Inputs) == 0 {
+		return 1
+	}
+	io := spec.Inputs[0]
+	if len(io.Dims) == 0 || io.Dims[0] >= 0 {
+		return 1
+	}
+	return feeds[io.Name].Dims[0]
+}

@@ -1,0 +1,309 @@
+package http
+
+import (
+	"fmt"
+	"net/http"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/registry"
+)
+
+// Answers of the Open Inference Protocol.
+type (
+	serverMetadata struct {
+		Name       string   `json:"name"`
+		Version    string   `json:"version"`
+		Extensions []string `json:"extensions"`
+	}
+	modelMetadata struct {
+		Name     string           `json:"name"`
+		Versions []string         `json:"versions"`
+		Platform string           `json:"platform"`
+		Inputs   []tensorMetadata `json:"inputs"`
+		Outputs  []tensorMetadata `json:"outputs"`
+	}
+	tensorMetadata struct {
+		Name     string  `json:"name"`
+		Datatype string  `json:"datatype"`
+		Shape    []int64 `json:"shape" doc:"-1 for a variable dimension"`
+	}
+	modelNames struct {
+		Models []string `json:"models"`
+	}
+	health struct {
+		Live  bool   `json:"live"`
+		Ready bool   `json:"ready"`
+		Name  string `json:"name,omitempty" doc:"the model asked for"`
+	}
+	indexRequest struct {
+		Ready bool `json:"ready,omitempty" doc:"only models that are READY"`
+	}
+	modelConfig struct {
+		Name         string         `json:"name"`
+		Platform     string         `json:"platform"`
+		Backend      string         `json:"backend"`
+		MaxBatchSize int            `json:"max_batch_size" doc:"0: dims hold the batch dimension"`
+		Input        []tensorConfig `json:"input"`
+		Output       []tensorConfig `json:"output"`
+	}
+	tensorConfig struct {
+		Name     string  `json:"name"`
+		DataType string  `json:"data_type"`
+		Dims     []int64 `json:"dims"`
+	}
+)
+
+const platform = "onnxruntime_onnx"
+
+// extensions lists what is implemented, by the names of the protocol.
+var extensions = []string{"model_repository", "model_repository(unload_dependents)", "model_configuration", "statistics", "binary_tensor_data", "parameters"}
+
+func (s *Server) serverMeta(c *gin.Context) error {
+	return s.reply(c, http.StatusOK, serverMetadata{"fewbit", s.cfg.Version, extensions})
+}
+
+func (s *Server) live(c *gin.Context) error {
+	return s.reply(c, http.StatusOK, health{Live: true, Ready: s.isReady()})
+}
+
+// isReady: the server is not shutting down and no model is on its way in.
+func (s *Server) isReady() bool {
+	if s.draining.Load() {
+		return false
+	}
+	for _, m := range s.cfg.Models.List() {
+		if m.State == StateLoading && m.Default {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *Server) ready(c *gin.Context) error {
+	h := health{Live: true, Ready: s.isReady()}
+	status := http.StatusOK
+	if !h.Ready {
+		status = http.StatusServiceUnavailable
+		c.Header("Retry-After", "1")
+	}
+	return s.reply(c, status, h)
+}
+
+// modelReady answers 200 when requests for the model would be served now, 404
+// for unknown models, 503 for those that are not loaded.
+func (s *Server) modelReady(c *gin.Context) error {
+	name, version, err := modelParams(c)
+	if err != nil {
+		return err
+	}
+	infos, err := s.infosOf(name, version)
+	if err != nil {
+		return err
+	}
+	for _, m := range infos {
+		if m.State == StateReady && (version != "" || m.Default || len(infos) == 1) {
+			return s.reply(c, http.StatusOK, health{Live: true, Ready: true, Name: name})
+		}
+	}
+	c.Header("Retry-After", "1")
+	return s.reply(c, http.StatusServiceUnavailable, health{Live: true, Name: name})
+}
+
+// infosOf returns the lines of the index for a model, or one version of it.
+func (s *Server) infosOf(name, version string) ([]ModelInfo, error) {
+	var infos []ModelInfo
+	known := false
+	for _, m := range s.cfg.Models.List() {
+		if m.Name != name {
+			continue
+		}
+		known = true
+		if version == "" || m.Version == version {
+			infos = append(infos, m)
+		}
+	}
+	switch {
+	case !known:
+		return nil, fmt.Errorf("%w: there is no model %q", registry.ErrNotFound, name)
+	case len(infos) == 0:
+		return nil, fmt.Errorf("%w: model %q has no version %q", registry.ErrNotFound, name, version)
+	}
+	return infos, nil
+}
+
+func (s *Server) modelList(c *gin.Context) error {
+	names := modelNames{Models: []string{}}
+	for _, m := range s.cfg.Models.List() {
+		if n := len(names.Models); n == 0 || names.Models[n-1] != m.Name {
+			names.Models = append(names.Models, m.Name)
+		}
+	}
+	return s.reply(c, http.StatusOK, names)
+}
+
+func (s *Server) modelMeta(c *gin.Context) error {
+	name, version, err := modelParams(c)
+	if err != nil {
+		return err
+	}
+	lease, err := s.cfg.Models.Acquire(c.Request.Context(), name, version)
+	if err != nil {
+		return err
+	}
+	defer lease.Release()
+	spec := lease.Session().Spec()
+	m := modelMetadata{Name: name, Versions: []string{}, Platform: platform, Inputs: tensorsOf(spec.Inputs), Outputs: tensorsOf(spec.Outputs)}
+	if version != "" {
+		m.Versions = append(m.Versions, version)
+	} else {
+		for _, i := range s.cfg.Models.List() {
+			if i.Name == name {
+				m.Versions = append(m.Versions, i.Version)
+			}
+		}
+	}
+	return s.reply(c, http.StatusOK, m)
+}
+
+func tensorsOf(ios []engine.IO) []tensorMetadata {
+	ts := make([]tensorMetadata, len(ios))
+	for i, io := range ios {
+		ts[i] = tensorMetadata{io.Name, io.Type.String(), append([]int64{}, io.Dims...)}
+	}
+	return ts
+}
+
+func (s *Server) modelConfig(c *gin.Context) error {
+	name, version, err := modelParams(c)
+	if err != nil {
+		return err
+	}
+	lease, err := s.cfg.Models.Acquire(c.Request.Context(), name, version)
+	if err != nil {
+		return err
+	}
+	defer lease.Release()
+	configs := func(ios []engine.IO) []tensorConfig {
+		ts := make([]tensorConfig, len(ios))
+		for i, io := range ios {
+			kind := io.Type.String()
+			if kind == "BYTES" {
+				kind = "STRING" // the protocol's configuration has its own name for it
+			}
+			ts[i] = tensorConfig{io.Name, "TYPE_" + kind, append([]int64{}, io.Dims...)}
+		}
+		return ts
+	}
+	spec := lease.Session().Spec()
+	return s.reply(c, http.StatusOK, modelConfig{Name: name, Platform: platform, Backend: "onnxruntime", Input: configs(spec.Inputs), Output: configs(spec.Outputs)})
+}
+
+func (s *Server) modelStats(c *gin.Context) error {
+	ans := statsAnswer{Models: []modelStatsJSON{}}
+	infos := s.cfg.Models.List()
+	if c.Param("model") != "" {
+		name, version, err := modelParams(c)
+		if err != nil {
+			return err
+		}
+		if infos, err = s.infosOf(name, version); err != nil {
+			return err
+		}
+	}
+	for _, m := range infos {
+		ans.Models = append(ans.Models, s.stats.statsOf(m.Name, m.Version))
+	}
+	return s.reply(c, http.StatusOK, ans)
+}
+
+func (s *Server) repositoryIndex(c *gin.Context) error {
+	var req indexRequest
+	if err := s.decode(c, &req, true); err != nil {
+		return err
+	}
+	infos := []ModelInfo{}
+	for _, m := range s.cfg.Models.List() {
+		if !req.Ready || m.State == StateReady {
+			infos = append(infos, m)
+		}
+	}
+	return s.reply(c, http.StatusOK, infos)
+}
+
+func (s *Server) repositoryLoad(c *gin.Context) error {
+	name, err := pathName(c, "model", "model")
+	if err != nil {
+		return err
+	}
+	if err := s.noOverrides(c); err != nil {
+		return err
+	}
+	if err := s.cfg.Models.Load(c.Request.Context(), name); err != nil {
+		return err
+	}
+	return s.reply(c, http.StatusOK, struct{}{})
+}
+
+func (s *Server) repositoryUnload(c *gin.Context) error {
+	name, err := pathName(c, "model", "model")
+	if err != nil {
+		return err
+	}
+	if err := s.noOverrides(c); err != nil {
+		return err
+	}
+	if err := s.cfg.Models.Unload(c.Request.Context(), name); err != nil {
+		return err
+	}
+	return s.reply(c, http.StatusOK, struct{}{})
+}
+
+// noOverrides reads the body of load and unload. Clients send parameters by
+// themselves; those that would change what is loaded are refused.
+func (s *Server) noOverrides(c *gin.Context) error {
+	buf := getBuffer()
+	defer buf.free()
+	if err := s.readBody(c, buf, 0, MaxJSONBody, nil); err != nil {
+		return err
+	}
+	if len(buf.b) == 0 {
+		return nil
+	}
+	sc := &scanner{b: buf.b}
+	err := sc.object(func(key []byte) error {
+		if view(key) != "parameters" || sc.null() {
+			return sc.skip()
+		}
+		return sc.object(func(key []byte) error {
+			if view(key) == "config" || len(key) > 5 && view(key[:5]) == "file:" {
+				return failf(http.StatusNotImplemented, "parameter %s is not supported: upload models with PUT /models/{name}", clip(key))
+			}
+			return sc.skip()
+		})
+	})
+	if err != nil {
+		return err
+	}
+	return sc.end()
+}
+
+// unsupportedRoute answers the protocol's logging and trace settings.
+func (s *Server) unsupportedRoute(*gin.Context) error {
+	return failf(http.StatusNotImplemented, "logging and trace settings cannot be changed over HTTP")
+}
+
+func (s *Server) telemetrySnapshot(c *gin.Context) error {
+	return s.reply(c, http.StatusOK, s.cfg.Telemetry.Snapshot())
+}
+
+func (s *Server) prometheus(c *gin.Context) error {
+	s.metrics.handler.ServeHTTP(c.Writer, c.Request)
+	return nil
+}
+
+func (s *Server) openapiDoc(c *gin.Context) error {
+	s.write(c, http.StatusOK, typeJSON, s.openapi)
+	return nil
+}

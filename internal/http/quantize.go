@@ -1,0 +1,335 @@
+package http
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/fewbit/fewbit/internal/jobs"
+	"github.com/fewbit/fewbit/internal/registry"
+)
+
+// The words that a job's request may hold, by field.
+var (
+	schemes       = []string{"int8", "int8-dynamic", "int4", "fp16", "mixed"}
+	methods       = []string{"minmax", "entropy", "percentile", "mse", "auto"}
+	granularities = []string{"per-channel", "per-tensor"}
+	targets       = []string{"cpu", "cuda", "ort-cpu", "qdq", "qoperator", "tensorrt"}
+	// needCalibration are the schemes whose activations have fixed ranges.
+	needCalibration = []string{"int8", "mixed"}
+)
+
+// Limits of a job's request.
+const (
+	maxExcludes  = 10_000
+	maxExclude   = 1024 // bytes of one name
+	maxSamples   = 10_000_000
+	maxSLOMillis = 3_600_000
+	maxJobKey    = 256
+)
+
+// jobAccepted answers POST /quantize.
+type jobAccepted struct {
+	ID     string     `json:"id"`
+	Status jobs.State `json:"status"`
+}
+
+type jobList struct {
+	Jobs []jobs.Status `json:"jobs"`
+}
+
+func (s *Server) jobs() (Jobs, error) {
+	if s.cfg.Jobs == nil {
+		return nil, failf(http.StatusNotImplemented, "this server runs no quantization jobs")
+	}
+	return s.cfg.Jobs, nil
+}
+
+func (s *Server) quantize(c *gin.Context) error {
+	q, err := s.jobs()
+	if err != nil {
+		return err
+	}
+	var spec jobs.Spec
+	if err := s.decode(c, &spec, false); err != nil {
+		return err
+	}
+	if key := c.GetHeader("Idempotency-Key"); key != "" && spec.Key == "" {
+		spec.Key = key
+	}
+	if err := s.checkSpec(&spec); err != nil {
+		return err
+	}
+	id, err := q.Submit(c.Request.Context(), spec)
+	if err != nil {
+		return err
+	}
+	st, err := q.Get(c.Request.Context(), id)
+	if err != nil {
+		st.Status = jobs.Queued
+	}
+	c.Header("Location", "/quantize/"+id)
+	return s.reply(c, http.StatusAccepted, jobAccepted{ID: id, Status: st.Status})
+}
+
+// checkSpec refuses what can be seen to be wrong before the job runs.
+func (s *Server) checkSpec(spec *jobs.Spec) error {
+	if spec.Model == "" {
+		return badf("field \"model\" is missing")
+	}
+	if err := checkName("model", spec.Model); err != nil {
+		return err
+	}
+	if spec.Version != "" {
+		if err := checkName("version", spec.Version); err != nil {
+			return err
+		}
+	}
+	if spec.Name != "" {
+		if err := checkName("result", spec.Name); err != nil {
+			return err
+		}
+	}
+	if spec.Scheme == "" {
+		return badf("field \"scheme\" is missing, expected one of %s", strings.Join(schemes, ", "))
+	}
+	for _, f := range []struct {
+		field, value string
+		allowed      []string
+	}{{"scheme", spec.Scheme, schemes}, {"method", spec.Method, methods}, {"granularity", spec.Granularity, granularities}, {"target", spec.Target, targets}} {
+		if f.value != "" && !slices.Contains(f.allowed, f.value) {
+			return badf("field %q is %s, expected one of %s", f.field, clip([]byte(f.value)), strings.Join(f.allowed, ", "))
+		}
+	}
+	switch {
+	case spec.Samples < 0 || spec.Samples > maxSamples:
+		return badf("field \"samples\" is %d, expected 0 to %d", spec.Samples, maxSamples)
+	case spec.MaxLoss < 0 || spec.MaxLoss > 1:
+		return badf("field \"max_loss\" is %g, expected a fraction of 0 to 1 (0.01 is one in a hundred)", spec.MaxLoss)
+	case spec.SLOms < 0 || spec.SLOms > maxSLOMillis:
+		return badf("field \"slo_ms\" is %g, expected 0 to %d", spec.SLOms, maxSLOMillis)
+	case len(spec.Key) > maxJobKey:
+		return badf("field \"key\" has %d bytes, at most %d are allowed", len(spec.Key), maxJobKey)
+	case len(spec.Exclude) > maxExcludes:
+		return badf("field \"exclude\" has %d names, at most %d are allowed", len(spec.Exclude), maxExcludes)
+	}
+	for _, e := range spec.Exclude {
+		if e == "" || len(e) > maxExclude {
+			return badf("field \"exclude\": a name has %d bytes, expected 1 to %d", len(e), maxExclude)
+		}
+	}
+	if slices.Contains(needCalibration, spec.Scheme) && (spec.Calibration == nil || spec.Calibration.Dataset == "") {
+		return badf("scheme %q needs field \"calibration\": {\"dataset\": NAME}; upload one with PUT /datasets/NAME, or use scheme int8-dynamic", spec.Scheme)
+	}
+	if spec.Calibration != nil {
+		if err := s.checkDataset("calibration", spec.Calibration.Dataset); err != nil {
+			return err
+		}
+	}
+	if spec.Evaluation != nil {
+		if err := s.checkDataset("evaluation", spec.Evaluation.Dataset); err != nil {
+			return err
+		}
+	}
+	if err := s.checkModel(spec.Model, spec.Version); err != nil {
+		return err
+	}
+	if s.cfg.CheckJob != nil {
+		if err := s.cfg.CheckJob(*spec); err != nil {
+			return badf("%s", hidePaths(err.Error()))
+		}
+	}
+	return nil
+}
+
+// checkDataset refuses a dataset that is not stored.
+func (s *Server) checkDataset(field, name string) error {
+	if name == "" {
+		return badf("field \"%s.dataset\" is missing", field)
+	}
+	if err := checkName("dataset", name); err != nil {
+		return err
+	}
+	if s.cfg.Store == nil {
+		return nil
+	}
+	_, err := s.dataset(name)
+	return err
+}
+
+// checkModel refuses a model or version that is not stored.
+func (s *Server) checkModel(name, version string) error {
+	_, err := s.infosOf(name, version)
+	return err
+}
+
+// publicStatus is a status without file paths in its error.
+func publicStatus(st jobs.Status) jobs.Status {
+	st.Error = hidePaths(st.Error)
+	return st
+}
+
+// jobOf reads the id of the path and the job's status.
+func (s *Server) jobOf(c *gin.Context) (Jobs, jobs.Status, error) {
+	q, err := s.jobs()
+	if err != nil {
+		return nil, jobs.Status{}, err
+	}
+	id, err := pathName(c, "job", "id")
+	if err != nil {
+		return nil, jobs.Status{}, err
+	}
+	st, err := q.Get(c.Request.Context(), id)
+	return q, publicStatus(st), err
+}
+
+func (s *Server) job(c *gin.Context) error {
+	_, st, err := s.jobOf(c)
+	if err != nil {
+		return err
+	}
+	return s.reply(c, http.StatusOK, st)
+}
+
+func (s *Server) jobIndex(c *gin.Context) error {
+	q, err := s.jobs()
+	if err != nil {
+		return err
+	}
+	list, err := q.List(c.Request.Context())
+	if err != nil {
+		return err
+	}
+	ans := jobList{Jobs: make([]jobs.Status, len(list))}
+	for i, st := range list {
+		ans.Jobs[i] = publicStatus(st)
+	}
+	return s.reply(c, http.StatusOK, ans)
+}
+
+func (s *Server) jobCancel(c *gin.Context) error {
+	q, st, err := s.jobOf(c)
+	if err != nil {
+		return err
+	}
+	if err := q.Cancel(c.Request.Context(), st.ID); err != nil {
+		return err
+	}
+	if now, err := q.Get(c.Request.Context(), st.ID); err == nil {
+		st = publicStatus(now)
+	}
+	return s.reply(c, http.StatusAccepted, st)
+}
+
+// jobReport answers with the report of a job as HTML or JSON, by Accept.
+func (s *Server) jobReport(c *gin.Context) error {
+	q, st, err := s.jobOf(c)
+	if err != nil {
+		return err
+	}
+	reports, ok := q.(Reports)
+	if !ok {
+		return failf(http.StatusNotImplemented, "this server keeps no reports")
+	}
+	if !st.Status.Final() {
+		return failf(http.StatusConflict, "the job is %s: its report is written when it ends", st.Status)
+	}
+	data, page, err := reports.Report(c.Request.Context(), st.ID)
+	if err != nil {
+		return err
+	}
+	if len(page) > 0 && wantsHTML(c.GetHeader("Accept")) {
+		// The page is self-contained. Its origin is opaque, so whatever it
+		// holds cannot act on this server.
+		c.Header("Content-Security-Policy", "sandbox allow-scripts; default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:")
+		c.Header("Vary", "Accept")
+		s.write(c, http.StatusOK, typeHTML, page)
+		return nil
+	}
+	if len(data) == 0 {
+		return fmt.Errorf("%w: the job has no report", registry.ErrNotFound)
+	}
+	c.Header("Vary", "Accept")
+	s.write(c, http.StatusOK, typeJSON, data)
+	return nil
+}
+
+var typeHTML = []string{"text/html; charset=utf-8"}
+
+// wantsHTML: the first of text/html and application/json decides.
+func wantsHTML(accept string) bool {
+	for part := range strings.SplitSeq(accept, ",") {
+		media, _, _ := strings.Cut(part, ";")
+		switch strings.ToLower(strings.TrimSpace(media)) {
+		case "text/html", "application/xhtml+xml":
+			return true
+		case "application/json":
+			return false
+		}
+	}
+	return false
+}
+
+// jobEvents streams a job's changes as server-sent events until it ends: event
+// "status" with the same JSON as GET /quantize/{id}. Comments keep the
+// connection open and notice clients that left.
+func (s *Server) jobEvents(c *gin.Context) error {
+	q, st, err := s.jobOf(c)
+	if err != nil {
+		return err
+	}
+	ctx := c.Request.Context()
+	events, err := q.Events(ctx, st.ID)
+	if err != nil {
+		return err
+	}
+	h := c.Writer.Header()
+	h["Content-Type"] = []string{"text/event-stream"}
+	h["Cache-Control"] = []string{"no-store"}
+	h["X-Accel-Buffering"] = []string{"no"}
+	ctl := http.NewResponseController(c.Writer)
+	send := func(text string) bool {
+		_ = ctl.SetWriteDeadline(time.Now().Add(s.cfg.BodyTimeout))
+		if _, err := c.Writer.WriteString(text); err != nil {
+			return false
+		}
+		c.Writer.Flush()
+		return true
+	}
+	if !send("retry: 2000\n\n") {
+		return nil
+	}
+	beat := time.NewTicker(s.cfg.Heartbeat)
+	defer beat.Stop()
+	for n := 1; ; {
+		select {
+		case st, ok := <-events:
+			if !ok {
+				return nil
+			}
+			data, err := json.Marshal(publicStatus(st))
+			if err != nil {
+				return errors.Join(errors.New("event"), err)
+			}
+			if !send(fmt.Sprintf("id: %d\nevent: status\ndata: %s\n\n", n, data)) || st.Status.Final() {
+				return nil
+			}
+			n++
+		case <-beat.C:
+			if !send(": still here\n\n") {
+				return nil
+			}
+		case <-s.closing:
+			send(": the server is shutting down\n\n")
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
