@@ -1,6 +1,7 @@
 package data
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"os"
@@ -17,19 +18,32 @@ var kinds = []error{ErrEmpty, ErrFormat, ErrUnsupported, ErrMismatch, ErrLabel, 
 // fuzzLimit bounds what is read of a data set in fuzzing.
 const fuzzLimit = 50
 
+// memory is a file of bytes.
+type memory struct{ *bytes.Reader }
+
+func (memory) Close() error { return nil }
+
+// openBytes is Open of a file with these bytes.
+func openBytes(b []byte, o Options) (Dataset, error) {
+	if len(b) == 0 {
+		return nil, ErrEmpty
+	}
+	src, err := openFile(memory{bytes.NewReader(b)}, int64(len(b)), "f", o)
+	if err != nil {
+		return nil, err
+	}
+	return newSet(src, o)
+}
+
 // fuzzFile opens the bytes as a data set and reads the first samples.
 func fuzzFile(t *testing.T, b []byte, specs ...engine.IOSpec) {
-	p := filepath.Join(t.TempDir(), "f")
-	if err := os.WriteFile(p, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
 	check := func(err error) {
 		if !slices.ContainsFunc(kinds, func(k error) bool { return errors.Is(err, k) }) {
 			t.Fatalf("an error of no kind: %v", err)
 		}
 	}
 	for _, spec := range specs {
-		d, err := Open(p, Options{Spec: spec, ModelDir: modelDir})
+		d, err := openBytes(b, Options{Spec: spec, ModelDir: modelDir})
 		if err != nil {
 			check(err)
 			continue

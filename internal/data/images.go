@@ -62,7 +62,7 @@ func openImageFolder(dir string, o Options) (source, error) {
 	return newImages(os.DirFS(dir), nil, filepath.Base(dir), o)
 }
 
-func openImageZip(f *os.File, z *zip.Reader, name string, o Options) (source, error) {
+func openImageZip(f file, z *zip.Reader, name string, o Options) (source, error) {
 	return newImages(z, f, name, o)
 }
 

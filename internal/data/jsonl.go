@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"sort"
 
@@ -26,7 +25,7 @@ const (
 // that a bad line is reported before any work is done; it keeps 24 bytes a
 // line.
 type texts struct {
-	file  *os.File
+	file  file
 	name  string
 	enc   *task.TextEncoder
 	lines []textLine
@@ -51,7 +50,7 @@ type textJSON struct {
 	Label json.RawMessage `json:"label"`
 }
 
-func openJSONL(f *os.File, size int64, name string, o Options) (source, error) {
+func openJSONL(f file, size int64, name string, o Options) (source, error) {
 	enc, err := task.NewTextEncoder(o.Spec, o.ModelDir, o.MaxTokens)
 	if errors.Is(err, task.ErrNotText) {
 		return nil, fmt.Errorf("%s: %w: it holds texts, but %v", name, ErrMismatch, err)

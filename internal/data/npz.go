@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"sort"
 	"strings"
@@ -45,7 +44,7 @@ type boundInput struct {
 
 var _ source = (*arrays)(nil)
 
-func openNPY(f *os.File, size int64, name string, o Options) (source, error) {
+func openNPY(f file, size int64, name string, o Options) (source, error) {
 	c, err := npyColumn(f, 0, size, strings.TrimSuffix(name, ".npy"))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
@@ -57,7 +56,7 @@ func openNPY(f *os.File, size int64, name string, o Options) (source, error) {
 	return bindArrays(f, kindNPY, map[string]*column{c.name: c}, name, o)
 }
 
-func openNPZ(f *os.File, z *zip.Reader, name string, o Options) (source, error) {
+func openNPZ(f file, z *zip.Reader, name string, o Options) (source, error) {
 	cols := map[string]*column{}
 	wanted := map[string]bool{}
 	for _, in := range o.Spec.Inputs {

@@ -53,8 +53,14 @@ func openSource(path string, o Options) (source, error) {
 	return src, nil
 }
 
+// file is what data sets are read from: an open file.
+type file interface {
+	io.ReaderAt
+	io.Closer
+}
+
 // openFile takes f over when it succeeds.
-func openFile(f *os.File, size int64, name string, o Options) (source, error) {
+func openFile(f file, size int64, name string, o Options) (source, error) {
 	head := make([]byte, sniffBytes)
 	n, err := f.ReadAt(head, 0)
 	if err != nil && err != io.EOF {
@@ -83,7 +89,7 @@ func looksJSON(head []byte) bool {
 }
 
 // openZip tells an .npz from an archive of images.
-func openZip(f *os.File, size int64, name string, o Options) (source, error) {
+func openZip(f file, size int64, name string, o Options) (source, error) {
 	z, err := zip.NewReader(f, size)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s is not a whole zip archive (%v)", ErrFormat, name, err)
