@@ -39,6 +39,7 @@ func cloneValues(v []*Value) []*Value {
 	out := make([]*Value, len(v))
 	for i, x := range v {
 		c := *x
+		c.Dims = slices.Clone(x.Dims)
 		out[i] = &c
 	}
 	return out

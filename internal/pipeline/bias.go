@@ -60,7 +60,7 @@ func (b *biasPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error)
 	if _, err := (&quant.Insert{Plan: b.plan.On(q), Choices: b.choices}).Run(ctx, q); err != nil {
 		return quant.Stats{}, err
 	}
-	var before, after float64
+	var shifts float64
 	for i, op := range convs {
 		got, err := b.means(ctx, ancestors(q, raw[i]), raw[i:i+1], feeds)
 		if err != nil {
@@ -70,11 +70,10 @@ func (b *biasPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error)
 		if err != nil {
 			return quant.Stats{}, err
 		}
-		before += shift
-		after++
+		shifts += shift
 		b.progress.say("bias correction", float64(i+1)/float64(len(convs)))
 	}
-	return quant.Stats{Changed: len(convs), Note: fmt.Sprintf("%d biases, mean shift %.3g of a channel's bias scale", len(convs), before/after)}, nil
+	return quant.Stats{Changed: len(convs), Note: fmt.Sprintf("%d biases; the quantized means were off by %.2g %% of the float means", len(convs), 100*shifts/float64(len(convs)))}, nil
 }
 
 func (b *biasPass) feeds(ctx context.Context) ([]engine.Feeds, error) {

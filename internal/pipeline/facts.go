@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
 
 	"github.com/fewbit/fewbit/internal/calib"
 	"github.com/fewbit/fewbit/internal/engine"
@@ -18,7 +17,7 @@ import (
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/quant"
 	"github.com/fewbit/fewbit/internal/report"
-	"golang.org/x/sys/cpu"
+	"github.com/klauspost/cpuid/v2"
 )
 
 // describe fills the report's facts about model, recipe and machine.
@@ -65,52 +64,21 @@ func (r *run) describeResult(ctx context.Context, path string) error {
 
 // machine describes where this process runs.
 func (p *Pipeline) machine(ctx context.Context) report.Machine {
-	m := report.Machine{CPU: cpuName(), Cores: runtime.NumCPU(), Threads: p.Threads, Flags: cpuFlags(), OS: runtime.GOOS + "/" + runtime.GOARCH, Fewbit: p.Version}
-	if m.Threads == 0 {
-		m.Threads = engine.AvailableCPUs()
+	threads := p.Threads
+	if threads == 0 {
+		threads = engine.AvailableCPUs()
 	}
+	name := p.Engine.Name()
 	if d, err := p.Engine.Probe(ctx); err == nil {
-		m.Engine = d.Name
+		name = d.Name
 	}
-	return m
-}
-
-func cpuName() string {
-	b, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return runtime.GOARCH
-	}
-	for _, line := range strings.Split(string(b), "\n") {
-		if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "model name" {
-			return strings.TrimSpace(v)
-		}
-	}
-	return runtime.GOARCH
-}
-
-// cpuFlags lists the instruction sets that decide integer speed.
-func cpuFlags() []string {
-	var f []string
-	add := func(has bool, name string) {
-		if has {
-			f = append(f, name)
-		}
-	}
-	add(cpu.X86.HasAVX2, "avx2")
-	add(cpu.X86.HasAVXVNNI, "avx_vnni")
-	add(cpu.X86.HasAVX512F, "avx512f")
-	add(cpu.X86.HasAVX512VNNI, "avx512_vnni")
-	add(cpu.X86.HasAVX512BF16, "avx512_bf16")
-	add(cpu.X86.HasAMXInt8, "amx_int8")
-	add(cpu.ARM64.HasASIMDDP, "dotprod")
-	add(cpu.ARM64.HasI8MM, "i8mm")
-	return f
+	return report.ThisMachine(name, p.Version, threads)
 }
 
 // SaturatesU8S8 reports whether this CPU multiplies u8 by s8 through 16-bit
 // sums that saturate (x86 with AVX2 but no VNNI), so that weights need 7 bits.
 func SaturatesU8S8() bool {
-	return runtime.GOARCH == "amd64" && !cpu.X86.HasAVX512VNNI && !cpu.X86.HasAVXVNNI
+	return runtime.GOARCH == "amd64" && !cpuid.CPU.Supports(cpuid.AVX512VNNI) && !cpuid.CPU.Supports(cpuid.AVXVNNI)
 }
 
 func fileSHA256(ctx context.Context, path string) (string, error) {
@@ -140,7 +108,7 @@ var nan = math.NaN()
 
 // cover records, before the plan is written into the graph, which operators run in integers and what rule the others broke.
 func (r *run) cover() {
-	for _, c := range r.plan.Cover(r.m, r.bind()) {
+	for _, c := range r.plan.Cover(r.m, r.shapes()) {
 		op := report.Operator{Name: c.Node.Name, Op: c.Node.Op, Integer: c.Integer, Rule: c.Rule, MACs: c.MACs, Precision: "fp32", SQNR: report.Num(nan), Cosine: report.Num(nan)}
 		if c.Integer {
 			op.Precision = "int8"
@@ -150,23 +118,26 @@ func (r *run) cover() {
 	r.rep.Integer = report.CountMACs(r.rep.Operators)
 }
 
-// bind gives the symbolic dimensions the mean sizes seen in calibration, or 1.
-func (r *run) bind() map[string]int64 {
-	bind := map[string]int64{}
+// shapes gives every input the mean size seen in calibration, or a default.
+func (r *run) shapes() map[string][]int64 {
+	shapes := map[string][]int64{}
 	for _, v := range r.m.Graph.Inputs {
+		dims := make([]int64, len(v.Dims))
 		for i, d := range v.Dims {
-			if d.N >= 0 || d.Name == "" {
-				continue
-			}
-			bind[d.Name] = 1
-			if r.evidence != nil && r.evidence.dims[v.Name] != nil {
-				bind[d.Name] = max(1, r.evidence.dims[v.Name][i]/int64(r.evidence.Samples()))
-			} else if i > 0 {
-				bind[d.Name] = defaultLength
+			switch {
+			case d.N >= 0:
+				dims[i] = d.N
+			case r.evidence != nil && i < len(r.evidence.dims[v.Name]):
+				dims[i] = max(1, r.evidence.dims[v.Name][i]/int64(r.evidence.Samples()))
+			case i == 0:
+				dims[i] = 1
+			default:
+				dims[i] = defaultLength
 			}
 		}
+		shapes[v.Name] = dims
 	}
-	return bind
+	return shapes
 }
 
 // defaultLength stands in for a variable length when nothing was calibrated:

@@ -15,9 +15,10 @@ type Coverage struct {
 }
 
 // Cover lists every operator of the float model m that multiplies and
-// accumulates, largest first, with what the plan makes of it. bind gives the
-// symbolic dimensions their sizes.
-func (p *Plan) Cover(m *graph.Model, bind map[string]int64) []Coverage {
+// accumulates, largest first, with what the plan makes of it. shapes gives the
+// model's inputs their sizes: exporters' symbolic names cannot be relied on
+// (one calls both batch and length "batch").
+func (p *Plan) Cover(m *graph.Model, shapes map[string][]int64) []Coverage {
 	rules := map[*graph.Node]string{}
 	for _, f := range p.Float {
 		rules[f.Node] = f.Rule
@@ -28,18 +29,45 @@ func (p *Plan) Cover(m *graph.Model, bind map[string]int64) []Coverage {
 			planned[op.Node] = true
 		}
 	}
-	macs := graph.MACs(m, bind)
+	macs := macsAt(m, shapes)
 	var out []Coverage
 	for _, n := range m.Graph.Nodes {
+		if len(n.Outputs) == 0 {
+			continue
+		}
 		rule, float := rules[n]
-		if macs[n] == 0 && !planned[n] && !float {
+		if macs[n.Outputs[0]] == 0 && !planned[n] && !float {
 			continue
 		}
 		if !planned[n] && !float {
 			rule = "no integer form is known for it"
 		}
-		out = append(out, Coverage{n, macs[n], planned[n], rule})
+		out = append(out, Coverage{n, macs[n.Outputs[0]], planned[n], rule})
 	}
 	sort.SliceStable(out, func(i, j int) bool { return out[i].MACs > out[j].MACs })
 	return out
+}
+
+// macsAt counts multiply-accumulates by a node's first output, for inputs of
+// the given shapes.
+func macsAt(m *graph.Model, shapes map[string][]int64) map[string]int64 {
+	c := m.Clone()
+	c.Graph.Info = map[string]*graph.Value{} // inferred anew from the shapes
+	for _, v := range c.Graph.Inputs {
+		for i, n := range shapes[v.Name] {
+			if i < len(v.Dims) {
+				v.Dims[i] = graph.Dim{N: n}
+			}
+		}
+	}
+	for _, v := range c.Graph.Outputs {
+		v.Dims = nil
+	}
+	count := map[string]int64{}
+	for n, k := range graph.MACs(c, nil) {
+		if len(n.Outputs) > 0 {
+			count[n.Outputs[0]] = k
+		}
+	}
+	return count
 }

@@ -174,63 +174,88 @@ func (r *Ranges) linear(ctx context.Context, g *graph.Graph, c *Choice, group []
 	if err != nil {
 		return err
 	}
-	chMax := r.Stats.ChannelMax(c.Tensor)
-	alphas := []float64{math.NaN()}
-	if !r.Plan.Config.NoSmooth && len(chMax) == t.k {
-		alphas = append(alphas, smoothAlphas...)
+	plain := &setting{hist: h}
+	if err := t.try(ctx, c, plain, methods); err != nil {
+		return err
 	}
-	best, plainErr := math.Inf(1), math.Inf(1)
-	for _, a := range alphas {
-		var s []float32
-		hist := h
-		if !math.IsNaN(a) {
-			s = smoothVector(chMax, t.rowMax, a)
-			if hist, err = t.smoothedHistogram(s, chMax); err != nil {
-				return err
-			}
-		}
-		cands := make([]candidate, 0, len(methods))
-		for _, name := range methods {
-			th, err := calib.ByName(name)
-			if err != nil {
-				return err
-			}
-			rg, err := th.Threshold(hist, t.scheme)
-			if err != nil {
-				return err
-			}
-			cands = append(cands, candidate{name, rg.WithZero()})
-		}
-		errs, err := t.errors(ctx, s, cands)
+	best := plain
+	if chMax := r.Stats.ChannelMax(c.Tensor); !r.Plan.Config.NoSmooth && len(chMax) == t.k {
+		smooth, err := r.exponent(ctx, t, c, chMax, methods)
 		if err != nil {
 			return err
 		}
-		for i, e := range errs {
-			key := cands[i].method
-			if s != nil {
-				key = fmt.Sprintf("smooth %.1f, %s", a, key)
-			} else {
-				plainErr = min(plainErr, e)
-			}
-			c.Errors[key], c.Candidates[key] = e, cands[i].r
-			// Plain candidates come first, so a smoothed one must beat them by
-			// the gain that pays for its multiplication.
-			need := best
-			if s != nil && c.Smooth == nil {
-				need = best * smoothGain
-			}
-			if e < need || math.IsInf(best, 1) {
-				best = e
-				c.set(cands[i].method, cands[i].r, t.scheme)
-				c.Smooth, c.Alpha = s, a
-			}
+		// A smoothed tensor must beat the plain one by the gain that pays for
+		// its multiplication.
+		if smooth.err < plain.err*smoothGain {
+			best = smooth
 		}
 	}
-	if c.Smooth == nil {
-		c.Alpha = 0
-		c.Why = fmt.Sprintf("smallest output error of %d operators on %d rows: %.3g", len(group), t.m, best)
-	} else {
-		c.Why = fmt.Sprintf("smallest output error of %d operators on %d rows: %.3g, without smoothing %.3g", len(group), t.m, best, plainErr)
+	c.set(best.method, best.r, t.scheme)
+	c.Smooth, c.Alpha = best.s, best.alpha
+	c.Why = fmt.Sprintf("smallest output error of %d operators on %d rows: %.3g", len(group), t.m, best.err)
+	if best != plain {
+		c.Why += fmt.Sprintf(", without smoothing %.3g", plain.err)
+	}
+	return nil
+}
+
+// exponent tries every exponent with the first method and the other methods
+// with the best exponent.
+func (r *Ranges) exponent(ctx context.Context, t *trial, c *Choice, chMax []float32, methods []string) (*setting, error) {
+	var best *setting
+	for _, a := range smoothAlphas {
+		st := &setting{alpha: a, s: smoothVector(chMax, t.rowMax, a)}
+		st.hist = t.smoothedHistogram(st.s, chMax)
+		if err := t.try(ctx, c, st, methods[:1]); err != nil {
+			return nil, err
+		}
+		if best == nil || st.err < best.err {
+			best = st
+		}
+	}
+	return best, t.try(ctx, c, best, methods[1:])
+}
+
+// setting is one way to smooth (s nil: none) and the best range found for it.
+type setting struct {
+	alpha  float64
+	s      []float32
+	hist   *calib.Histogram // of the smoothed tensor
+	method string           // "" before the first try
+	r      calib.Range
+	err    float64
+}
+
+// try measures methods under the setting, records them in c and keeps the best.
+func (t *trial) try(ctx context.Context, c *Choice, st *setting, methods []string) error {
+	if len(methods) == 0 {
+		return nil
+	}
+	cands := make([]candidate, len(methods))
+	for i, name := range methods {
+		th, err := calib.ByName(name)
+		if err != nil {
+			return err
+		}
+		rg, err := th.Threshold(st.hist, t.scheme)
+		if err != nil {
+			return err
+		}
+		cands[i] = candidate{name, rg.WithZero()}
+	}
+	errs, err := t.errors(ctx, st.s, cands)
+	if err != nil {
+		return err
+	}
+	for i, e := range errs {
+		key := cands[i].method
+		if st.s != nil {
+			key = fmt.Sprintf("smooth %.1f, %s", st.alpha, key)
+		}
+		c.Errors[key], c.Candidates[key] = e, cands[i].r
+		if st.method == "" || e < st.err {
+			st.method, st.r, st.err = cands[i].method, cands[i].r, e
+		}
 	}
 	return nil
 }
@@ -321,7 +346,7 @@ func (t *trial) reference(ctx context.Context) (err error) {
 
 // smoothedHistogram is the histogram of the kept rows divided by s, with the
 // extremes of all rows put in: max|X_j| / s_j bounds what was ever seen.
-func (t *trial) smoothedHistogram(s, chMax []float32) (*calib.Histogram, error) {
+func (t *trial) smoothedHistogram(s, chMax []float32) *calib.Histogram {
 	h := &calib.Histogram{}
 	xs := t.divided(s)
 	lo, hi := float32(0), float32(0)
@@ -340,7 +365,7 @@ func (t *trial) smoothedHistogram(s, chMax []float32) (*calib.Histogram, error) 
 	}
 	h.Observe(xs)
 	h.Observe([]float32{lo, hi})
-	return h, nil
+	return h
 }
 
 func (t *trial) divided(s []float32) []float32 {
