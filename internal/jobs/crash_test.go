@@ -154,7 +154,7 @@ func TestJobThatKillsTheServerIsGivenUp(t *testing.T) {
 		return nil, nil
 	}})
 	s := await(t, q, id, final)
-	if s.Status != Failed || !strings.Contains(s.Error, "stopped 2 times") || s.Attempts != 2 || s.Finished == nil {
+	if s.Status != Failed || !strings.Contains(s.Error, "2 times") || s.Attempts != 2 || s.Finished == nil {
 		t.Errorf("%+v", s)
 	}
 }

@@ -5,15 +5,31 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 
+	"github.com/fewbit/fewbit/internal/registry/disk"
 	"github.com/fewbit/fewbit/internal/registry/lockfile"
 )
 
+// diskReserve is what must be free on the disk before anything is written. The
+// server gives a stream up for good after one failed write, so it is kept from
+// meeting a full disk, and restarted after it may have met one.
+const diskReserve = 4 << 20
+
 // embedded is a NATS server inside the process, reachable from nowhere else.
-type embedded struct{ ns *server.Server }
+type embedded struct {
+	ns  *server.Server
+	o   *server.Options
+	dir string
+
+	mu      sync.Mutex // held through a restart
+	suspect atomic.Bool
+	healed  time.Time
+}
 
 // lockStore takes the store for this process: the server itself locks nothing,
 // and two of them on one directory destroy it.
@@ -32,7 +48,7 @@ func lockStore(dir string) (*lockfile.Lock, error) {
 }
 
 func startEmbedded(dir string) (*embedded, error) {
-	ns, err := server.NewServer(&server.Options{
+	o := &server.Options{
 		ServerName: "fewbit",
 		DontListen: true,
 		NoSigs:     true,
@@ -46,7 +62,8 @@ func startEmbedded(dir string) (*embedded, error) {
 		JetStreamMaxMemory:     16 << 20,
 		JetStreamMaxStore:      storeBytes + queueBytes + 16<<20,
 		DisableJetStreamBanner: true,
-	})
+	}
+	ns, err := server.NewServer(o)
 	if err != nil {
 		return nil, fmt.Errorf("job queue: embedded NATS: %w", err)
 	}
@@ -55,7 +72,39 @@ func startEmbedded(dir string) (*embedded, error) {
 		ns.Shutdown()
 		return nil, fmt.Errorf("job queue: embedded NATS did not start within %v; is the data directory writable and the disk not full?", startTimeout)
 	}
-	return &embedded{ns: ns}, nil
+	return &embedded{ns: ns, o: o, dir: dir}, nil
+}
+
+// ready returns ErrNoSpace while the disk is (almost) full. After that, or when
+// suspect was set because a write got no answer, it restarts JetStream on its
+// files; consumers and connections stay.
+func (e *embedded) ready() (restarted bool, err error) {
+	const pause = time.Second // between restarts
+	if free, _, ok := disk.Space(e.dir); ok && free < diskReserve {
+		e.suspect.Store(true)
+		return false, fmt.Errorf("%w: %d bytes are free, jobs need %d; delete models or data sets that are not needed", ErrNoSpace, free, diskReserve)
+	}
+	if !e.suspect.Load() {
+		return false, nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.suspect.Load() || time.Since(e.healed) < pause {
+		return false, nil
+	}
+	if err := e.ns.ShutdownJetStream(); err != nil {
+		return false, fmt.Errorf("job queue: restarting the store: %w", err)
+	}
+	err = e.ns.EnableJetStream(&server.JetStreamConfig{
+		MaxMemory: e.o.JetStreamMaxMemory, MaxStore: e.o.JetStreamMaxStore, StoreDir: e.o.StoreDir,
+		SyncAlways: e.o.SyncAlways, SyncInterval: e.o.SyncInterval, Strict: true,
+	})
+	if err != nil {
+		return false, fmt.Errorf("job queue: restarting the store: %w", err)
+	}
+	e.suspect.Store(false)
+	e.healed = time.Now()
+	return true, nil
 }
 
 func (e *embedded) shutdown() {

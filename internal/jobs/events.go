@@ -3,7 +3,10 @@ package jobs
 import (
 	"context"
 	"encoding/json"
+	"maps"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -78,29 +81,73 @@ func (s *subscribers) send(id string, value []byte, rev uint64) {
 	}
 }
 
+// ids lists those that somebody subscribed to.
+func (s *subscribers) ids() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.m))
+}
+
 // watch follows all records with one ephemeral consumer and hands the changes
-// to the subscribers.
+// to the subscribers, again for each generation of the server.
 func (q *JetStream) watch() error {
-	w, err := q.store.kv.Watch(q.ctx, "s.>", jetstream.UpdatesOnly(), jetstream.IgnoreDeletes())
+	w, gen, err := q.openWatch()
 	if err != nil {
 		return err
 	}
 	q.wg.Go(func() {
-		for { // not w.Stop: it waits for a server that may be gone, q.ctx stops the watch too
-			select {
-			case <-q.ctx.Done():
-				return
-			case e, ok := <-w.Updates():
-				if !ok {
-					return
+		const pause = time.Second
+		for {
+			q.follow(gen, w)
+			for q.ctx.Err() == nil {
+				if w, gen, err = q.openWatch(); err == nil {
+					break
 				}
-				if e != nil {
-					q.subs.send(e.Key()[len("s."):], e.Value(), e.Revision())
+				select {
+				case <-q.ctx.Done():
+				case <-time.After(pause):
 				}
 			}
+			if q.ctx.Err() != nil {
+				return
+			}
+			q.catchUp(gen)
 		}
 	})
 	return nil
+}
+
+func (q *JetStream) openWatch() (jetstream.KeyWatcher, context.Context, error) {
+	gen := q.generation()
+	w, err := q.store.kv.Watch(gen, "s.>", jetstream.UpdatesOnly(), jetstream.IgnoreDeletes())
+	return w, gen, err
+}
+
+// follow hands on changes until gen ends, which stops w too (w.Stop would wait
+// for a server that may be gone).
+func (q *JetStream) follow(gen context.Context, w jetstream.KeyWatcher) {
+	for {
+		select {
+		case <-gen.Done():
+			return
+		case e, ok := <-w.Updates():
+			if !ok {
+				return
+			}
+			if e != nil {
+				q.subs.send(e.Key()[len("s."):], e.Value(), e.Revision())
+			}
+		}
+	}
+}
+
+// catchUp makes up for changes that fell between two watches.
+func (q *JetStream) catchUp(ctx context.Context) {
+	for _, id := range q.subs.ids() {
+		if e, err := q.store.kv.Get(ctx, statusKey(id)); err == nil {
+			q.subs.send(id, e.Value(), e.Revision())
+		}
+	}
 }
 
 // Events implements Queue.

@@ -21,6 +21,8 @@ var (
 	ErrSpec = errors.New("bad job request")
 	// ErrConflict: the idempotency key was already used for a different request.
 	ErrConflict = errors.New("idempotency key was used for a different request")
+	// ErrNoSpace: the disk under the store is full.
+	ErrNoSpace = errors.New("no space left")
 	// ErrLocked: another process uses the store.
 	ErrLocked = errors.New("job store is in use")
 	// ErrLost is the cause of a Runner's cancelled context when a newer
@@ -37,7 +39,7 @@ var (
 
 // Queue accepts jobs and says how they fare. All methods are safe for
 // concurrent use. Errors: ErrNotFound, ErrFinished, ErrBusy, ErrClosed,
-// ErrSpec, ErrConflict.
+// ErrSpec, ErrConflict, ErrNoSpace.
 type Queue interface {
 	// Submit stores the job durably and returns its id.
 	Submit(ctx context.Context, s Spec) (id string, err error)
@@ -87,6 +89,7 @@ const (
 	defaultStopTimeout   = 10 * time.Second
 	startTimeout         = 30 * time.Second
 	storeTimeout         = 10 * time.Second // one status update, retries included
+	settleTimeout        = 10 * time.Minute // the last one, while the disk is full
 )
 
 // Options configure Open. Zero values are the defaults.
@@ -183,6 +186,10 @@ type JetStream struct {
 	once  sync.Once
 	subs  subscribers
 	close error
+
+	genMu sync.Mutex
+	gen   context.Context // of ctx; ends when the embedded server restarts JetStream
+	next  context.CancelFunc
 }
 
 var _ Queue = (*JetStream)(nil)
@@ -201,6 +208,7 @@ func Open(ctx context.Context, o Options) (*JetStream, error) {
 	o.setDefaults()
 	q := &JetStream{o: o}
 	q.ctx, q.stop = context.WithCancelCause(context.Background())
+	q.gen, q.next = context.WithCancel(q.ctx)
 	q.subs.m = map[string]map[*subscription]struct{}{}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -307,19 +315,22 @@ func (q *JetStream) Submit(ctx context.Context, s Spec) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if err := q.ready(); err != nil {
+		return "", err
+	}
 	rec := record{Status: Status{ID: id, Status: Queued, Spec: s, Submitted: time.Now().UTC()}}
 	switch err := q.store.create(ctx, rec); {
 	case errors.Is(err, errExists):
 		old, _, err := q.store.load(ctx, id)
 		if err != nil {
-			return "", err
+			return "", q.wrap(err)
 		}
 		if !sameSpec(old.Spec, s) {
 			return "", fmt.Errorf("%w: use a new key for a new request", ErrConflict)
 		}
 		if old.Status.Status == Queued { // its first submission may have died before the message
 			if err := q.enqueue(ctx, id); err != nil {
-				return "", err
+				return "", q.wrap(err)
 			}
 		}
 		return id, nil
@@ -393,6 +404,9 @@ func (q *JetStream) Cancel(ctx context.Context, id string) error {
 	if q.ctx.Err() != nil {
 		return ErrClosed
 	}
+	if err := q.ready(); err != nil {
+		return err
+	}
 	rec, err := q.store.change(ctx, id, func(r *record) error {
 		if r.Status.Status.Final() {
 			return fmt.Errorf("%w: it has %s", ErrFinished, r.Status.Status)
@@ -446,10 +460,42 @@ func (q *JetStream) shutdown() {
 	q.lock.Release()
 }
 
-// wrap gives errors of a closed connection their identity.
+// ready is called before writing; see embedded.ready.
+func (q *JetStream) ready() error {
+	if q.server == nil {
+		return nil
+	}
+	restarted, err := q.server.ready()
+	if restarted { // what waits for the old one would find out by missing heartbeats only
+		q.genMu.Lock()
+		defer q.genMu.Unlock()
+		q.next()
+		q.gen, q.next = context.WithCancel(q.ctx)
+	}
+	return err
+}
+
+// generation is the context of requests that wait on the server.
+func (q *JetStream) generation() context.Context {
+	q.genMu.Lock()
+	defer q.genMu.Unlock()
+	return q.gen
+}
+
+// wrap gives errors their identity: of a closed connection, and of a store
+// that does not answer. The embedded one is looked after before the next write.
 func (q *JetStream) wrap(err error) error {
-	if err != nil && q.ctx.Err() != nil && errors.Is(err, nats.ErrConnectionClosed) {
+	switch {
+	case err == nil:
+		return nil
+	case q.ctx.Err() != nil && errors.Is(err, nats.ErrConnectionClosed):
 		return ErrClosed
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrNoResponders),
+		errors.Is(err, jetstream.ErrNoStreamResponse), errors.Is(err, jetstream.ErrJetStreamNotEnabled):
+		if q.server != nil {
+			q.server.suspect.Store(true)
+		}
+		return fmt.Errorf("the job store does not answer, try again: %w", err)
 	}
 	return err
 }

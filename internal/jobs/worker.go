@@ -47,14 +47,14 @@ func (q *JetStream) startWorkers(ctx context.Context) error {
 func (q *JetStream) work() {
 	const pause = time.Second // after an error of the connection
 	for q.ctx.Err() == nil {
-		batch, err := q.cons.Fetch(1, jetstream.FetchContext(q.ctx))
+		batch, err := q.cons.Fetch(1, jetstream.FetchContext(q.generation()))
 		if err == nil {
 			for msg := range batch.Messages() {
 				q.handle(msg)
 			}
 			err = batch.Error()
 		}
-		if err == nil || q.ctx.Err() != nil {
+		if err == nil || errors.Is(err, context.Canceled) {
 			continue
 		}
 		q.o.Log.Debug("job queue: fetch", "error", err)
@@ -102,9 +102,12 @@ func (q *JetStream) handle(msg jetstream.Msg) {
 // claim starts a new attempt in the record, which fences off all earlier ones.
 // A job that must not run again comes back final.
 func (q *JetStream) claim(id string) (record, error) {
+	if err := q.ready(); err != nil {
+		return record{}, err
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
-	return q.store.change(ctx, id, func(r *record) error {
+	rec, err := q.store.change(ctx, id, func(r *record) error {
 		now := time.Now().UTC()
 		if r.Status.Status.Final() {
 			return ErrFinished
@@ -118,7 +121,7 @@ func (q *JetStream) claim(id string) (record, error) {
 			return nil
 		case r.Lost >= q.o.MaxAttempts:
 			r.finish(Failed, now)
-			r.Error = fmt.Sprintf("the server stopped %d times while this job ran; look for lack of memory, then submit it again", r.Lost)
+			r.Error = fmt.Sprintf("the server stopped (or its disk was full) %d times while this job ran; look for lack of memory or disk, then submit it again", r.Lost)
 			return nil
 		}
 		r.Status.Status = Running
@@ -129,6 +132,7 @@ func (q *JetStream) claim(id string) (record, error) {
 		r.ETASeconds = nil
 		return nil
 	})
+	return rec, q.wrap(err)
 }
 
 // ack removes the job's message. A lost ack is harmless: the next delivery
@@ -252,6 +256,9 @@ func (a *attempt) report(check func(record)) {
 	a.mu.Lock()
 	phase, frac := a.phase, a.frac
 	a.mu.Unlock()
+	if a.q.ready() != nil {
+		return // no room for news
+	}
 	ctx, stop := context.WithTimeout(context.Background(), storeTimeout)
 	defer stop()
 	r, err := a.q.store.change(ctx, a.id, func(r *record) error {
@@ -267,24 +274,50 @@ func (a *attempt) report(check func(record)) {
 	})
 	if err == nil || errors.Is(err, ErrLost) {
 		check(r)
+	} else {
+		_ = a.q.wrap(err)
 	}
 }
 
 // settle writes the end of the attempt into the record. final is false when
-// the job went back into the queue.
+// the job went back into the queue. While the store refuses (a full disk) it
+// tries on, for the sake of the work that was done.
 func (a *attempt) settle(result json.RawMessage, runErr error) (final bool, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
-	defer cancel()
+	const pause = time.Second
 	if runErr == nil {
 		switch {
 		case len(result) > a.q.store.maxResult:
 			runErr = fmt.Errorf("the result has %d bytes, at most %d can be stored", len(result), a.q.store.maxResult)
 		case len(result) > 0 && !json.Valid(result):
 			runErr = errors.New("the result is not JSON")
-		case len(result) > 0:
-			if err := a.q.store.putResult(ctx, a.id, a.n, result); err != nil {
-				return false, err
-			}
+		}
+	}
+	for end := time.Now().Add(settleTimeout); ; {
+		final, err = a.trySettle(result, runErr)
+		switch {
+		case err == nil, errors.Is(err, ErrLost), errors.Is(err, ErrFinished), errors.Is(err, ErrNotFound):
+			return final, err
+		case time.Now().After(end):
+			return false, err
+		}
+		_ = a.msg.InProgress()
+		select {
+		case <-a.q.ctx.Done():
+			return false, err
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (a *attempt) trySettle(result json.RawMessage, runErr error) (final bool, err error) {
+	if err := a.q.ready(); err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+	defer cancel()
+	if runErr == nil && len(result) > 0 {
+		if err := a.q.store.putResult(ctx, a.id, a.n, result); err != nil {
+			return false, a.q.wrap(err)
 		}
 	}
 	r, err := a.q.store.change(ctx, a.id, func(r *record) error {
@@ -309,7 +342,7 @@ func (a *attempt) settle(result json.RawMessage, runErr error) (final bool, err 
 		}
 		return nil
 	})
-	return r.Status.Status.Final(), err
+	return r.Status.Status.Final(), a.q.wrap(err)
 }
 
 type attemptKey struct{}

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fewbit/fewbit/internal/registry/disk"
 	"github.com/fewbit/fewbit/internal/registry/lockfile"
 )
 
@@ -175,7 +176,7 @@ func (r *Registry) unpackDataset(ctx context.Context, file, dir string) (Kind, i
 		if err := a.unpack(ctx, r, dir); err != nil {
 			return "", 0, err
 		}
-		return KindImages, images, space(noPath(syncTree(dir)))
+		return KindImages, images, space(noPath(disk.SyncTree(dir)))
 	}
 	return "", 0, fmt.Errorf("%w: the zip holds neither arrays (.npy) alone nor images (.jpg, .png); send text as .jsonl without zipping it", ErrInvalid)
 }

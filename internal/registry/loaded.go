@@ -383,6 +383,9 @@ func (l *Loaded) dropLocked(m *model) {
 // stops serving it. Requests that run finish.
 // Errors: ErrNotFound, ErrInUse (the default while there are other versions).
 func (l *Loaded) Delete(ctx context.Context, name, version string) error {
+	if _, err := l.r.Model(name); err != nil {
+		return err
+	}
 	m, err := l.lockModel(ctx, name)
 	if err != nil {
 		return err

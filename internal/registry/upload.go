@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/fewbit/fewbit/internal/registry/disk"
 )
 
 // Upload publishes the model in body: a zip (model.onnx and what belongs to
@@ -74,7 +76,7 @@ func (r *Registry) checkFree(n int64) error {
 	if n <= 0 {
 		return nil
 	}
-	free, total, ok := diskSpace(r.root)
+	free, total, ok := disk.Space(r.root)
 	if !ok {
 		return nil // writing will tell
 	}

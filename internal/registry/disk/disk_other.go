@@ -1,6 +1,6 @@
 //go:build !linux
 
-package registry
+package disk
 
 import (
 	"io/fs"
@@ -8,9 +8,11 @@ import (
 	"path/filepath"
 )
 
-func diskSpace(string) (free, total uint64, ok bool) { return 0, 0, false }
+// Space is not known here (ok is false).
+func Space(string) (free, total uint64, ok bool) { return 0, 0, false }
 
-func syncTree(dir string) error {
+// SyncTree makes everything below dir durable.
+func SyncTree(dir string) error {
 	return filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err

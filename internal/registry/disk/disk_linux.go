@@ -1,4 +1,4 @@
-package registry
+package disk
 
 import (
 	"os"
@@ -6,9 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// diskSpace returns the bytes that this user may still write to the file
+// Space returns the bytes that this user may still write to the file
 // system of dir, and its size.
-func diskSpace(dir string) (free, total uint64, ok bool) {
+func Space(dir string) (free, total uint64, ok bool) {
 	var st unix.Statfs_t
 	if unix.Statfs(dir, &st) != nil || st.Bsize <= 0 {
 		return 0, 0, false
@@ -16,9 +16,9 @@ func diskSpace(dir string) (free, total uint64, ok bool) {
 	return st.Bavail * uint64(st.Bsize), st.Blocks * uint64(st.Bsize), true
 }
 
-// syncTree makes everything below dir durable, with one call instead of one
+// SyncTree makes everything below dir durable, with one call instead of one
 // for each of many small files.
-func syncTree(dir string) error {
+func SyncTree(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
 		return err
