@@ -2,6 +2,7 @@ package data
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 
@@ -50,7 +51,7 @@ func zipColumn(r io.ReaderAt, e *zip.File, name string) (*column, error) {
 	case zip.Store:
 		off, err := e.DataOffset()
 		if err != nil {
-			return nil, fmt.Errorf("%w: %v", ErrFormat, err)
+			return nil, fmt.Errorf("%w: %w", ErrFormat, err)
 		}
 		if e.CompressedSize64 != e.UncompressedSize64 || e.UncompressedSize64 > 1<<62 {
 			return nil, fmt.Errorf("%w: a stored entry whose sizes differ", ErrFormat)
@@ -78,7 +79,7 @@ func (c *column) rewind() error {
 	c.close()
 	raw, err := c.entry.Open()
 	if err != nil {
-		return fmt.Errorf("%w: %v", ErrFormat, err)
+		return fmt.Errorf("%w: %w", ErrFormat, err)
 	}
 	if c.buf == nil {
 		c.buf = bufio.NewReaderSize(raw, streamBuffer)
@@ -124,7 +125,7 @@ func (c *column) read(i int, dst []byte) error {
 	}
 	c.next++
 	if c.next == c.rows() { // reach the end, where the checksum is compared
-		if _, err := c.buf.ReadByte(); err != io.EOF {
+		if _, err := c.buf.ReadByte(); !errors.Is(err, io.EOF) {
 			return c.damaged(i)
 		}
 	}

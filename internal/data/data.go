@@ -170,7 +170,7 @@ func Open(path string, o Options) (Dataset, error) {
 	}
 	d, err := newSet(src, o)
 	if err != nil {
-		src.close()
+		_ = src.close() // nothing was written
 		return nil, err
 	}
 	return d, nil
@@ -190,7 +190,7 @@ func Split(path string, o Options, n int) (calibration, evaluation Dataset, err 
 		return nil, nil, err
 	}
 	if evaluation, err = Open(path, eo); err != nil {
-		calibration.Close()
+		_ = calibration.Close()
 		if errors.Is(err, ErrEmpty) {
 			err = fmt.Errorf("%w: all its %d samples go to calibration and none is left for evaluation; ask for fewer", ErrEmpty, calibration.Len())
 		}

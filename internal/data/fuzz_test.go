@@ -50,7 +50,7 @@ func fuzzFile(t *testing.T, b []byte, specs ...engine.IOSpec) {
 		}
 		for i := 0; i < min(d.Len(), fuzzLimit); i++ {
 			s, err := d.Next(t.Context())
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				t.Fatalf("the end after %d of %d", i, d.Len())
 			}
 			if err != nil {

@@ -32,7 +32,7 @@ func all(t testing.TB, d Dataset) []Sample {
 	var out []Sample
 	for {
 		s, err := d.Next(context.Background())
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			if len(out) != d.Len() {
 				t.Fatalf("%d samples, Len says %d", len(out), d.Len())
 			}
@@ -66,7 +66,7 @@ func refuse(t *testing.T, path string, o Options, sentinel error, words ...strin
 		for err == nil {
 			_, err = d.Next(context.Background())
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			t.Fatalf("%s was read without an error", filepath.Base(path))
 		}
 	}

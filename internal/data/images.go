@@ -76,7 +76,7 @@ func newImages(files fs.FS, closer io.Closer, name string, o Options) (source, e
 		return nil, err
 	}
 	if s.prepare, err = vision.New(o.Spec, o.ModelDir); errors.Is(err, vision.ErrNotImage) {
-		return nil, fmt.Errorf("%s: %w: it holds images, but %v", name, ErrMismatch, err)
+		return nil, fmt.Errorf("%s: %w: it holds images, but %w", name, ErrMismatch, err)
 	} else if err != nil {
 		return nil, err
 	}
@@ -113,7 +113,8 @@ func (s *images) list() error {
 			return nil
 		}
 		if !d.Type().IsRegular() { // a link to a file is as good as the file
-			if info, err := fs.Stat(s.files, p); err != nil || !info.Mode().IsRegular() {
+			info, err := fs.Stat(s.files, p)
+			if broken := err != nil || !info.Mode().IsRegular(); broken {
 				return nil
 			}
 		}
@@ -164,7 +165,7 @@ func (s *images) readCSV() ([]byte, error) {
 			continue
 		}
 		b, err := io.ReadAll(io.LimitReader(f, maxCSVBytes+1))
-		f.Close()
+		_ = f.Close()
 		if err != nil || len(b) > maxCSVBytes {
 			return nil, fmt.Errorf("%w: %s: %s cannot be read or has more than %d bytes", ErrFormat, s.name, csvName, maxCSVBytes)
 		}
@@ -193,11 +194,11 @@ func (s *images) classesByCSV(b []byte) error {
 	used := make([]bool, len(s.items))
 	for first := true; ; first = false {
 		rec, err := r.Read()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
-			return fmt.Errorf("%w: %s: %s: %v", ErrFormat, s.name, csvName, err)
+			return fmt.Errorf("%w: %s: %s: %w", ErrFormat, s.name, csvName, err)
 		}
 		line, _ := r.FieldPos(0)
 		if len(rec) != 2 {
@@ -330,18 +331,18 @@ func (s *images) read(_ context.Context, i int) (Sample, error) {
 		return Sample{}, fmt.Errorf("%w: %s: %q cannot be opened", ErrFormat, s.name, it.path)
 	}
 	b, err := io.ReadAll(io.LimitReader(f, vision.MaxBytes+1))
-	f.Close()
+	_ = f.Close()
 	if err != nil {
 		return Sample{}, fmt.Errorf("%w: %s: %q is damaged or cannot be read", ErrFormat, s.name, it.path)
 	}
 	feeds, err := s.prepare.Feeds(b)
 	switch {
 	case errors.Is(err, vision.ErrDecode):
-		return Sample{}, fmt.Errorf("%s: %q: %w: %v", s.name, it.path, ErrFormat, err)
+		return Sample{}, fmt.Errorf("%s: %q: %w: %w", s.name, it.path, ErrFormat, err)
 	case errors.Is(err, vision.ErrTooLarge):
-		return Sample{}, fmt.Errorf("%s: %q: %w: %v", s.name, it.path, ErrTooLarge, err)
+		return Sample{}, fmt.Errorf("%s: %q: %w: %w", s.name, it.path, ErrTooLarge, err)
 	case err != nil:
-		return Sample{}, fmt.Errorf("%s: %q: %w: %v", s.name, it.path, ErrMismatch, err)
+		return Sample{}, fmt.Errorf("%s: %q: %w: %w", s.name, it.path, ErrMismatch, err)
 	}
 	smp := Sample{Feeds: feeds, ID: it.path}
 	if it.class >= 0 {

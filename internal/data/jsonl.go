@@ -53,7 +53,7 @@ type textJSON struct {
 func openJSONL(f file, size int64, name string, o Options) (source, error) {
 	enc, err := task.NewTextEncoder(o.Spec, o.ModelDir, o.MaxTokens)
 	if errors.Is(err, task.ErrNotText) {
-		return nil, fmt.Errorf("%s: %w: it holds texts, but %v", name, ErrMismatch, err)
+		return nil, fmt.Errorf("%s: %w: it holds texts, but %w", name, ErrMismatch, err)
 	} else if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -86,7 +86,7 @@ func (t *texts) index(r io.Reader) error {
 		if errors.Is(err, ErrTooLarge) {
 			return t.fail(line, ErrTooLarge, "more than %d bytes", maxLineBytes)
 		}
-		if err != nil && err != io.EOF {
+		if err != nil && !errors.Is(err, io.EOF) {
 			return t.fail(line, ErrFormat, "cannot be read")
 		}
 		if line == 1 {
@@ -107,7 +107,7 @@ func (t *texts) index(r io.Reader) error {
 			t.lines = append(t.lines, textLine{off: off, len: int32(n), line: int32(line), class: class})
 		}
 		off += int64(n)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 	}
@@ -209,7 +209,7 @@ func readLine(r *bufio.Reader, buf []byte) ([]byte, int, error) {
 			return buf, n, ErrTooLarge
 		}
 		buf = append(buf, part...)
-		if err == bufio.ErrBufferFull {
+		if errors.Is(err, bufio.ErrBufferFull) {
 			continue
 		}
 		return bytes.TrimRight(buf, "\r\n"), n, err

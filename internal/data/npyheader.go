@@ -93,7 +93,7 @@ func readNPYHeader(r io.Reader) (*npyHeader, error) {
 func parseNPYDict(s string) (*npyHeader, error) {
 	d, err := parseDict(s)
 	if err != nil {
-		return nil, fmt.Errorf("%w: .npy header: %v", ErrFormat, err)
+		return nil, fmt.Errorf("%w: .npy header: %w", ErrFormat, err)
 	}
 	h := &npyHeader{}
 	descr, ok := d["descr"].(string)
@@ -127,7 +127,7 @@ func parseNPYDict(s string) (*npyHeader, error) {
 	h.dims = shape
 	elems, err := tensor.Elems(shape)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %v", ErrFormat, err)
+		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
 	}
 	if len(shape) == 0 {
 		return nil, fmt.Errorf("%w: a single number without a sample axis; the first axis must be the samples", ErrMismatch)
@@ -146,7 +146,7 @@ func parseNPYDict(s string) (*npyHeader, error) {
 	if elems == 0 { // the product of the others may be anything
 		h.rowLen, err = tensor.Elems(shape[1:])
 		if err != nil {
-			return nil, fmt.Errorf("%w: %v", ErrFormat, err)
+			return nil, fmt.Errorf("%w: %w", ErrFormat, err)
 		}
 	} else {
 		h.rowLen = elems / shape[0]

@@ -359,7 +359,7 @@ func (a *arrays) row(in boundInput, i int) (*tensor.Tensor, error) {
 	dims := append([]int64{1}, in.col.dims[1:]...)
 	t, err := tensor.New(in.io.Type, dims...)
 	if err != nil {
-		return nil, fmt.Errorf("%w: array %q: %v", ErrFormat, in.io.Name, err)
+		return nil, fmt.Errorf("%w: array %q: %w", ErrFormat, in.io.Name, err)
 	}
 	if in.convert == nil {
 		return t, in.col.read(i, t.Data)

@@ -2,11 +2,14 @@ package data
 
 import (
 	"archive/zip"
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"math"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -87,7 +90,7 @@ func TestPixelArrays(t *testing.T) {
 					k++
 				}
 			}
-			if _, err := d.Next(context.Background()); err != io.EOF {
+			if _, err := d.Next(context.Background()); !errors.Is(err, io.EOF) {
 				t.Errorf("after the end: %v", err)
 			}
 		})
@@ -200,4 +203,46 @@ func TestHeaderLiteral(t *testing.T) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
+}
+
+// maxStreamed bounds what reading a few samples of a large compressed file may
+// allocate: buffers of the decompressor and of the rows read.
+const maxStreamed = 1 << 20
+
+func TestDeflatedIsStreamed(t *testing.T) {
+	const rows = 4096 // 64 MiB of zeros, 64 KiB in the archive
+	spec := engine.IOSpec{Inputs: []engine.IO{{Name: "x", Type: tensor.Float32, Dims: []int64{-1, 4096}}}}
+	p := write(t, "a.npz", npzOf(t, zip.Deflate, map[string][]byte{"x": npy("<f4", false, []int64{rows, 4096}, make([]byte, rows*4096*4))}))
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	d := open(t, p, Options{Spec: spec, Samples: 8})
+	if n := len(all(t, d)); n != 8 {
+		t.Fatal(n)
+	}
+	runtime.ReadMemStats(&after)
+	if got := after.TotalAlloc - before.TotalAlloc; got > maxStreamed {
+		t.Errorf("%d bytes allocated to read 8 rows of 16 KiB", got)
+	}
+}
+
+// What a zip entry says about its size is not believed.
+func TestLyingEntry(t *testing.T) {
+	x := npy("<f4", false, []int64{4, 3, 2, 2}, bytesOf(ramp(48)))
+	honest := npzOf(t, zip.Deflate, map[string][]byte{"pixels": x})
+	size := binary.LittleEndian.AppendUint32(nil, uint32(len(x)))
+	at := bytes.LastIndex(honest, size) // in the central directory
+	if at < 0 {
+		t.Fatal("no size in the archive")
+	}
+	for _, lie := range []uint32{0, uint32(len(x)) - 4, uint32(len(x)) + 4, 1 << 30} {
+		b := slices.Clone(honest)
+		binary.LittleEndian.PutUint32(b[at:], lie)
+		refuse(t, write(t, "a.npz", b), Options{Spec: pixelSpec}, ErrFormat, "a.npz")
+	}
+	// A damaged element is found by the checksum at the end.
+	stored := npzOf(t, zip.Deflate, map[string][]byte{"pixels": x})
+	crc := bytes.LastIndex(stored, []byte("PK\x01\x02")) + 16
+	stored[crc]++
+	refuse(t, write(t, "a.npz", stored), Options{Spec: pixelSpec}, ErrFormat, `"pixels"`, "damaged")
 }

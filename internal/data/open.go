@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -45,7 +46,7 @@ func openSource(path string, o Options) (source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s cannot be opened", ErrNotFound, name)
 	}
-	src, err := openFile(f, info.Size(), name, o)
+	src, err := openFile(diskFile{f}, info.Size(), name, o)
 	if err != nil {
 		f.Close()
 		return nil, err
@@ -59,11 +60,25 @@ type file interface {
 	io.Closer
 }
 
+// diskFile is a file whose errors do not name its path.
+type diskFile struct{ f *os.File }
+
+func (d diskFile) Close() error { return d.f.Close() }
+
+func (d diskFile) ReadAt(b []byte, off int64) (int, error) {
+	n, err := d.f.ReadAt(b, off)
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		err = pe.Err
+	}
+	return n, err
+}
+
 // openFile takes f over when it succeeds.
 func openFile(f file, size int64, name string, o Options) (source, error) {
 	head := make([]byte, sniffBytes)
 	n, err := f.ReadAt(head, 0)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("%w: %s cannot be read", ErrFormat, name)
 	}
 	head = head[:n]
@@ -92,7 +107,7 @@ func looksJSON(head []byte) bool {
 func openZip(f file, size int64, name string, o Options) (source, error) {
 	z, err := zip.NewReader(f, size)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s is not a whole zip archive (%v)", ErrFormat, name, err)
+		return nil, fmt.Errorf("%w: %s is not a whole zip archive (%w)", ErrFormat, name, err)
 	}
 	if len(z.File) > maxZipEntries {
 		return nil, fmt.Errorf("%w: %s has %d entries, at most %d", ErrTooLarge, name, len(z.File), maxZipEntries)

@@ -91,7 +91,7 @@ func TestShardsAndSplit(t *testing.T) {
 		var out []string
 		for {
 			s, err := d.Next(t.Context())
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				return out
 			}
 			if err != nil {
@@ -184,10 +184,10 @@ func TestAudit(t *testing.T) {
 	}
 	nan, inf := float32(math.NaN()), float32(math.Inf(1))
 	for name, c := range map[string]struct {
-		in            []Sample
-		err           error
-		dup           int
-		nans, infinit int64
+		in         []Sample
+		err        error
+		dup        int
+		nans, infs int64
 	}{
 		"empty":    {nil, ErrEmpty, 0, 0, 0},
 		"good":     {[]Sample{f(1, 2), f(3, 4)}, nil, 0, 0, 0},
@@ -203,7 +203,7 @@ func TestAudit(t *testing.T) {
 		if err := a.Err(); !errors.Is(err, c.err) || (c.err == nil) != (err == nil) {
 			t.Errorf("%s: %v, want %v", name, err, c.err)
 		}
-		if a.Duplicates != c.dup || a.NaN != c.nans || a.Inf != c.infinit || a.Samples != len(c.in) {
+		if a.Duplicates != c.dup || a.NaN != c.nans || a.Inf != c.infs || a.Samples != len(c.in) {
 			t.Errorf("%s: %+v", name, a)
 		}
 	}

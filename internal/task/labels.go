@@ -87,11 +87,8 @@ func Softmax(dst []float64, logits []float32) []float64 {
 	}
 	sum := 0.0
 	for _, v := range logits {
-		e := 0.0
-		switch {
-		case float64(v) == top: // also when top is infinite
-			e = 1
-		default:
+		e := 1.0
+		if float64(v) != top { // infinities have no difference
 			e = math.Exp(float64(v) - top)
 		}
 		dst = append(dst, e)

@@ -183,7 +183,7 @@ func readConfig(dir, name string, into any) (bool, error) {
 		return false, fmt.Errorf("%w: %s cannot be read or is larger than %d bytes", ErrConfig, name, maxConfigBytes)
 	}
 	if err := json.Unmarshal(b, into); err != nil {
-		return false, fmt.Errorf("%w: %s: %v", ErrConfig, name, err)
+		return false, fmt.Errorf("%w: %s: %w", ErrConfig, name, err)
 	}
 	return true, nil
 }

@@ -87,14 +87,14 @@ func Decode(b []byte) (*Image, error) {
 		}
 		c, err := f.config(bytes.NewReader(b))
 		if err != nil {
-			return nil, fmt.Errorf("%w: a damaged %s header (%v)", ErrDecode, f.name, err)
+			return nil, fmt.Errorf("%w: a damaged %s header (%w)", ErrDecode, f.name, err)
 		}
 		if err := checkSize(c.Width, c.Height); err != nil {
 			return nil, err
 		}
 		im, err := f.decode(bytes.NewReader(b))
 		if err != nil {
-			return nil, fmt.Errorf("%w: a damaged %s (%v)", ErrDecode, f.name, err)
+			return nil, fmt.Errorf("%w: a damaged %s (%w)", ErrDecode, f.name, err)
 		}
 		// A decoder may believe another header than DecodeConfig did.
 		if err := checkSize(im.Bounds().Dx(), im.Bounds().Dy()); err != nil {

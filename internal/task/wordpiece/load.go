@@ -87,7 +87,7 @@ func Parse(b []byte) (*Tokenizer, error) {
 	}
 	var f fileJSON
 	if err := json.Unmarshal(b, &f); err != nil {
-		return nil, fmt.Errorf("%w: %v", ErrFormat, err)
+		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
 	}
 	t := &Tokenizer{padID: -1}
 	for _, step := range []func(*fileJSON) error{t.readModel, t.readNormalizer, t.readPreTokenizer, t.readAdded, t.readPostProcessor, t.readPadding} {
@@ -107,7 +107,7 @@ func kind(section string, raw json.RawMessage) (string, error) {
 		return "", nil
 	}
 	if err := json.Unmarshal(raw, &k); err != nil {
-		return "", fmt.Errorf("%w: section %q: %v", ErrFormat, section, err)
+		return "", fmt.Errorf("%w: section %q: %w", ErrFormat, section, err)
 	}
 	if k.Type == "" {
 		return "unnamed", nil
@@ -147,7 +147,7 @@ func (t *Tokenizer) readModel(f *fileJSON) error {
 		return unsupported("model", k, "WordPiece (BERT and its kin)")
 	}
 	if err := json.Unmarshal(f.Model, &m); err != nil {
-		return fmt.Errorf("%w: model: %v", ErrFormat, err)
+		return fmt.Errorf("%w: model: %w", ErrFormat, err)
 	}
 	if len(m.Vocab) == 0 || len(m.Vocab) > maxVocab {
 		return fmt.Errorf("%w: the vocabulary has %d tokens, expected 1 to %d", ErrFormat, len(m.Vocab), maxVocab)
@@ -206,7 +206,7 @@ func (t *Tokenizer) readNormalizer(f *fileJSON) error {
 		Lower   *bool `json:"lowercase"`
 	}{}
 	if err := json.Unmarshal(f.Normalizer, &n); err != nil {
-		return fmt.Errorf("%w: normalizer: %v", ErrFormat, err)
+		return fmt.Errorf("%w: normalizer: %w", ErrFormat, err)
 	}
 	or := func(b *bool, d bool) bool {
 		if b == nil {
@@ -286,7 +286,7 @@ func (t *Tokenizer) readPostProcessor(f *fileJSON) error {
 func (t *Tokenizer) readBertProcessing(raw json.RawMessage) error {
 	var p struct{ Sep, Cls []json.RawMessage }
 	if err := json.Unmarshal(raw, &p); err != nil {
-		return fmt.Errorf("%w: post_processor: %v", ErrFormat, err)
+		return fmt.Errorf("%w: post_processor: %w", ErrFormat, err)
 	}
 	var ids [2]int32
 	for i, tok := range [][]json.RawMessage{p.Cls, p.Sep} {
@@ -320,7 +320,7 @@ func (t *Tokenizer) readTemplate(raw json.RawMessage) error {
 		} `json:"special_tokens"`
 	}
 	if err := json.Unmarshal(raw, &p); err != nil {
-		return fmt.Errorf("%w: post_processor: %v", ErrFormat, err)
+		return fmt.Errorf("%w: post_processor: %w", ErrFormat, err)
 	}
 	for name, s := range p.Special {
 		if len(s.IDs) == 0 || len(s.IDs) > maxTemplateIDs || slices.Min(s.IDs) < 0 {

@@ -174,23 +174,16 @@ func longestFirst(na, nb, limit int) (int, int) {
 	if na+nb <= limit {
 		return na, nb
 	}
-	lo, hi, swapped := na, nb, false
-	if lo > hi {
-		lo, hi, swapped = hi, lo, true
+	short := min(na, nb)
+	long := max(limit-short, short)
+	if short+long > limit { // both are cut, the longer keeps the odd token
+		short = limit / 2
+		long = short + limit%2
 	}
-	if lo > limit {
-		hi = lo
-	} else {
-		hi = max(lo, limit-lo)
+	if na > nb {
+		return min(na, long), min(nb, short)
 	}
-	if lo+hi > limit {
-		lo = limit / 2
-		hi = lo + limit%2
-	}
-	if swapped {
-		lo, hi = hi, lo
-	}
-	return min(na, lo), min(nb, hi)
+	return min(na, short), min(nb, long)
 }
 
 // tokens appends the ids of text to dst until there are budget of them
