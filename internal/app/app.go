@@ -1,0 +1,206 @@
+// Package app is the server as one thing: it builds the engine, the registry,
+// the loaded models, the job queue with its runner, telemetry and the HTTP
+// server from a Config, runs them and takes them down in order. Both binaries
+// use it.
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/engine/ort"
+	"github.com/fewbit/fewbit/internal/http"
+	"github.com/fewbit/fewbit/internal/jobs"
+	"github.com/fewbit/fewbit/internal/pipeline"
+	"github.com/fewbit/fewbit/internal/registry"
+	"github.com/fewbit/fewbit/internal/registry/lockfile"
+	"github.com/fewbit/fewbit/internal/telemetry"
+)
+
+// Layout of the data directory.
+const (
+	registryDir = "registry" // models and data sets
+	jobsDir     = "jobs"     // the embedded queue
+	reportsDir  = "reports"  // ID.json of each job that got as far as a report
+	lockName    = "lock"
+)
+
+// closeTimeout bounds how long the models wait for their last requests, after
+// the server has drained.
+const closeTimeout = 10 * time.Second
+
+// App is a server. New opens its parts, Run or Serve serves, Close takes what
+// is left down.
+type App struct {
+	cfg       Config
+	log       *slog.Logger
+	lock      *lockfile.Lock
+	registry  *registry.Registry
+	loaded    *registry.Loaded
+	queue     *jobs.JetStream
+	telemetry *telemetry.Collector
+	pipeline  pipeline.Pipeline // copied for each job
+	server    *http.Server
+	starting  atomic.Bool // the default versions are still being loaded
+	closing   sync.Once
+	closeErr  error
+}
+
+// New opens the parts of a server in cfg.DataDir. Jobs that an earlier process
+// left begin to run. version is the program's. log may be nil.
+func New(ctx context.Context, cfg Config, version string, log *slog.Logger) (*App, error) {
+	if err := cfg.Check(); err != nil {
+		return nil, err
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	a := &App{cfg: cfg, log: log}
+	if err := a.open(ctx, version); err != nil {
+		return nil, errors.Join(err, a.Close())
+	}
+	return a, nil
+}
+
+func (a *App) open(ctx context.Context, version string) error {
+	keys, err := a.cfg.readKeys()
+	if err != nil {
+		return err
+	}
+	if err := a.openDataDir(); err != nil {
+		return err
+	}
+	e, err := ort.New(ort.Config{Library: a.cfg.ORTLib, Threads: a.cfg.Threads})
+	if err != nil {
+		return err
+	}
+	a.registry, err = registry.Open(ctx, filepath.Join(a.cfg.DataDir, registryDir), registry.Options{
+		MaxUpload:     a.cfg.MaxUpload,
+		ValidateModel: func(dir string) error { return validateModel(e, dir) },
+	})
+	if err != nil {
+		return fmt.Errorf("data directory %s: %w", a.cfg.DataDir, err)
+	}
+	a.loaded = registry.NewLoaded(a.registry, registry.LoadedOptions{Engine: e, PreparerFor: preparerFor, Target: a.cfg.Target})
+	a.telemetry = telemetry.New(telemetry.Options{})
+	a.pipeline = pipeline.Pipeline{Engine: e, Version: version, PeakMemory: peakMemoryIn(e.Library())}
+	a.starting.Store(true)
+	a.queue, err = jobs.Open(ctx, jobs.Options{
+		Dir: filepath.Join(a.cfg.DataDir, jobsDir), URL: a.cfg.NATSURL, Runner: a.runJob, Log: a.log,
+	})
+	if err != nil {
+		return err
+	}
+	if err := a.pruneReports(ctx); err != nil {
+		a.log.Warn("removing reports of forgotten jobs", "error", err)
+	}
+	a.server, err = http.New(http.Config{
+		Models: models{a}, Store: store{a}, Jobs: jobsOf{a.queue, a}, Telemetry: a.telemetry, CheckJob: a.checkJob,
+		Listen: a.cfg.Listen, Version: version, Keys: keys,
+		MaxInferBody: a.cfg.MaxBody, MaxUpload: a.cfg.MaxUpload, MaxInFlight: a.cfg.MaxInFlight, DrainTimeout: a.cfg.Drain,
+		OnError: func(method, path string, err error) { a.log.Error("request failed", "method", method, "path", path, "error", err) },
+	})
+	return err
+}
+
+// openDataDir creates the data directory and, unless jobs live in a cluster
+// that several servers share, locks it.
+func (a *App) openDataDir() error {
+	dir := a.cfg.DataDir
+	if err := os.MkdirAll(filepath.Join(dir, reportsDir), 0o755); err != nil {
+		return fmt.Errorf("data directory %s cannot be used: %w; choose another with --data-dir", dir, bare(err))
+	}
+	if a.cfg.NATSURL != "" {
+		return nil
+	}
+	var err error
+	a.lock, err = lockfile.Exclusive(filepath.Join(dir, lockName))
+	if errors.Is(err, lockfile.ErrLocked) {
+		return fmt.Errorf("data directory %s: %w by another server; stop it, or choose another with --data-dir", dir, err)
+	}
+	return err
+}
+
+// Run listens on Config.Listen, writes one line with the URL to out, and
+// serves until ctx ends; then it takes everything down.
+func (a *App) Run(ctx context.Context, out io.Writer) error {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", a.cfg.Listen)
+	if err != nil {
+		return errors.Join(fmt.Errorf("cannot listen on %s: %w; choose another address with --listen", a.cfg.Listen, reason(err)), a.Close())
+	}
+	fmt.Fprintf(out, "fewbit serves on http://%s (data in %s, %d CPU threads)\n", l.Addr(), a.cfg.DataDir, a.threads())
+	return a.Serve(ctx, l)
+}
+
+func (a *App) threads() int {
+	if a.cfg.Threads > 0 {
+		return a.cfg.Threads
+	}
+	return engine.AvailableCPUs()
+}
+
+// reason unwraps a network error to the words of the system.
+func reason(err error) error {
+	var sys *os.SyscallError
+	if errors.As(err, &sys) {
+		return sys.Err
+	}
+	return err
+}
+
+// Serve is Run over a listener of the caller's, which it closes.
+func (a *App) Serve(ctx context.Context, l net.Listener) error {
+	side, stop := context.WithCancel(ctx) // ends when serving does, whatever ends it
+	defer stop()
+	var wg sync.WaitGroup
+	wg.Go(func() { a.telemetry.Run(side) })
+	wg.Go(func() {
+		defer a.starting.Store(false)
+		if err := a.loaded.LoadAll(side); err != nil && side.Err() == nil {
+			a.log.Warn("some models could not be loaded; the repository index has the reasons", "error", err)
+		}
+	})
+	wg.Go(func() { // while requests drain, jobs go back into the queue
+		<-side.Done()
+		if err := a.queue.Close(); err != nil {
+			a.log.Warn("closing the job queue", "error", err)
+		}
+	})
+	err := a.server.Serve(ctx, l)
+	stop()
+	wg.Wait()
+	return errors.Join(err, a.Close())
+}
+
+// Close closes the parts that are open, in the order of their use: jobs,
+// models, files. Running jobs go back into the queue.
+func (a *App) Close() error {
+	a.closing.Do(func() {
+		var errs []error
+		if a.queue != nil {
+			errs = append(errs, a.queue.Close())
+		}
+		if a.loaded != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+			errs = append(errs, a.loaded.Close(ctx))
+			cancel()
+		}
+		if a.registry != nil {
+			errs = append(errs, a.registry.Close())
+		}
+		a.lock.Release()
+		a.closeErr = errors.Join(errs...)
+	})
+	return a.closeErr
+}

@@ -1,0 +1,54 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// NewServeCommand returns the command that serves until SIGINT or SIGTERM; a
+// second signal ends the process at once. use is its name, version the
+// program's. cmd/serve is this command alone, `fewbit serve` the same.
+func NewServeCommand(use, version string) *cobra.Command {
+	cfg := Defaults()
+	var file string
+	cmd := &cobra.Command{
+		Use:   use,
+		Short: "Serve models over HTTP and run quantization jobs",
+		Long: `Serve models over HTTP (Open Inference Protocol, classification) and run
+quantization jobs. /openapi.json lists the routes; docs/http.md explains them.`,
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if file != "" {
+				if err := ReadFile(file, cmd.Flags()); err != nil {
+					return err
+				}
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+			defer stop()
+			context.AfterFunc(ctx, stop)
+			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+			a, err := New(ctx, cfg, version, log)
+			if err != nil {
+				return err
+			}
+			return a.Run(ctx, cmd.OutOrStdout())
+		},
+	}
+	cfg.Flags(cmd.Flags())
+	cmd.Flags().StringVar(&file, configFlag, "", "YAML file with these settings by name; flags override it")
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &UsageError{err} })
+	return cmd
+}
+
+// UsageError is a wrong use of the command line: exit status 2.
+type UsageError struct{ err error }
+
+func (e *UsageError) Error() string { return fmt.Sprintf("%v; see --help", e.err) }
+func (e *UsageError) Unwrap() error { return e.err }

@@ -1,0 +1,246 @@
+package app
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/fewbit/fewbit/internal/engine/ort"
+	"github.com/fewbit/fewbit/internal/http"
+)
+
+// Config says what a server serves, where it keeps it and within which limits.
+// Flags registers a flag for each field; a configuration file holds the same
+// settings under the flags' names.
+type Config struct {
+	Listen  string // host:port
+	DataDir string
+	Keys    string // file with admin keys; "" is none
+	// ORTLib is libonnxruntime or its folder; "" looks for it.
+	ORTLib string
+	// Threads of the pool that all sessions share, jobs' too; 0 is all CPUs.
+	Threads int
+	// NATSURL is a NATS cluster with JetStream; "" runs one inside the process.
+	NATSURL     string
+	MaxBody     int64         // bytes of an inference request
+	MaxUpload   int64         // bytes of a model or a data set
+	MaxInFlight int           // requests of one model admitted at a time
+	Target      time.Duration // latency target of models that have none of their own
+	Drain       time.Duration // for requests in flight at shutdown
+}
+
+// DefaultDataDir is where the server keeps models, data sets and jobs.
+const DefaultDataDir = "fewbit-data"
+
+// Defaults returns the configuration that flags and files start from.
+func Defaults() Config {
+	return Config{
+		Listen: http.DefaultListen, DataDir: DefaultDataDir,
+		MaxBody: http.MaxInferBody, MaxUpload: http.MaxUpload, MaxInFlight: http.DefaultMaxInFlight,
+		Target: http.DefaultTarget, Drain: http.DefaultDrainTimeout,
+	}
+}
+
+// Flags registers the settings of c with their present values as defaults.
+func (c *Config) Flags(fs *pflag.FlagSet) {
+	fs.StringVar(&c.Listen, "listen", c.Listen, "address to serve on; beyond loopback the admin routes need --keys")
+	fs.StringVar(&c.DataDir, "data-dir", c.DataDir, "folder of models, data sets and jobs; one server each")
+	fs.StringVar(&c.Keys, "keys", c.Keys, "file with the keys of the admin routes, one a line")
+	fs.StringVar(&c.ORTLib, "ort-lib", c.ORTLib, "libonnxruntime, or its folder (default: $"+ort.EnvLibrary+", .deps, the system's)")
+	fs.IntVar(&c.Threads, "threads", c.Threads, "CPU threads that all models and jobs share (default: all CPUs of the process's control group)")
+	fs.StringVar(&c.NATSURL, "nats-url", c.NATSURL, "NATS cluster for the jobs (default: one inside the process)")
+	fs.Var((*bytesValue)(&c.MaxBody), "max-body", "largest inference request")
+	fs.Var((*bytesValue)(&c.MaxUpload), "max-upload", "largest model or data set")
+	fs.IntVar(&c.MaxInFlight, "max-in-flight", c.MaxInFlight, "requests of one model admitted at a time, more are told to retry")
+	fs.DurationVar(&c.Target, "target", c.Target, "latency target of models without one of their own")
+	fs.DurationVar(&c.Drain, "drain", c.Drain, "how long requests in flight may take at shutdown")
+}
+
+// Limits of the settings.
+const (
+	maxConfigBytes = 1 << 20
+	maxInFlight    = 1 << 20
+	maxDuration    = time.Hour
+)
+
+// Check returns what is wrong with c, naming the flag.
+func (c *Config) Check() error {
+	bad := func(flag string, got any, want string) error {
+		return fmt.Errorf("--%s is %v, expected %s", flag, got, want)
+	}
+	switch {
+	case c.Listen == "":
+		return bad("listen", `""`, "host:port, for example "+http.DefaultListen)
+	case c.DataDir == "":
+		return bad("data-dir", `""`, "a folder")
+	case c.Threads < 0 || c.Threads > ort.MaxThreads:
+		return bad("threads", c.Threads, fmt.Sprintf("0 (all CPUs) to %d", ort.MaxThreads))
+	case c.MaxBody < 1:
+		return bad("max-body", c.MaxBody, "at least 1 byte")
+	case c.MaxUpload < 1:
+		return bad("max-upload", c.MaxUpload, "at least 1 byte")
+	case c.MaxInFlight < 1 || c.MaxInFlight > maxInFlight:
+		return bad("max-in-flight", c.MaxInFlight, fmt.Sprintf("1 to %d", maxInFlight))
+	case c.Target <= 0 || c.Target > maxDuration:
+		return bad("target", c.Target, fmt.Sprintf("more than 0 and at most %v", maxDuration))
+	case c.Drain <= 0 || c.Drain > maxDuration:
+		return bad("drain", c.Drain, fmt.Sprintf("more than 0 and at most %v", maxDuration))
+	}
+	if c.NATSURL != "" {
+		if u, err := url.Parse(c.NATSURL); err != nil || u.Host == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme) {
+			return errors.New("--nats-url is not a URL such as nats://host:4222") // not quoted: it may hold a password
+		}
+	}
+	return nil
+}
+
+// ReadFile sets the flags that the command line did not, from a YAML file that
+// maps their names to values:
+//
+//	listen: 0.0.0.0:8080
+//	max-body: 16MiB
+//
+// A name that is not a flag, one that is given twice, and anything but plain
+// values are errors with the line.
+func ReadFile(path string, flags *pflag.FlagSet) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("--config %s: %w", path, bare(err))
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
+	switch {
+	case err != nil:
+		return fmt.Errorf("--config %s: %w", path, bare(err))
+	case len(b) > maxConfigBytes:
+		return fmt.Errorf("--config %s: more than %d bytes", path, maxConfigBytes)
+	}
+	if err := readYAML(b, flags); err != nil {
+		return fmt.Errorf("--config %s: %w", path, err)
+	}
+	return nil
+}
+
+func readYAML(b []byte, flags *pflag.FlagSet) error {
+	var doc yaml.Node
+	if err := yaml.Unmarshal(b, &doc); err != nil {
+		return errors.New(strings.TrimPrefix(strings.Join(strings.Fields(err.Error()), " "), "yaml: "))
+	}
+	if doc.Kind == 0 { // empty
+		return nil
+	}
+	root := doc.Content[0]
+	if root.Kind != yaml.MappingNode {
+		return fmt.Errorf("line %d: expected settings as name: value", root.Line)
+	}
+	seen := map[string]bool{}
+	for i := 0; i+1 < len(root.Content); i += 2 {
+		key, value := root.Content[i], root.Content[i+1]
+		flag := flags.Lookup(key.Value)
+		switch {
+		case flag == nil || key.Value == configFlag || key.Value == "help":
+			return fmt.Errorf("line %d: unknown setting %.40q, expected one of %s", key.Line, key.Value, strings.Join(settings(flags), ", "))
+		case seen[key.Value]:
+			return fmt.Errorf("line %d: setting %s is given twice", key.Line, key.Value)
+		case value.Kind != yaml.ScalarNode:
+			return fmt.Errorf("line %d: setting %s has a list or a map, expected one value", value.Line, key.Value)
+		}
+		seen[key.Value] = true
+		if flag.Changed { // the command line wins
+			continue
+		}
+		if err := flag.Value.Set(value.Value); err != nil {
+			return fmt.Errorf("line %d: setting %s: %w", value.Line, key.Value, err)
+		}
+	}
+	return nil
+}
+
+// configFlag names the file; it cannot stand in one.
+const configFlag = "config"
+
+func settings(flags *pflag.FlagSet) (names []string) {
+	flags.VisitAll(func(f *pflag.Flag) {
+		if f.Name != configFlag && f.Name != "help" && !f.Hidden {
+			names = append(names, f.Name)
+		}
+	})
+	return names
+}
+
+// bare strips a file error of its path.
+func bare(err error) error {
+	if pe := (*fs.PathError)(nil); errors.As(err, &pe) {
+		return pe.Err
+	}
+	return err
+}
+
+// bytesValue is a flag in bytes: 1000, 64KiB, 64MiB, 16GiB, 10MB.
+type bytesValue int64
+
+var _ pflag.Value = (*bytesValue)(nil)
+
+var byteUnits = []struct {
+	name string
+	size int64
+}{
+	{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"GB", 1e9}, {"MB", 1e6}, {"KB", 1e3}, {"B", 1},
+}
+
+func (*bytesValue) Type() string { return "size" }
+
+func (b *bytesValue) String() string {
+	n := int64(*b)
+	for _, u := range byteUnits[:3] {
+		if n > 0 && n%u.size == 0 {
+			return strconv.FormatInt(n/u.size, 10) + u.name
+		}
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+func (b *bytesValue) Set(s string) error {
+	number, size := strings.TrimSpace(s), int64(1)
+	for _, u := range byteUnits {
+		if rest, ok := strings.CutSuffix(number, u.name); ok {
+			number, size = strings.TrimSpace(rest), u.size
+			break
+		}
+	}
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil || n < 0 || n > math.MaxInt64/size {
+		return fmt.Errorf("%q is not a size such as 1000000, 64MiB or 16GiB", s)
+	}
+	*b = bytesValue(n * size)
+	return nil
+}
+
+// readKeys reads the keys file; nil when there is none.
+func (c *Config) readKeys() (*http.Keys, error) {
+	if c.Keys == "" {
+		return nil, nil
+	}
+	f, err := os.Open(c.Keys)
+	if err != nil {
+		return nil, fmt.Errorf("--keys %s: %w", c.Keys, bare(err))
+	}
+	defer f.Close()
+	keys, err := http.ParseKeys(f)
+	if err != nil {
+		return nil, fmt.Errorf("--keys %s: %w", filepath.Base(c.Keys), err)
+	}
+	return keys, nil
+}
