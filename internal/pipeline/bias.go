@@ -57,7 +57,8 @@ func (b *biasPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error)
 		return quant.Stats{}, err
 	}
 	q := m.Clone()
-	if _, err := (&quant.Insert{Plan: b.plan.On(q), Choices: b.choices}).Run(ctx, q); err != nil {
+	ins := &quant.Insert{Plan: b.plan.On(q), Choices: b.choices}
+	if _, err := ins.Run(ctx, q); err != nil {
 		return quant.Stats{}, err
 	}
 	var shifts float64
@@ -66,7 +67,7 @@ func (b *biasPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error)
 		if err != nil {
 			return quant.Stats{}, fmt.Errorf("operator %q: %w", op.Node.Name, err)
 		}
-		shift, err := correct(m.Graph, q.Graph, op, want[raw[i]], got[raw[i]])
+		shift, err := correct(m.Graph, q.Graph, ins, op, want[raw[i]], got[raw[i]])
 		if err != nil {
 			return quant.Stats{}, err
 		}
@@ -170,7 +171,7 @@ func ancestors(m *graph.Model, value string) *graph.Model {
 
 // correct adds want-got to the float bias in g and to its INT32 form in the
 // quantized model q. It returns the mean |shift| relative to the mean |want|.
-func correct(g, q *graph.Graph, op *quant.Op, want, got []float64) (float64, error) {
+func correct(g, q *graph.Graph, ins *quant.Insert, op *quant.Op, want, got []float64) (float64, error) {
 	b, err := g.Init(op.Bias).F32()
 	if err != nil {
 		return 0, err
@@ -185,7 +186,7 @@ func correct(g, q *graph.Graph, op *quant.Op, want, got []float64) (float64, err
 	}
 	t := tensor.From(fixed, g.Init(op.Bias).Dims...)
 	g.SetInit(op.Bias, t)
-	quant.RequantizeBias(q, op.Bias, fixed)
+	ins.Rebias(q, op.Bias, fixed)
 	if size == 0 {
 		return 0, nil
 	}

@@ -262,7 +262,7 @@ func (r *run) operators(ctx context.Context) error {
 		}
 		t := eval.Tap{Name: op.Node.Name, Ref: op.Out, Quant: op.Out}
 		if op.QuantOut {
-			t.Quant = op.Out + "_dequantized"
+			t.Quant = r.insert.Dequantized[op.Out]
 		}
 		taps = append(taps, t)
 		refOuts, qOuts = append(refOuts, t.Ref), append(qOuts, t.Quant)

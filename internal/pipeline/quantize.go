@@ -69,6 +69,7 @@ type run struct {
 	spec     engine.IOSpec
 	evidence *Evidence
 	choices  quant.Choices
+	insert   *quant.Insert
 	progress Progress
 	rep      *report.Report
 }
@@ -119,7 +120,8 @@ func (r *run) quantize(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := r.passes(ctx, &quant.Insert{Plan: r.plan, Choices: r.choices}); err != nil {
+	r.insert = &quant.Insert{Plan: r.plan, Choices: r.choices}
+	if err := r.passes(ctx, r.insert); err != nil {
 		return err
 	}
 	r.qdq = r.m.Clone()

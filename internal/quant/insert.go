@@ -21,6 +21,11 @@ type Insert struct {
 	Choices Choices
 	// Weights quantizes the weight of op; nil rounds to nearest.
 	Weights func(op *Op, w []float32, dims []int64) (*Weight, error)
+
+	// Dequantized and Biases are set by Run: the dequantized copy of each
+	// quantized activation, and the base of the names BASE_quantized and
+	// BASE_scale of each INT32 bias.
+	Dequantized, Biases map[string]string
 }
 
 var _ Pass = (*Insert)(nil)
@@ -30,7 +35,9 @@ func (p *Insert) Name() string { return "insert" }
 
 // Run implements Pass.
 func (p *Insert) Run(ctx context.Context, m *graph.Model) (Stats, error) {
-	w := &inserter{Insert: p, m: m, g: m.Graph, ix: m.Graph.Index(), dq: map[string]string{}, weights: map[weightKey]string{}}
+	p.Dequantized, p.Biases = map[string]string{}, map[string]string{}
+	w := &inserter{Insert: p, m: m, g: m.Graph, ix: m.Graph.Index(), dq: p.Dequantized, weights: map[weightKey]string{}}
+	w.tag = w.freeTag()
 	if err := w.tensors(); err != nil {
 		return Stats{}, err
 	}
@@ -62,7 +69,44 @@ type inserter struct {
 	ix      *graph.Index
 	added   []*graph.Node
 	dq      map[string]string    // activation -> name of its dequantized copy
+	tag     string               // between a name and its suffix, see freeTag
 	weights map[weightKey]string // -> base name of NAME_quantized / NAME_scale / NAME_dequantized
+}
+
+// freeTag returns "" when no name that Insert may make is in use, or the first
+// of "_1", "_2", ... that makes them free: hostile and generated models do have
+// values called x and x_scale.
+func (w *inserter) freeTag() string {
+	used := map[string]bool{}
+	for _, v := range w.g.Inputs {
+		used[v.Name] = true
+	}
+	for _, name := range w.g.Inits() {
+		used[name] = true
+	}
+	for _, n := range w.g.Nodes {
+		for _, o := range n.Outputs {
+			used[o] = true
+		}
+	}
+	suffixes := []string{"_quantized", "_dequantized", "_scale", "_zero_point", "_smooth", "_smoothed", "_weight_zero_point"}
+	taken := func(tag string) bool {
+		for _, op := range w.Plan.Ops {
+			for _, base := range append([]string{op.W, op.Bias, op.Out}, op.X...) {
+				for _, s := range suffixes {
+					if used[base+tag+s] {
+						return true
+					}
+				}
+			}
+		}
+		return false
+	}
+	tag := ""
+	for i := 1; taken(tag); i++ {
+		tag = fmt.Sprintf("_%d", i)
+	}
+	return tag
 }
 
 func (w *inserter) node(domain, op, name string, in, out []string) *graph.Node {
@@ -141,9 +185,10 @@ func (w *inserter) smoothed(x string, c *Choice) string {
 	for i, s := range c.Smooth {
 		inv[i] = 1 / s
 	}
-	w.g.SetInit(x+"_smooth", tensor.From(inv, int64(len(inv))))
-	w.node(graph.DomainONNX, "Mul", x+"_Smooth", []string{x, x + "_smooth"}, []string{x + "_smoothed"})
-	return x + "_smoothed"
+	b := x + w.tag
+	w.g.SetInit(b+"_smooth", tensor.From(inv, int64(len(inv))))
+	w.node(graph.DomainONNX, "Mul", x+"_Smooth", []string{x, b + "_smooth"}, []string{b + "_smoothed"})
+	return b + "_smoothed"
 }
 
 func (w *inserter) static(t string) (string, error) {
@@ -155,12 +200,13 @@ func (w *inserter) static(t string) (string, error) {
 	if w.Plan.Source(t) == t {
 		x = w.smoothed(t, c)
 	}
-	scale, zero := t+"_scale", t+"_zero_point"
+	b := t + w.tag
+	scale, zero := b+"_scale", b+"_zero_point"
 	w.g.SetInit(scale, tensor.From([]float32{c.Params.Scale}))
 	w.g.SetInit(zero, zeroTensor(c.Scheme.Type, c.Params.Zero))
-	w.node(graph.DomainONNX, "QuantizeLinear", t+"_QuantizeLinear", []string{x, scale, zero}, []string{t + "_quantized"})
-	w.node(graph.DomainONNX, "DequantizeLinear", t+"_DequantizeLinear", []string{t + "_quantized", scale, zero}, []string{t + "_dequantized"})
-	return t + "_dequantized", nil
+	w.node(graph.DomainONNX, "QuantizeLinear", t+"_QuantizeLinear", []string{x, scale, zero}, []string{b + "_quantized"})
+	w.node(graph.DomainONNX, "DequantizeLinear", t+"_DequantizeLinear", []string{b + "_quantized", scale, zero}, []string{b + "_dequantized"})
+	return b + "_dequantized", nil
 }
 
 func zeroTensor(t tensor.DType, z int32) *tensor.Tensor {
@@ -172,8 +218,9 @@ func zeroTensor(t tensor.DType, z int32) *tensor.Tensor {
 
 func (w *inserter) dynamic(t string) (string, error) {
 	x := w.smoothed(t, w.Choices[t])
+	b := t + w.tag
 	w.node(graph.DomainONNX, "DynamicQuantizeLinear", t+"_DynamicQuantizeLinear", []string{x},
-		[]string{t + "_quantized", t + "_scale", t + "_zero_point"})
+		[]string{b + "_quantized", b + "_scale", b + "_zero_point"})
 	return t, nil
 }
 
@@ -211,7 +258,7 @@ func (w *inserter) dynamicLinear(op *Op) error {
 	if err != nil {
 		return err
 	}
-	x := op.X[0]
+	x := op.X[0] + w.tag
 	in := []string{x + "_quantized", base + "_quantized", x + "_scale", base + "_scale", x + "_zero_point"}
 	if op.Bias != "" {
 		in = append(in, "", op.Bias)
@@ -267,10 +314,7 @@ func (w *inserter) weight(op *Op) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	base := op.W
-	if w.g.Init(base+"_quantized") != nil {
-		base = fmt.Sprintf("%s_%d", op.W, len(w.weights))
-	}
+	base := w.freeBase(op.W)
 	w.weights[key] = base
 	w.g.SetInit(base+"_quantized", q.Tensor())
 	w.g.SetInit(base+"_scale", q.ScaleTensor())
@@ -284,6 +328,16 @@ func (w *inserter) weight(op *Op) (string, error) {
 		}
 	}
 	return base, nil
+}
+
+// freeBase returns name with the tag, and a number when an earlier operator
+// has quantized the same initializer differently.
+func (w *inserter) freeBase(name string) string {
+	base := name + w.tag
+	for i := 1; w.g.Init(base+"_quantized") != nil; i++ {
+		base = fmt.Sprintf("%s%s_copy%d", name, w.tag, i)
+	}
+	return base
 }
 
 func (w *inserter) weightDomain(q *Weight) string {
@@ -330,10 +384,8 @@ func (w *inserter) bias(op *Op, base string) error {
 	for i, v := range b {
 		codes[i] = biasCode(v, scales[min(i, len(scales)-1)])
 	}
-	name := op.Bias
-	for n := 0; w.g.Init(name+"_quantized") != nil; n++ { // a bias shared by two operators has two scales
-		name = fmt.Sprintf("%s_%d", op.Bias, n)
-	}
+	name := w.freeBase(op.Bias) // a bias shared by two operators has two scales
+	w.Biases[op.Bias] = name
 	w.g.SetInit(name+"_quantized", tensor.From(codes, int64(len(codes))))
 	if len(scales) == 1 {
 		w.g.SetInit(name+"_scale", tensor.From(scales))
@@ -352,9 +404,10 @@ func (w *inserter) bias(op *Op, base string) error {
 	return nil
 }
 
-// RequantizeBias replaces the INT32 codes of the bias called name, in a graph
-// that Insert has written, by those of new values.
-func RequantizeBias(g *graph.Graph, name string, values []float32) {
+// Rebias replaces the INT32 codes of the bias called name, in the graph that
+// Run has written, by those of new values.
+func (p *Insert) Rebias(g *graph.Graph, name string, values []float32) {
+	name = p.Biases[name]
 	st := g.Init(name + "_scale")
 	if st == nil || g.Init(name+"_quantized") == nil {
 		return

@@ -153,14 +153,14 @@ func (e Embeddings) Run(_ context.Context, m *graph.Model) (Stats, error) {
 		if err != nil {
 			return Stats{}, fmt.Errorf("table %q: %w", name, err)
 		}
-		g.SetInit(name+"_quantized", q.Tensor())
-		g.SetInit(name+"_scale", tensor.From(q.Scales, int64(len(q.Scales)), 1))
+		g.SetInit(name+"_rows", q.Tensor())
+		g.SetInit(name+"_row_scales", tensor.From(q.Scales, int64(len(q.Scales)), 1))
 		out := n.Outputs[0]
 		nodes = append(nodes,
-			graph.NewNode("", "Gather", n.Name, []string{name + "_quantized", n.In(1)}, []string{out + "_codes"}, graph.AttrInt("axis", 0)),
-			graph.NewNode("", "Gather", n.Name+"_scale", []string{name + "_scale", n.In(1)}, []string{out + "_scale"}, graph.AttrInt("axis", 0)),
-			graph.NewNode("", "Cast", n.Name+"_Cast", []string{out + "_codes"}, []string{out + "_float"}, graph.AttrInt("to", int64(tensor.Float32))),
-			graph.NewNode("", "Mul", n.Name+"_Mul", []string{out + "_float", out + "_scale"}, []string{out}))
+			graph.NewNode("", "Gather", n.Name, []string{name + "_rows", n.In(1)}, []string{out + "_row"}, graph.AttrInt("axis", 0)),
+			graph.NewNode("", "Gather", n.Name+"_scale", []string{name + "_row_scales", n.In(1)}, []string{out + "_row_scale"}, graph.AttrInt("axis", 0)),
+			graph.NewNode("", "Cast", n.Name+"_Cast", []string{out + "_row"}, []string{out + "_row_float"}, graph.AttrInt("to", int64(tensor.Float32))),
+			graph.NewNode("", "Mul", n.Name+"_Mul", []string{out + "_row_float", out + "_row_scale"}, []string{out}))
 		count++
 		saved += int64(len(t.Data)) - int64(len(q.Codes)+4*len(q.Scales))
 	}

@@ -1,0 +1,196 @@
+package quant
+
+import (
+	"errors"
+	"math"
+	"math/rand"
+	"testing"
+
+	"github.com/fewbit/fewbit/internal/calib"
+	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+func randoms(seed int64, n int) []float32 {
+	r := rand.New(rand.NewSource(seed))
+	x := make([]float32, n)
+	for i := range x {
+		x[i] = float32(r.NormFloat64() * math.Exp(r.NormFloat64()))
+	}
+	return x
+}
+
+// TestQuantizeWeightReference compares with a second, plain implementation that
+// walks indices instead of strides.
+func TestQuantizeWeightReference(t *testing.T) {
+	dims := []int64{3, 4, 5}
+	w := randoms(1, 60)
+	at := func(i, j, k int) int { return (i*4+j)*5 + k }
+	for axis := range 3 {
+		for _, g := range []Granularity{PerChannel, PerTensor} {
+			q, err := QuantizeWeight(w, dims, axis, g, calib.S8)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range 3 {
+				for j := range 4 {
+					for k := range 5 {
+						c := []int{i, j, k}[axis]
+						var amax float64
+						for i2 := range 3 {
+							for j2 := range 4 {
+								for k2 := range 5 {
+									if g == PerTensor || []int{i2, j2, k2}[axis] == c {
+										amax = math.Max(amax, math.Abs(float64(w[at(i2, j2, k2)])))
+									}
+								}
+							}
+						}
+						scale := float32(amax) / 127
+						want := int8(math.RoundToEven(float64(w[at(i, j, k)]) / float64(scale)))
+						if got := q.Codes[at(i, j, k)]; got != want {
+							t.Fatalf("axis %d %s [%d,%d,%d]: code %d, want %d", axis, g, i, j, k, got, want)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestQuantizeWeightError: no weight is further than half a scale from its
+// code's value, with 8 and with 7 bits.
+func TestQuantizeWeightError(t *testing.T) {
+	for _, reduce := range []bool{false, true} {
+		s := calib.S8
+		s.ReduceRange = reduce
+		_, top := s.Codes()
+		w := randoms(2, 64*32)
+		q, err := QuantizeWeight(w, []int64{64, 32}, 1, PerChannel, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := q.Dequantize()
+		for i := range w {
+			half := float64(q.Scales[i%32]) / 2
+			if e := math.Abs(float64(w[i] - d[i])); e > half*(1+1e-5) {
+				t.Fatalf("reduce=%v: weight %v is %v away, half a scale is %v", reduce, w[i], e, half)
+			}
+			if c := int32(q.Codes[i]); c > top || c < -top {
+				t.Fatalf("reduce=%v: code %d outside ±%d", reduce, c, top)
+			}
+		}
+	}
+}
+
+func TestQuantizeWeightEdges(t *testing.T) {
+	q, err := QuantizeWeight(make([]float32, 4), []int64{2, 2}, 0, PerChannel, calib.S8)
+	if err != nil || q.Scales[0] <= 0 || q.Codes[0] != 0 {
+		t.Errorf("zeros: %+v, %v", q, err)
+	}
+	for name, w := range map[string][]float32{"nan": {float32(math.NaN()), 0}, "inf": {float32(math.Inf(1)), 0}} {
+		if _, err := QuantizeWeight(w, []int64{1, 2}, 0, PerChannel, calib.S8); !errors.Is(err, tensor.ErrShape) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, c := range []struct {
+		n    int
+		dims []int64
+		axis int
+	}{{3, []int64{2, 2}, 0}, {4, []int64{2, 2}, 2}, {4, []int64{2, 2}, -1}} {
+		if _, err := QuantizeWeight(make([]float32, c.n), c.dims, c.axis, PerChannel, calib.S8); err == nil {
+			t.Errorf("%+v accepted", c)
+		}
+	}
+}
+
+// TestRowsDoNotDependOnOrder: the kept rows are the same for every order of the
+// samples, and are rows of the data.
+func TestRowsDoNotDependOnOrder(t *testing.T) {
+	const samples, k = 40, 6
+	data := make([][]float32, samples)
+	for i := range data {
+		data[i] = randoms(int64(i), k*(20+i%7)) // ragged
+	}
+	run := func(order []int) []float32 {
+		r := NewRows(k)
+		for _, i := range order {
+			if err := r.Observe(uint64(i)*77, data[i]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if r.Len() != RowLimit {
+			t.Fatalf("%d rows kept", r.Len())
+		}
+		return r.Values()
+	}
+	order := rand.New(rand.NewSource(9)).Perm(samples)
+	a := run(order)
+	rand.New(rand.NewSource(10)).Shuffle(samples, func(i, j int) { order[i], order[j] = order[j], order[i] })
+	b := run(order)
+	for i := range a {
+		if a[i] != b[i] {
+			t.Fatalf("value %d: %v and %v", i, a[i], b[i])
+		}
+	}
+	if err := NewRows(4).Observe(1, make([]float32, 6)); err == nil {
+		t.Error("6 values accepted as rows of 4")
+	}
+}
+
+// TestRowsAreUniform: each of 4 samples of equal size gives about a quarter of
+// the rows (binomial, n = 384: 96 ± 4.2 sigma).
+func TestRowsAreUniform(t *testing.T) {
+	r := NewRows(1)
+	for s := range 4 {
+		x := make([]float32, 5000)
+		for i := range x {
+			x[i] = float32(s)
+		}
+		if err := r.Observe(uint64(s)<<32, x); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var count [4]int
+	for _, v := range r.Values() {
+		count[int(v)]++
+	}
+	for s, c := range count {
+		if c < 60 || c > 132 {
+			t.Errorf("sample %d has %d of %d rows", s, c, RowLimit)
+		}
+	}
+}
+
+func TestSmoothVector(t *testing.T) {
+	s := smoothVector([]float32{8, 2, 0}, []float32{2, 2, 2}, 0.5)
+	// sqrt(8/2) : sqrt(2/2) : sqrt(1e-5/2), divided by their geometric mean.
+	if r := s[0] / s[1]; math.Abs(float64(r)-2) > 1e-5 {
+		t.Errorf("ratio %v, want 2", r)
+	}
+	var logs float64
+	for _, v := range s {
+		logs += math.Log(float64(v))
+	}
+	if math.Abs(logs) > 1e-4 {
+		t.Errorf("geometric mean %v, want 1", math.Exp(logs/3))
+	}
+}
+
+// TestFakeQuantize compares with calib's own codes.
+func TestFakeQuantize(t *testing.T) {
+	x := append(randoms(3, 5000), 0, 1e9, -1e9)
+	for _, s := range []calib.Scheme{calib.U8, calib.S8} {
+		p := calib.ParamsFor(calib.Range{Lo: -1.5, Hi: 4}, s)
+		got := FakeQuantize(x, p, s)
+		for i, v := range x {
+			want := p.Dequantize(p.Quantize(v, s))
+			if d := math.Abs(float64(got[i] - want)); d > float64(p.Scale)*1.0001 {
+				t.Fatalf("%v: %v, want %v", v, got[i], want)
+			} else if d > 1e-6 && math.Abs(math.Mod(math.Abs(float64(v)/float64(p.Scale)), 1)-.5) > 1e-3 {
+				// They may differ only where x/scale and x*(1/scale) round to
+				// different sides of a half.
+				t.Fatalf("%v: %v, want %v", v, got[i], want)
+			}
+		}
+	}
+}
