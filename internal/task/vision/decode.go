@@ -72,8 +72,8 @@ func hasMagic(b []byte, magic string) bool {
 }
 
 // Decode reads a JPEG, PNG or WebP image as RGB. Transparency is dropped, as
-// Pillow's convert("RGB") does; 16-bit channels keep their upper byte. A JPEG
-// is turned upright by its EXIF orientation.
+// Pillow's convert("RGB") does; 16-bit channels keep their upper byte. The
+// image is turned upright by its EXIF orientation.
 func Decode(b []byte) (*Image, error) {
 	if len(b) > MaxBytes {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(b), MaxBytes)
@@ -102,11 +102,11 @@ func Decode(b []byte) (*Image, error) {
 		}
 		switch f.name {
 		case "JPEG":
-			return upright(toRGB(im), exifOrientation(b)), nil
+			return upright(toRGB(im), jpegOrientation(b)), nil
 		case "WebP":
-			return webpToRGB(im), nil
+			return upright(webpToRGB(im), webpOrientation(b)), nil
 		}
-		return toRGB(im), nil
+		return upright(toRGB(im), pngOrientation(b)), nil
 	}
 	return nil, fmt.Errorf("%w: neither JPEG, PNG nor WebP (it begins with %q)", ErrDecode, b[:min(len(b), 8)])
 }
@@ -134,6 +134,14 @@ func toRGB(im image.Image) *Image {
 		out.fill(im.Pix, im.Stride, func(dst, src []byte, x int) { dst[0], dst[1], dst[2] = src[8*x], src[8*x+2], src[8*x+4] })
 	case *image.Gray:
 		out.fill(im.Pix, im.Stride, func(dst, src []byte, x int) { dst[0], dst[1], dst[2] = src[x], src[x], src[x] })
+	case *image.CMYK:
+		out.fill(im.Pix, im.Stride, func(dst, src []byte, x int) {
+			light := 255 - uint32(src[4*x+3])
+			for c := range dst {
+				t := uint32(src[4*x+c])*light + 128
+				dst[c] = byte(light - (t>>8+t)>>8) // Pillow's MULDIV255
+			}
+		})
 	case *image.Paletted:
 		var table [256][3]byte
 		for i, c := range im.Palette {

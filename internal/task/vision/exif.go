@@ -1,16 +1,58 @@
 package vision
 
-import "encoding/binary"
+import (
+	"bytes"
+	"encoding/binary"
+)
 
 // Limits of the search for the EXIF orientation.
 const (
-	maxSegments = 256
+	maxSegments = 1 << 12 // segments of a JPEG, chunks of a PNG or WebP
 	maxTags     = 1024
 )
 
-// exifOrientation returns the orientation (1 to 8) of a JPEG, 1 when it has
-// none or it cannot be read (EXIF 2.3, section 4.6; TIFF 6.0).
-func exifOrientation(b []byte) int {
+// pngOrientation returns the orientation in the eXIf chunk of a PNG (PNG
+// third edition, section 11.3.3.5), else 1.
+func pngOrientation(b []byte) int {
+	const head, crc = 8, 4
+	for i, n := 8, 0; i+head <= len(b) && n < maxSegments; n++ {
+		size := int64(binary.BigEndian.Uint32(b[i:]))
+		if int64(i)+head+size > int64(len(b)) {
+			return 1
+		}
+		body := b[i+head : i+head+int(size)]
+		if string(b[i+4:i+8]) == "eXIf" {
+			return tiffOrientation(body)
+		}
+		i += head + int(size) + crc
+	}
+	return 1
+}
+
+// webpOrientation returns the orientation in the EXIF chunk of a WebP (RFC
+// 9649, section 2.7.1.5), else 1.
+func webpOrientation(b []byte) int {
+	const head = 8
+	for i, n := 12, 0; i+head <= len(b) && n < maxSegments; n++ {
+		size := int64(binary.LittleEndian.Uint32(b[i+4:]))
+		if int64(i)+head+size > int64(len(b)) {
+			return 1
+		}
+		body := b[i+head : i+head+int(size)]
+		if string(b[i:i+4]) == "EXIF" {
+			return tiffOrientation(bytes.TrimPrefix(body, []byte(exifPrefix)))
+		}
+		i += head + int(size+size%2)
+	}
+	return 1
+}
+
+// exifPrefix begins the EXIF segment of a JPEG.
+const exifPrefix = "Exif\x00\x00"
+
+// jpegOrientation returns the orientation (1 to 8) in the EXIF segment of a
+// JPEG (EXIF 2.3, section 4.6; TIFF 6.0), else 1.
+func jpegOrientation(b []byte) int {
 	for i, n := 2, 0; i+4 <= len(b) && n < maxSegments; n++ {
 		if b[i] != 0xff {
 			return 1
@@ -28,8 +70,8 @@ func exifOrientation(b []byte) int {
 			return 1
 		}
 		body := b[i+4 : i+2+size]
-		if marker == 0xe1 && len(body) > 6 && string(body[:6]) == "Exif\x00\x00" {
-			return tiffOrientation(body[6:])
+		if marker == 0xe1 && bytes.HasPrefix(body, []byte(exifPrefix)) {
+			return tiffOrientation(body[len(exifPrefix):])
 		}
 		i += 2 + size
 	}

@@ -63,6 +63,10 @@ for o in range(2, 9):
     ex = Image.Exif(); ex[0x0112] = o
     save(f"exif{o}.jpg", Image.fromarray(picture(20, 12)), True, quality=95, subsampling=0, exif=ex)
 
+ex = Image.Exif(); ex[0x0112] = 6
+save("exif6.png", Image.fromarray(picture(20, 12)), exif=ex)
+save("exif6.webp", Image.fromarray(picture(20, 12)), lossless=True, exif=ex)
+
 src = Image.open("rgb.png").convert("RGB")
 for f in range(6):
     for w, h in ((61, 20), (30, 47), (224, 224), (7, 5), (1, 1), (60, 46), (64, 3), (200, 11), (40, 5), (60, 44), (60, 45), (50, 25), (50, 24), (62, 48)):
