@@ -79,7 +79,7 @@ type Options struct {
 	// Spec is the model's; only the inputs matter.
 	Spec engine.IOSpec
 	// ModelDir is the folder of the model, where tokenizer.json,
-	// preprocessor_config.json and labels.txt are looked for.
+	// preprocessor_config.json and labels.txt are looked for; "" is nowhere.
 	ModelDir string
 	// MaxTokens is the length at which texts are cut; 0 is
 	// task.DefaultMaxTokens.

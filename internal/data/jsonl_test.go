@@ -152,6 +152,9 @@ func TestJSONLRefused(t *testing.T) {
 	t.Run("no tokenizer", func(t *testing.T) {
 		refuse(t, write(t, "a.jsonl", []byte(ok)), Options{Spec: textSpec, ModelDir: t.TempDir()}, task.ErrNoTokenizer, "tokenizer.json")
 	})
+	t.Run("no model folder", func(t *testing.T) {
+		refuse(t, write(t, "a.jsonl", []byte(ok)), Options{Spec: textSpec}, task.ErrNoTokenizer, "folder")
+	})
 	t.Run("image model", func(t *testing.T) {
 		refuse(t, write(t, "a.jsonl", []byte(ok)), Options{Spec: pixelSpec, ModelDir: modelDir}, ErrMismatch, "holds texts", `"pixels"`)
 	})

@@ -105,6 +105,9 @@ func NewTextEncoder(spec engine.IOSpec, dir string, maxTokens int) (*TextEncoder
 	if err != nil {
 		return nil, err
 	}
+	if dir == "" {
+		return nil, fmt.Errorf("%w: the model's folder is not known, so its %s is not either", ErrNoTokenizer, TokenizerFile)
+	}
 	tok, err := wordpiece.Load(filepath.Join(dir, TokenizerFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%w: put the model's %s beside it", ErrNoTokenizer, TokenizerFile)

@@ -58,6 +58,9 @@ type configJSON struct {
 
 // readConfig reads ConfigFile in dir; false when there is none.
 func readConfig(dir string) (Config, bool, error) {
+	if dir == "" {
+		return Config{}, false, nil
+	}
 	f, err := os.Open(filepath.Join(dir, ConfigFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return Config{}, false, nil

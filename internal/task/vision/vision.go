@@ -45,7 +45,7 @@ type Preparer struct {
 }
 
 // New prepares images for a model with one image input, by the
-// preprocessor_config.json in dir or, without it, by the default: the whole
+// preprocessor_config.json in dir or, without it or with dir "", by the default: the whole
 // image resized to the model's height and width (bilinear), values scaled to
 // -1 .. 1, RGB.
 func New(spec engine.IOSpec, dir string) (*Preparer, error) {
