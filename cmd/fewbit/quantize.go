@@ -1,0 +1,215 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fewbit/fewbit/internal/pipeline"
+	"github.com/fewbit/fewbit/internal/quant"
+	"github.com/fewbit/fewbit/internal/report"
+)
+
+// quantizeFlags are what quantize takes; a recipe sets the same by the same
+// names.
+type quantizeFlags struct {
+	out, recipe, calib, eval, report           string
+	scheme, method, granularity, target        string
+	exclude                                    []string
+	samples, evalSamples, maxTokens            int
+	symmetric, noSmooth, noBias, force, asJSON bool
+	noLatency, timePasses                      bool
+	maxLoss                                    lossValue
+	slo                                        time.Duration
+	dumpPass                                   string
+	engine                                     engineFlags
+}
+
+func newQuantizeCommand() *cobra.Command {
+	q := &quantizeFlags{maxLoss: pipeline.DefaultMaxLoss}
+	cmd := &cobra.Command{
+		Use:   "quantize MODEL.onnx -o OUT.onnx",
+		Short: "Quantize a model, judge the result and write it when it is good",
+		Long: `Quantize a trained float model after training, compare the result with the original
+on data and on this machine's clock, and write it when the gate accepts it: within the
+accuracy budget and not slower than FP32. A refused result is written with --force only.
+
+Scheme int8 needs --calib DATA; int8-dynamic measures ranges as it runs and uses
+--calib when given. Without --eval the result is judged on those samples of --calib
+that did not calibrate. --calib also takes a table written by fewbit calibrate.
+
+` + dataHelp,
+		Example: `  fewbit quantize model.onnx -o small.onnx --calib texts.jsonl --eval labelled.jsonl
+  fewbit quantize model.onnx -o small.onnx --scheme int8-dynamic --report run.html
+  fewbit quantize model.onnx -o small.onnx --recipe recipe.yaml
+  fewbit quantize model.onnx -o small.onnx --calib images/ --target qdq --exclude Conv_0,Gemm`,
+		Args: exactArgs("MODEL.onnx"),
+		RunE: func(cmd *cobra.Command, args []string) error { return q.run(cmd, args[0]) },
+	}
+	f := cmd.Flags()
+	f.StringVarP(&q.out, "out", "o", "", "where the quantized model goes")
+	f.StringVar(&q.recipe, "recipe", "", "read settings from this YAML file: the names of these flags; flags given here win")
+	f.StringVar(&q.scheme, "scheme", "", "int8 (static, needs --calib) or int8-dynamic (default int8)")
+	f.StringVar(&q.calib, "calib", "", "calibration data, or a calibration table")
+	f.StringVar(&q.method, "method", "", "range method: auto, minmax, entropy, percentile[:P] or mse (default auto: per tensor by the operator's output error)")
+	f.StringVar(&q.granularity, "granularity", "", "weight scales: per-channel or per-tensor (default per-channel)")
+	f.BoolVar(&q.symmetric, "symmetric", false, "centre activation ranges on zero")
+	f.StringVar(&q.target, "target", "", "graph form: cpu, ort-cpu, qdq or qoperator (default cpu)")
+	f.IntVar(&q.samples, "samples", 0, fmt.Sprintf("calibrate with this many samples, spread over the data (0: %d)", pipeline.DefaultSamples))
+	f.StringSliceVar(&q.exclude, "exclude", nil, "operator names or types that stay in float")
+	f.StringVar(&q.eval, "eval", "", "evaluation data, labelled or not")
+	f.IntVar(&q.evalSamples, "eval-samples", 0, "evaluate on this many samples (0: all)")
+	f.IntVar(&q.maxTokens, "max-tokens", 0, "cut texts to this many tokens (0: 512)")
+	f.Var(&q.maxLoss, "max-loss", "accuracy budget, relative to FP32 (1% or 0.01); without labels: of the mean cosine")
+	f.DurationVar(&q.slo, "slo", pipeline.DefaultSLO, "latency target for the 99th percentile")
+	f.BoolVar(&q.noSmooth, "no-smooth", false, "leave SmoothQuant out")
+	f.BoolVar(&q.noBias, "no-bias-correction", false, "leave bias correction out")
+	f.BoolVar(&q.noLatency, "no-latency", false, "skip the latency measurement and its part of the gate")
+	f.BoolVar(&q.force, "force", false, "keep a result that the gate refuses")
+	f.StringVar(&q.report, "report", "", "also write the report to this .html or .json file")
+	f.BoolVar(&q.asJSON, "json", false, "print the report as one JSON object")
+	f.StringVar(&q.dumpPass, "dump-pass", "", `print the graph after this pass ("all": after each)`)
+	f.BoolVar(&q.timePasses, "time-passes", false, "print what each pass did and how long it took")
+	q.engine.add(cmd)
+	return cmd
+}
+
+func (q *quantizeFlags) run(cmd *cobra.Command, model string) error {
+	if q.recipe != "" {
+		if err := applyRecipe(cmd.Flags(), q.recipe); err != nil {
+			return err
+		}
+	}
+	cfg, err := q.config()
+	if err != nil {
+		return fmt.Errorf("quantize: %w", err)
+	}
+	if err := q.check(model, cfg); err != nil {
+		return err
+	}
+	text, err := recipeText(cmd.Flags())
+	if err != nil {
+		return err
+	}
+	p, err := q.engine.pipeline()
+	if err != nil {
+		return err
+	}
+	// Standard output belongs to the JSON object when there is one.
+	side := cmd.OutOrStdout()
+	if q.asJSON {
+		side = cmd.ErrOrStderr()
+	}
+	m := newMeter(false)
+	rep, err := p.Quantize(cmd.Context(), pipeline.Request{
+		Model: model, Out: q.out, Config: cfg, Calib: q.calib, Eval: q.eval, Samples: q.samples, EvalSamples: q.evalSamples,
+		MaxTokens: q.maxTokens, MaxLoss: float64(q.maxLoss), SLO: q.slo, Force: q.force, NoLatency: q.noLatency,
+		Dump: quant.Dump{Pass: q.dumpPass, W: side}, Command: os.Args,
+	}, m.show)
+	m.done()
+	if err != nil && !errors.Is(err, pipeline.ErrRefused) {
+		return fmt.Errorf("quantize: %w", err)
+	}
+	rep.Recipe.Text = text
+	if q.timePasses {
+		if err := passTimes(side, rep.Passes); err != nil {
+			return err
+		}
+	}
+	if err := showReport(cmd, rep, q.asJSON, q.report); err != nil {
+		return err
+	}
+	if err != nil {
+		return fmt.Errorf("quantize: %w", err)
+	}
+	return nil
+}
+
+func (q *quantizeFlags) config() (quant.Config, error) {
+	return quant.Config{
+		Scheme: quant.Scheme(q.scheme), Target: quant.Target(q.target), Granularity: quant.Granularity(q.granularity), Symmetric: q.symmetric,
+		Method: q.method, Exclude: q.exclude, NoSmooth: q.noSmooth, NoBiasCorrection: q.noBias, ReduceRange: pipeline.SaturatesU8S8(),
+	}.WithDefaults()
+}
+
+// check refuses before any work what would fail after it.
+func (q *quantizeFlags) check(model string, cfg quant.Config) error {
+	switch {
+	case q.out == "":
+		return usagef("quantize: -o OUT.onnx is missing: say where the quantized model goes")
+	case q.samples < 0 || q.evalSamples < 0 || q.maxTokens < 0:
+		return usagef("quantize: --samples %d, --eval-samples %d, --max-tokens %d: none may be negative", q.samples, q.evalSamples, q.maxTokens)
+	case q.slo < 0:
+		return usagef("quantize: --slo %v: it must not be negative", q.slo)
+	case cfg.Scheme == quant.INT8 && q.calib == "":
+		return usagef("quantize: scheme %s needs calibration data: give --calib DATA, or use --scheme %s", quant.INT8, quant.INT8Dynamic)
+	case q.dumpPass != "" && q.dumpPass != "all" && !slices.Contains(pipeline.PassNames(cfg), q.dumpPass):
+		return usagef("quantize: --dump-pass %s: no such pass; use all, or one of %s", q.dumpPass, strings.Join(pipeline.PassNames(cfg), ", "))
+	}
+	if sameFile(model, q.out) {
+		return usagef("quantize: -o %s is the model itself: give another file", filepath.Base(q.out))
+	}
+	if err := checkFolder(q.out); err != nil {
+		return fmt.Errorf("quantize: -o: %w", err)
+	}
+	return checkReport(q.report)
+}
+
+func sameFile(a, b string) bool {
+	x, err1 := os.Stat(a)
+	y, err2 := os.Stat(b)
+	return err1 == nil && err2 == nil && os.SameFile(x, y)
+}
+
+// checkFolder makes sure that the file at path can be created.
+func checkFolder(path string) error {
+	dir := filepath.Dir(path)
+	st, err := os.Stat(dir)
+	switch {
+	case err != nil || !st.IsDir():
+		return fmt.Errorf("%s: its folder does not exist; create it first", filepath.Base(path))
+	}
+	if st, err := os.Stat(path); err == nil && st.IsDir() {
+		return fmt.Errorf("%s is a folder; give the path of a file in it", filepath.Base(path))
+	}
+	return nil
+}
+
+func passTimes(w io.Writer, passes []report.Pass) error {
+	var b strings.Builder
+	for _, p := range passes {
+		fmt.Fprintf(&b, "pass %-20s %8.3f s  %s\n", p.Name, p.Seconds, oneLine(p.Gain))
+	}
+	return say(w, "%s", b.String())
+}
+
+// lossValue is an accuracy budget: "1%" or "0.01".
+type lossValue float64
+
+// maxLossValue is the largest budget that means anything.
+const maxLossValue = 1
+
+func (v *lossValue) String() string {
+	return strconv.FormatFloat(100*float64(*v), 'g', 6, 64) + "%"
+}
+func (v *lossValue) Type() string { return "share" }
+func (v *lossValue) Set(s string) error {
+	digits, percent := strings.CutSuffix(strings.TrimSpace(s), "%")
+	x, err := strconv.ParseFloat(digits, 64)
+	if percent {
+		x /= 100
+	}
+	if err != nil || !(x > 0 && x <= maxLossValue) {
+		return fmt.Errorf("expected a share above 0 and at most 100%%, such as 1%% or 0.01")
+	}
+	*v = lossValue(x)
+	return nil
+}

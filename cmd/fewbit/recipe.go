@@ -1,0 +1,148 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"go.yaml.in/yaml/v3"
+)
+
+// maxRecipeBytes bounds a recipe file.
+const maxRecipeBytes = 1 << 20
+
+// notInRecipes are flags that say how one call is shown, not what is done.
+var notInRecipes = []string{"recipe", "json", "help", "dump-pass", "time-passes", "ort-lib", "out"}
+
+// applyRecipe sets the flags that the YAML file names and the command line
+// does not. Unknown and repeated names are errors that give the line.
+func applyRecipe(flags *pflag.FlagSet, path string) error {
+	name := filepath.Base(path)
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("recipe %s: %w", name, bare(err))
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxRecipeBytes+1))
+	if err != nil {
+		return fmt.Errorf("recipe %s: %w", name, bare(err))
+	}
+	if len(b) > maxRecipeBytes {
+		return usagef("recipe %s: longer than %d kB", name, maxRecipeBytes>>10)
+	}
+	if err := setRecipe(flags, b); err != nil {
+		return usagef("recipe %s: %w", name, err)
+	}
+	return nil
+}
+
+func setRecipe(flags *pflag.FlagSet, b []byte) error {
+	var doc yaml.Node
+	dec := yaml.NewDecoder(bytes.NewReader(b))
+	if err := dec.Decode(&doc); err != nil {
+		if errors.Is(err, io.EOF) {
+			return fmt.Errorf("it is empty: expected lines such as \"scheme: int8\"")
+		}
+		return errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("it holds more than one document")
+	}
+	if len(doc.Content) != 1 || doc.Content[0].Kind != yaml.MappingNode {
+		return fmt.Errorf("line %d: expected lines such as \"scheme: int8\"", doc.Line)
+	}
+	given := map[string]bool{}
+	flags.Visit(func(f *pflag.Flag) { given[f.Name] = true })
+	seen := map[string]int{}
+	pairs := doc.Content[0].Content
+	for i := 0; i+1 < len(pairs); i += 2 {
+		key, value := pairs[i], pairs[i+1]
+		flag := flags.Lookup(key.Value)
+		if flag == nil || flag.Hidden || slices.Contains(notInRecipes, key.Value) {
+			return fmt.Errorf("line %d: unknown field %q; known are %s", key.Line, key.Value, strings.Join(recipeFields(flags), ", "))
+		}
+		if at, twice := seen[key.Value]; twice {
+			return fmt.Errorf("line %d: %q stands on line %d already", key.Line, key.Value, at)
+		}
+		seen[key.Value] = key.Line
+		if err := setField(flag, value, given[key.Value]); err != nil {
+			return fmt.Errorf("line %d: %s: %w", value.Line, key.Value, err)
+		}
+	}
+	return nil
+}
+
+// setField sets one flag, or with check only looks whether it could be.
+func setField(flag *pflag.Flag, value *yaml.Node, given bool) error {
+	var items []string
+	list, isList := flag.Value.(pflag.SliceValue)
+	switch {
+	case value.Kind == yaml.ScalarNode && value.Tag != "!!null":
+		items = []string{value.Value}
+	case value.Kind == yaml.SequenceNode && isList:
+		for _, v := range value.Content {
+			if v.Kind != yaml.ScalarNode {
+				return fmt.Errorf("expected a list of names")
+			}
+			items = append(items, v.Value)
+		}
+	case isList:
+		return fmt.Errorf("expected a list of names")
+	default:
+		return fmt.Errorf("expected one value of type %s", flag.Value.Type())
+	}
+	if given {
+		return nil // the command line wins
+	}
+	if isList {
+		return list.Replace(items)
+	}
+	if err := flag.Value.Set(items[0]); err != nil {
+		return fmt.Errorf("%q: %w", items[0], err)
+	}
+	flag.Changed = true
+	return nil
+}
+
+func recipeFields(flags *pflag.FlagSet) []string {
+	var names []string
+	flags.VisitAll(func(f *pflag.Flag) {
+		if !f.Hidden && !slices.Contains(notInRecipes, f.Name) {
+			names = append(names, f.Name)
+		}
+	})
+	return names
+}
+
+// recipeText writes the settings in force, those that are not the default, as
+// a recipe that gives the same run.
+func recipeText(flags *pflag.FlagSet) (string, error) {
+	doc := yaml.Node{Kind: yaml.MappingNode}
+	flags.VisitAll(func(f *pflag.Flag) {
+		if f.Hidden || slices.Contains(notInRecipes, f.Name) || f.Value.String() == f.DefValue {
+			return
+		}
+		value := &yaml.Node{Kind: yaml.ScalarNode, Value: f.Value.String()}
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			value = &yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle}
+			for _, s := range list.GetSlice() {
+				value.Content = append(value.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: s})
+			}
+		}
+		doc.Content = append(doc.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: f.Name}, value)
+	})
+	if len(doc.Content) == 0 {
+		return "", nil
+	}
+	b, err := yaml.Marshal(&doc)
+	if err != nil {
+		return "", fmt.Errorf("write the recipe: %w", err)
+	}
+	return string(b), nil
+}

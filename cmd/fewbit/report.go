@@ -1,0 +1,95 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fewbit/fewbit/internal/report"
+)
+
+// checkReport refuses a report file of another kind, or in no folder.
+func checkReport(path string) error {
+	if path == "" {
+		return nil
+	}
+	switch strings.ToLower(filepath.Ext(path)) {
+	case ".html", ".htm", ".json":
+	default:
+		return usagef("--report %s: expected a name ending in .html or .json", filepath.Base(path))
+	}
+	if err := checkFolder(path); err != nil {
+		return fmt.Errorf("--report: %w", err)
+	}
+	return nil
+}
+
+// showReport prints the report and writes it to path, unless that is "".
+func showReport(cmd *cobra.Command, r *report.Report, asJSON bool, path string) error {
+	if path != "" {
+		render := report.HTML
+		if strings.EqualFold(filepath.Ext(path), ".json") {
+			render = report.WriteJSON
+		}
+		if err := writeFile(path, func(w io.Writer) error { return render(w, *r) }); err != nil {
+			return fmt.Errorf("--report: %w", err)
+		}
+	}
+	render := report.Text
+	if asJSON {
+		render = report.WriteJSON
+	}
+	if err := render(cmd.OutOrStdout(), *r); err != nil {
+		return fmt.Errorf("write the output: %w", err)
+	}
+	return nil
+}
+
+// writeFile writes through a temporary file in the same folder: the old file
+// stays until the new one is whole.
+func writeFile(path string, write func(io.Writer) error) (err error) {
+	name := filepath.Base(path)
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("write %s: %w", name, bare(err))
+		}
+	}()
+	f, err := os.CreateTemp(filepath.Dir(path), ".fewbit-*.tmp")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+			os.Remove(f.Name())
+		}
+	}()
+	if err = write(f); err != nil {
+		return err
+	}
+	if err = f.Chmod(0o644); err != nil {
+		return err
+	}
+	if err = f.Sync(); err != nil {
+		return err
+	}
+	if err = f.Close(); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
+
+// bare strips the path of the temporary file from a file error.
+func bare(err error) error {
+	switch e := err.(type) {
+	case *os.PathError:
+		return e.Err
+	case *os.LinkError:
+		return e.Err
+	}
+	return err
+}

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fewbit/fewbit/internal/engine/ort"
+	"github.com/fewbit/fewbit/internal/pipeline"
+)
+
+// newRoot builds the whole command line.
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "fewbit",
+		Short: "Quantize ONNX models, prove them right, serve them fast",
+		Long: `fewbit takes a trained FP32 ONNX model, quantizes it after training, proves on
+data that it is still right and on this machine that it is faster, and serves it.
+
+Exit status: 0 good; 1 the work failed (a gate refused, a file is bad); 2 wrong use.`,
+		Example: `  fewbit inspect model.onnx
+  fewbit quantize model.onnx -o small.onnx --calib texts.jsonl
+  fewbit compare model.onnx small.onnx --data labelled.jsonl`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          noSuchCommand,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usagef("%s; see %s --help", err, cmd.CommandPath())
+	})
+	root.AddCommand(
+		newInspectCommand(), newQuantizeCommand(), newCalibrateCommand(), newCompareCommand(), newEvalCommand(),
+		newBenchCommand(), newModelsCommand(), newServeCommand(), newPeakCommand(), newVersionCommand(),
+	)
+	return root
+}
+
+func noSuchCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	hint := ""
+	if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
+		hint = fmt.Sprintf(": did you mean %q?", strings.Join(s, `" or "`))
+	}
+	return usagef("unknown command %q%s; see %s --help", args[0], hint, cmd.CommandPath())
+}
+
+// args wraps a cobra argument check so that its errors are those of wrong use.
+// names says what the arguments are.
+func exactArgs(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == len(names) {
+			return nil
+		}
+		if len(args) < len(names) {
+			return usagef("%s: %s is missing: usage: %s", cmd.Name(), names[len(args)], cmd.UseLine())
+		}
+		return usagef("%s: unexpected argument %q: usage: %s", cmd.Name(), args[len(names)], cmd.UseLine())
+	}
+}
+
+// engineFlags are the flags of every command that runs a model.
+type engineFlags struct {
+	threads int
+	library string
+}
+
+func (f *engineFlags) add(cmd *cobra.Command) {
+	cmd.Flags().IntVar(&f.threads, "threads", 0, "threads of each model (0: all CPUs that the process may use)")
+	cmd.Flags().StringVar(&f.library, "ort-lib", "", "path of the ONNX Runtime library, or of its folder (default: $"+ort.EnvLibrary+", .deps/, the system's)")
+}
+
+// pipeline loads the engine.
+func (f *engineFlags) pipeline() (*pipeline.Pipeline, error) {
+	if f.threads < 0 || f.threads > ort.MaxThreads {
+		return nil, usagef("--threads %d: expected 0 (all CPUs) to %d", f.threads, ort.MaxThreads)
+	}
+	e, err := ort.New(ort.Config{Library: f.library, Threads: f.threads})
+	if err != nil {
+		return nil, err
+	}
+	child := []string{"peak-memory"}
+	if f.threads > 0 {
+		child = append(child, "--threads", fmt.Sprint(f.threads))
+	}
+	child = append(child, "--ort-lib", e.Library())
+	return &pipeline.Pipeline{Engine: e, Threads: f.threads, Version: version, PeakMemory: pipeline.PeakInChild(child...)}, nil
+}
+
+// dataFlags say how much of a data set is read.
+type dataFlags struct {
+	samples, maxTokens int
+}
+
+func (f *dataFlags) add(cmd *cobra.Command, samples string) {
+	cmd.Flags().IntVar(&f.samples, "samples", 0, samples)
+	cmd.Flags().IntVar(&f.maxTokens, "max-tokens", 0, "cut texts to this many tokens (0: 512)")
+}
+
+func (f *dataFlags) check() error {
+	if f.samples < 0 || f.maxTokens < 0 {
+		return usagef("--samples %d, --max-tokens %d: neither may be negative", f.samples, f.maxTokens)
+	}
+	return nil
+}
+
+const dataHelp = `DATA is an .npz or .npy file (one array per model input, first axis = samples,
+optionally "label"), a .jsonl file ("text", optionally "label"; the tokenizer lies
+beside the model), or a folder or .zip of images (class = subfolder, or labels.csv).`
+
+func newVersionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: exactArgs(), Example: "  fewbit version",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return say(cmd.OutOrStdout(), "fewbit %s (%s, %s/%s)\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+		},
+	}
+}
+
+// say prints to standard output; an error there (a closed pipe, a full disk)
+// must not pass for success.
+func say(w io.Writer, format string, a ...any) error {
+	if _, err := fmt.Fprintf(w, format, a...); err != nil {
+		return fmt.Errorf("write the output: %w", err)
+	}
+	return nil
+}
+
+// ms prints milliseconds with three significant digits.
+func ms(v float64) string {
+	switch {
+	case v < 1:
+		return fmt.Sprintf("%.0f us", 1000*v)
+	case v < 10:
+		return fmt.Sprintf("%.2f ms", v)
+	case v < 1000:
+		return fmt.Sprintf("%.1f ms", v)
+	}
+	return (time.Duration(v) * time.Millisecond).String()
+}
+
+func megabytes(n int64) string {
+	switch {
+	case n < 1e6:
+		return fmt.Sprintf("%.1f kB", float64(n)/1e3)
+	case n < 1e9:
+		return fmt.Sprintf("%.1f MB", float64(n)/1e6)
+	}
+	return fmt.Sprintf("%.2f GB", float64(n)/1e9)
+}
