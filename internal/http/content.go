@@ -111,10 +111,6 @@ func (s *Server) readBody(c *gin.Context, buf *buffer, pad int, limit int64, cha
 		buf.b = buf.b[:pad]
 		return nil
 	}
-	ctl := http.NewResponseController(c.Writer)
-	_ = ctl.SetReadDeadline(time.Now().Add(s.cfg.BodyTimeout))
-	defer func() { _ = ctl.SetReadDeadline(time.Time{}) }()
-
 	var r io.Reader = req.Body
 	free := func() {}
 	if coding != "" {
@@ -130,7 +126,7 @@ func (s *Server) readBody(c *gin.Context, buf *buffer, pad int, limit int64, cha
 	}
 	for {
 		if len(b) == cap(b) || cap(b) < want {
-			size := max(2*cap(b), want, 4096)
+			size := max(min(2*cap(b), pad+int(limit)+1), want, 4096)
 			if charge != nil {
 				if err := charge(size - cap(b)); err != nil {
 					buf.b = b
@@ -148,6 +144,8 @@ func (s *Server) readBody(c *gin.Context, buf *buffer, pad int, limit int64, cha
 		}
 		if err == io.EOF {
 			buf.b = b
+			// The deadline of guard would end the handler's context.
+			_ = http.NewResponseController(c.Writer).SetReadDeadline(time.Time{})
 			return nil
 		}
 		if err != nil {

@@ -114,7 +114,7 @@ func clientText(err, sentinel error) string {
 	return hidePaths(err.Error())
 }
 
-var absPath = regexp.MustCompile(`(^|[\s"'` + "`" + `(=:\[,])(/[^\s"'` + "`" + `:;,()\[\]]+)`)
+var absPath = regexp.MustCompile(`(^|[\s"'` + "`" + `(=:\[,])(/[^/\s"'` + "`" + `:;,()\[\]][^\s"'` + "`" + `:;,()\[\]]*)`)
 
 // publicPaths are the first parts of this server's own routes, which may be
 // named in an error.

@@ -43,7 +43,7 @@ func newMetrics(s *Server) *metrics {
 }
 
 // request counts an answered request of any route.
-func (m *metrics) request(c *gin.Context, _ time.Duration) {
+func (m *metrics) request(c *gin.Context) {
 	path := c.FullPath()
 	if path == "" {
 		path = "none"

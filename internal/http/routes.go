@@ -82,10 +82,14 @@ const arrivalKey = "arrival"
 
 // guard is around every request: it counts it and turns a panic into a 500.
 func (s *Server) guard(c *gin.Context) {
-	arrival := time.Now()
-	c.Set(arrivalKey, arrival)
+	c.Set(arrivalKey, time.Now())
 	h := c.Writer.Header()
 	h["X-Content-Type-Options"] = nosniff
+	if c.Request.ContentLength != 0 {
+		// Also for bodies that no handler reads: net/http reads what is left of
+		// them before it answers. Whoever reads a body to its end lifts it.
+		_ = http.NewResponseController(c.Writer).SetReadDeadline(time.Now().Add(s.cfg.BodyTimeout))
+	}
 	defer func() {
 		if p := recover(); p != nil {
 			if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
@@ -98,7 +102,7 @@ func (s *Server) guard(c *gin.Context) {
 			}
 			s.fail(c, failf(http.StatusInternalServerError, "internal error: the server could not answer this request; its operator finds the cause in the server's log"))
 		}
-		s.metrics.request(c, time.Since(arrival))
+		s.metrics.request(c)
 	}()
 	c.Next()
 }
@@ -118,7 +122,7 @@ func (s *Server) report(c *gin.Context, err error) {
 // fail answers with an error. It is the only place that does.
 func (s *Server) fail(c *gin.Context, err error) {
 	e := explain(err)
-	if e.status == http.StatusInternalServerError {
+	if e.status == http.StatusInternalServerError && err != error(e) {
 		s.report(c, err)
 	}
 	if c.Writer.Written() {
@@ -130,6 +134,9 @@ func (s *Server) fail(c *gin.Context, err error) {
 	}
 	if e.retry > 0 {
 		h["Retry-After"] = []string{fmt.Sprint(e.retry)}
+	}
+	if e.status == http.StatusRequestTimeout || e.status == http.StatusRequestEntityTooLarge {
+		h["Connection"] = []string{"close"} // do not wait for the rest of the body
 	}
 	b := append([]byte(`{"error":`), appendString(nil, e.msg)...)
 	s.write(c, e.status, typeJSON, append(b, '}', '\n'))

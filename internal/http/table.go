@@ -137,7 +137,7 @@ func (s *Server) routes() []route {
 		route{method: "GET", path: "/", handler: s.consolePage, tag: tagOperate, summary: "The console", media: "text/html", answer: ""},
 		route{method: "GET", path: "/console/:file", handler: s.consolePage, tag: tagOperate, summary: "Files of the console", media: "text/css", answer: "", fails: []int{404}},
 	)
-	for path, h := range map[string]http.HandlerFunc{"": pprof.Index, "/cmdline": pprof.Cmdline, "/profile": pprof.Profile, "/symbol": pprof.Symbol, "/trace": pprof.Trace} {
+	for path, h := range map[string]http.HandlerFunc{"/": pprof.Index, "/cmdline": pprof.Cmdline, "/profile": pprof.Profile, "/symbol": pprof.Symbol, "/trace": pprof.Trace} {
 		table = append(table, admin(route{method: "GET", path: "/debug/pprof" + path, tag: tagOperate, summary: "Profiles of the process", media: "application/octet-stream", answer: []byte{}, handler: plain(h)}))
 	}
 	for _, p := range []string{"allocs", "block", "goroutine", "heap", "mutex", "threadcreate"} {

@@ -62,7 +62,9 @@ type uploadReader struct {
 func (u *uploadReader) Read(p []byte) (int, error) {
 	_ = u.ctl.SetReadDeadline(time.Now().Add(u.patient))
 	n, err := u.r.Read(p)
-	if err != nil && err != io.EOF {
+	if err == io.EOF {
+		_ = u.ctl.SetReadDeadline(time.Time{}) // checking the upload may take longer
+	} else if err != nil {
 		err = codingError(err, u.coding)
 		u.err = err
 	}
@@ -84,13 +86,11 @@ func (s *Server) upload(c *gin.Context, put func(io.Reader) error) error {
 		return err
 	}
 	u := &uploadReader{ctl: http.NewResponseController(c.Writer), patient: s.cfg.BodyTimeout, coding: coding}
-	defer func() { _ = u.ctl.SetReadDeadline(time.Time{}) }()
 	u.r = http.MaxBytesReader(nil, req.Body, s.cfg.MaxUpload)
 	r, free := io.Reader(u), func() {}
 	if coding != "" {
 		// The decoder reads through u for the deadline; a second one around it
 		// words the decoder's errors and bounds what it makes.
-		_ = u.ctl.SetReadDeadline(time.Now().Add(u.patient))
 		inner, release, err := decoder(u, coding)
 		if err != nil {
 			return codingError(err, coding)
