@@ -43,6 +43,15 @@ func (e *Evidence) Histogram(t string) *calib.Histogram {
 	return nil
 }
 
+// Threshold implements quant.Statistics.
+func (e *Evidence) Threshold(t, method string, s calib.Scheme) (calib.Range, error) {
+	st := e.Stats(t)
+	if st == nil {
+		return calib.Range{}, fmt.Errorf("%w: it was not observed", quant.ErrUncalibrated)
+	}
+	return st.Threshold(method, s)
+}
+
 // ChannelMax implements quant.Statistics.
 func (e *Evidence) ChannelMax(t string) []float32 {
 	if s := e.Stats(t); s != nil {
@@ -65,11 +74,11 @@ func Calibrate(ctx context.Context, lab *Lab, m *graph.Model, p *quant.Plan, ds 
 	ev := &Evidence{rows: map[string]*quant.Rows{}, dims: map[string][]int64{}}
 	specs := map[string]calib.Spec{}
 	for _, t := range p.Tensors {
-		specs[t] = calib.Spec{}
+		specs[t] = calib.Spec{MovingAverage: p.Config.Method == quant.MovingAverage}
 	}
 	for _, g := range p.Linears() {
 		if x := g[0].X[0]; !p.InChain(x) {
-			specs[x] = calib.Spec{ChannelMax: true, Axis: -1}
+			specs[x] = calib.Spec{ChannelMax: true, Axis: -1, MovingAverage: p.Config.Method == quant.MovingAverage}
 			ev.rows[x] = quant.NewRows(int(m.Graph.Init(g[0].W).Dims[g[0].InAxis]))
 		}
 	}

@@ -186,6 +186,7 @@ func TestEveryForm(t *testing.T) {
 			{"entropy", quant.Config{Method: "entropy"}, 8, 8},
 			{"percentile", quant.Config{Method: "percentile"}, 17, 24},
 			{"mse", quant.Config{Method: "mse"}, 23, 26},
+			{"moving average", quant.Config{Method: quant.MovingAverage}, 9, 14},
 			{"symmetric", quant.Config{Symmetric: true}, 22, 22},
 			{"per-tensor", quant.Config{Granularity: quant.PerTensor}, 18, 18},
 			{"7-bit", quant.Config{ReduceRange: true}, 22, 22},
@@ -322,6 +323,30 @@ func TestBiasCorrectionPays(t *testing.T) {
 		t.Errorf("SQNR %.1f dB with bias correction, %.1f without", with, without)
 	}
 }
+
+// TestOpsets: from opset 11, where DequantizeLinear has no axis, to the newest
+// that the pinned runtime knows.
+func TestOpsets(t *testing.T) {
+	p := testPipeline(t)
+	for _, k := range cases() {
+		calib, ev := npy(t, 3, k.data...), npy(t, 4, k.data...)
+		for _, opset := range []int64{11, 12, 13, 17, 21, newestOpset} {
+			k.m.Opsets[""] = opset
+			src := save(t, k.m)
+			for _, target := range []quant.Target{quant.ORTCPU, quant.QDQ} {
+				rep, err := p.Quantize(context.Background(), Request{Model: src, Config: quant.Config{Target: target, Method: "minmax", NoBiasCorrection: true}, Calib: calib, Eval: ev, NoLatency: true, Force: true, Samples: 16, EvalSamples: 16}, nil)
+				if err != nil {
+					t.Errorf("%s opset %d %s: %v", k.name, opset, target, err)
+				} else if rep.Evaluation.SQNR < 20 {
+					t.Errorf("%s opset %d %s: SQNR %.1f dB", k.name, opset, target, rep.Evaluation.SQNR)
+				}
+			}
+		}
+	}
+}
+
+// newestOpset is the newest standard opset of ONNX Runtime 1.32.
+const newestOpset = 25
 
 func TestDeterministic(t *testing.T) {
 	p := testPipeline(t)

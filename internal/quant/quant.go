@@ -70,6 +70,10 @@ const (
 // operator's output.
 const Auto = "auto"
 
+// MovingAverage is the method whose range follows the samples in their order:
+// the exponential moving average of each sample's minimum and maximum.
+const MovingAverage = calib.MethodMovingAverage
+
 // Config says how to quantize. The zero value of each field is its default.
 type Config struct {
 	Scheme      Scheme      // default INT8
@@ -123,9 +127,9 @@ func (c Config) WithDefaults() (Config, error) {
 	if c.Granularity != PerChannel && c.Granularity != PerTensor {
 		return c, fmt.Errorf("%w: unknown granularity %q; use %s or %s", ErrConfig, c.Granularity, PerChannel, PerTensor)
 	}
-	if c.Method != Auto {
+	if c.Method != Auto && c.Method != MovingAverage {
 		if _, err := calib.ByName(c.Method); err != nil {
-			return c, fmt.Errorf("%w: unknown method %q; use %s or %s", ErrConfig, c.Method, Auto, strings.Join(calib.Names(), ", "))
+			return c, fmt.Errorf("%w: unknown method %q; use %s, %s or %s", ErrConfig, c.Method, Auto, strings.Join(calib.Names(), ", "), MovingAverage)
 		}
 	}
 	return c, nil

@@ -42,6 +42,8 @@ type GEMM interface {
 type Statistics interface {
 	// Histogram of a tensor's values, nil when it was not observed.
 	Histogram(tensor string) *calib.Histogram
+	// Threshold is the range that a method gives the tensor.
+	Threshold(tensor, method string, s calib.Scheme) (calib.Range, error)
 	// ChannelMax is max|x| for each channel of a tensor's last axis, nil when
 	// it was not observed.
 	ChannelMax(tensor string) []float32
@@ -89,7 +91,7 @@ func (r *Ranges) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 		switch {
 		case r.Plan.Config.Scheme == INT8Dynamic && rows.empty():
 			continue // nothing was calibrated: dynamic ranges need nothing
-		case g != nil && !rows.empty() && r.GEMM != nil && !r.Plan.InChain(t):
+		case g != nil && !rows.empty() && r.GEMM != nil && !r.Plan.InChain(t) && r.Plan.Config.Method != MovingAverage:
 			err = r.linear(ctx, m.Graph, c, g, rows)
 		default:
 			err = r.plain(c)
@@ -122,10 +124,6 @@ func (r *Ranges) histogram(t string) (*calib.Histogram, error) {
 // plain chooses from the histogram alone: the configured method, or for auto
 // the one with the smallest squared error of the tensor itself.
 func (r *Ranges) plain(c *Choice) error {
-	h, err := r.histogram(c.Tensor)
-	if err != nil {
-		return err
-	}
 	s := r.Plan.Config.actScheme()
 	methods, pick := []string{r.Plan.Config.Method}, r.Plan.Config.Method
 	c.Why = "set by the user"
@@ -137,11 +135,7 @@ func (r *Ranges) plain(c *Choice) error {
 		c.Why = "smallest squared error of the tensor itself"
 	}
 	for _, name := range methods {
-		th, err := calib.ByName(name)
-		if err != nil {
-			return err
-		}
-		rg, err := th.Threshold(h, s)
+		rg, err := r.Stats.Threshold(c.Tensor, name, s)
 		if err != nil {
 			return err
 		}
