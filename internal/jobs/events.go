@@ -159,7 +159,7 @@ func (q *JetStream) Events(ctx context.Context, id string) (<-chan Status, error
 	rec, rev, err := q.store.load(ctx, id)
 	if err != nil {
 		q.subs.remove(id, sub)
-		return nil, q.wrap(err)
+		return nil, q.wrap(ctx, err)
 	}
 	sub.put(rec, rev)
 	out := make(chan Status)

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/fewbit/fewbit/internal/registry/disk"
 	"github.com/fewbit/fewbit/internal/registry/lockfile"
 )
 
@@ -22,7 +23,7 @@ var (
 	// ErrConflict: the idempotency key was already used for a different request.
 	ErrConflict = errors.New("idempotency key was used for a different request")
 	// ErrNoSpace: the disk under the store is full.
-	ErrNoSpace = errors.New("no space left")
+	ErrNoSpace = disk.ErrFull
 	// ErrLocked: another process uses the store.
 	ErrLocked = errors.New("job store is in use")
 	// ErrLost is the cause of a Runner's cancelled context when a newer
@@ -323,19 +324,19 @@ func (q *JetStream) Submit(ctx context.Context, s Spec) (string, error) {
 	case errors.Is(err, errExists):
 		old, _, err := q.store.load(ctx, id)
 		if err != nil {
-			return "", q.wrap(err)
+			return "", q.wrap(ctx, err)
 		}
 		if !sameSpec(old.Spec, s) {
 			return "", fmt.Errorf("%w: use a new key for a new request", ErrConflict)
 		}
 		if old.Status.Status == Queued { // its first submission may have died before the message
 			if err := q.enqueue(ctx, id); err != nil {
-				return "", q.wrap(err)
+				return "", q.wrap(ctx, err)
 			}
 		}
 		return id, nil
 	case err != nil:
-		return "", q.wrap(err)
+		return "", q.wrap(ctx, err)
 	}
 	if err := q.enqueue(ctx, id); err != nil {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
@@ -343,7 +344,7 @@ func (q *JetStream) Submit(ctx context.Context, s Spec) (string, error) {
 		if derr := q.store.remove(clean, id); derr != nil {
 			q.o.Log.Warn("job queue: removing a refused job", "id", id, "error", derr)
 		}
-		return "", q.wrap(err)
+		return "", q.wrap(ctx, err)
 	}
 	return id, nil
 }
@@ -373,11 +374,11 @@ func (q *JetStream) Get(ctx context.Context, id string) (Status, error) {
 	}
 	rec, _, err := q.store.load(ctx, id)
 	if err != nil {
-		return Status{}, q.wrap(err)
+		return Status{}, q.wrap(ctx, err)
 	}
 	if rec.Status.Status == Succeeded {
 		if rec.Result, err = q.store.result(ctx, id, rec.Attempts); err != nil {
-			return Status{}, q.wrap(err)
+			return Status{}, q.wrap(ctx, err)
 		}
 	}
 	return rec.Status, nil
@@ -390,7 +391,7 @@ func (q *JetStream) List(ctx context.Context) ([]Status, error) {
 	}
 	recs, err := q.store.list(ctx)
 	if err != nil {
-		return nil, q.wrap(err)
+		return nil, q.wrap(ctx, err)
 	}
 	out := make([]Status, len(recs))
 	for i := range recs {
@@ -420,7 +421,7 @@ func (q *JetStream) Cancel(ctx context.Context, id string) error {
 		return nil
 	})
 	if err != nil {
-		return q.wrap(err)
+		return q.wrap(ctx, err)
 	}
 	if rec.Status.Status == Cancelled {
 		// A worker that gets the message anyway sees the final record.
@@ -483,11 +484,12 @@ func (q *JetStream) generation() context.Context {
 }
 
 // wrap gives errors their identity: of a closed connection, and of a store
-// that does not answer. The embedded one is looked after before the next write.
-func (q *JetStream) wrap(err error) error {
+// that does not answer, unless it is ctx, the caller's, that has ended. The
+// embedded one is looked after before the next write.
+func (q *JetStream) wrap(ctx context.Context, err error) error {
 	switch {
-	case err == nil:
-		return nil
+	case err == nil || ctx.Err() != nil && q.ctx.Err() == nil:
+		return err
 	case q.ctx.Err() != nil && errors.Is(err, nats.ErrConnectionClosed):
 		return ErrClosed
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrNoResponders),

@@ -132,7 +132,7 @@ func (q *JetStream) claim(id string) (record, error) {
 		r.ETASeconds = nil
 		return nil
 	})
-	return rec, q.wrap(err)
+	return rec, q.wrap(q.ctx, err)
 }
 
 // ack removes the job's message. A lost ack is harmless: the next delivery
@@ -275,7 +275,7 @@ func (a *attempt) report(check func(record)) {
 	if err == nil || errors.Is(err, ErrLost) {
 		check(r)
 	} else {
-		_ = a.q.wrap(err)
+		_ = a.q.wrap(a.q.ctx, err)
 	}
 }
 
@@ -317,7 +317,7 @@ func (a *attempt) trySettle(result json.RawMessage, runErr error) (final bool, e
 	defer cancel()
 	if runErr == nil && len(result) > 0 {
 		if err := a.q.store.putResult(ctx, a.id, a.n, result); err != nil {
-			return false, a.q.wrap(err)
+			return false, a.q.wrap(a.q.ctx, err)
 		}
 	}
 	r, err := a.q.store.change(ctx, a.id, func(r *record) error {
@@ -342,7 +342,7 @@ func (a *attempt) trySettle(result json.RawMessage, runErr error) (final bool, e
 		}
 		return nil
 	})
-	return r.Status.Status.Final(), a.q.wrap(err)
+	return r.Status.Status.Final(), a.q.wrap(a.q.ctx, err)
 }
 
 type attemptKey struct{}

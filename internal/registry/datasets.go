@@ -193,24 +193,26 @@ func (r *Registry) imagesReady(d Dataset) bool {
 	return os.Chtimes(r.imagesDir(d), now, now) == nil
 }
 
-// Datasets returns all data sets by name.
+// Datasets returns all data sets by name; see Models for damaged manifests.
 func (r *Registry) Datasets() ([]Dataset, error) {
 	es, err := os.ReadDir(r.path(datasetsDir))
 	if err != nil {
 		return nil, noPath(err)
 	}
 	var ds []Dataset
+	var damaged []error
 	for _, e := range es {
 		d, err := r.Dataset(strings.TrimSuffix(e.Name(), ".json"))
 		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrName) {
 			continue
 		}
 		if err != nil {
-			return nil, err
+			damaged = append(damaged, err)
+			continue
 		}
 		ds = append(ds, d)
 	}
-	return ds, nil
+	return ds, errors.Join(damaged...)
 }
 
 // Dataset returns one data set.

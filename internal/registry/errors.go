@@ -2,7 +2,11 @@
 // and serves the promoted versions.
 package registry
 
-import "errors"
+import (
+	"errors"
+
+	"github.com/fewbit/fewbit/internal/registry/disk"
+)
 
 // Errors of the registry; callers map them to a status by identity.
 var (
@@ -11,6 +15,6 @@ var (
 	ErrName     = errors.New("bad name")
 	ErrTooLarge = errors.New("too large")
 	ErrInvalid  = errors.New("invalid content")
-	ErrNoSpace  = errors.New("no space left")
+	ErrNoSpace  = disk.ErrFull
 	ErrInUse    = errors.New("in use")
 )

@@ -126,9 +126,12 @@ func readJSON(path string, v any) error {
 		return err
 	}
 	if len(b) > maxManifestBytes {
-		return fmt.Errorf("manifest of more than %d bytes", maxManifestBytes)
+		return fmt.Errorf("%w: manifest of more than %d bytes", ErrInvalid, maxManifestBytes)
 	}
-	return json.Unmarshal(b, v)
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%w: damaged manifest: %v", ErrInvalid, err)
+	}
+	return nil
 }
 
 func (r *Registry) through(f *os.File) writer {

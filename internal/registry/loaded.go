@@ -1,19 +1,15 @@
 package registry
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
-	"path/filepath"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/fewbit/fewbit/internal/engine"
-	"github.com/fewbit/fewbit/internal/tensor"
 )
 
 // State of a version, in the words of the Open Inference Protocol's
@@ -77,7 +73,6 @@ type LoadedOptions struct {
 const (
 	defaultTarget   = 50 * time.Millisecond
 	defaultMaxExtra = 4
-	maxWarmBytes    = 256 << 20 // of one input; larger models warm up on their first request
 )
 
 // Loaded serves the versions of a Registry: the default of each loaded model,
@@ -107,18 +102,6 @@ type model struct {
 	off     bool              // unloaded on request
 }
 
-// instance is one open session. refs, retired, gone and used are guarded by Loaded.mu.
-type instance struct {
-	v       Version
-	session engine.Session
-	prep    Preparer
-	target  time.Duration
-	refs    int
-	retired bool // closes with the last reference
-	gone    bool // closed
-	used    time.Time
-}
-
 // NewLoaded returns a server of r's models with none loaded; see LoadAll.
 func NewLoaded(r *Registry, o LoadedOptions) *Loaded {
 	if o.Target <= 0 {
@@ -138,10 +121,7 @@ func NewLoaded(r *Registry, o LoadedOptions) *Loaded {
 // these.
 func (l *Loaded) LoadAll(ctx context.Context) error {
 	ms, err := l.r.Models()
-	if err != nil {
-		return err
-	}
-	var errs []error
+	errs := []error{err}
 	for _, m := range ms {
 		if m.Default == 0 {
 			continue
@@ -383,7 +363,7 @@ func (l *Loaded) dropLocked(m *model) {
 // stops serving it. Requests that run finish.
 // Errors: ErrNotFound, ErrInUse (the default while there are other versions).
 func (l *Loaded) Delete(ctx context.Context, name, version string) error {
-	if _, err := l.r.Model(name); err != nil {
+	if _, err := l.r.Model(name); errors.Is(err, ErrNotFound) || errors.Is(err, ErrName) {
 		return err
 	}
 	m, err := l.lockModel(ctx, name)
@@ -416,10 +396,7 @@ func (l *Loaded) Delete(ctx context.Context, name, version string) error {
 
 // List returns every version of every model, by name, then number.
 func (l *Loaded) List() []ModelInfo {
-	ms, err := l.r.Models()
-	if err != nil {
-		return nil
-	}
+	ms, _ := l.r.Models() // LoadAll reports what is damaged
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var out []ModelInfo
@@ -524,125 +501,3 @@ func (l *Loaded) lockModel(ctx context.Context, name string) (*model, error) {
 }
 
 func (m *model) unlock() { <-m.busy }
-
-// open opens, prepares and warms a version; m's busy slot is held. What goes
-// wrong becomes the model's reason.
-func (l *Loaded) open(ctx context.Context, m *model, v Version) (in *instance, err error) {
-	l.mu.Lock()
-	m.loading = v.Number
-	l.mu.Unlock()
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("version %d of model %s: %w: %w", v.Number, v.Model, ErrNotReady, err)
-		}
-		l.mu.Lock()
-		m.loading = 0
-		if err != nil && ctx.Err() == nil {
-			m.reason = err.Error()
-		}
-		l.mu.Unlock()
-	}()
-	dir, err := l.r.view(v.Files)
-	if err != nil {
-		return nil, err
-	}
-	s, err := l.o.Engine.OpenFile(ctx, filepath.Join(dir, ModelFile), l.o.EngineOptions)
-	if err != nil {
-		return nil, hide(err, dir)
-	}
-	defer func() {
-		if err != nil {
-			s.Close()
-		}
-	}()
-	in = &instance{v: v, session: s, target: l.target(v)}
-	if l.o.PreparerFor != nil {
-		if in.prep, err = l.o.PreparerFor(dir, s.Spec()); err != nil {
-			return nil, hide(err, dir)
-		}
-	}
-	if err := l.o.Warm(ctx, s); err != nil {
-		return nil, fmt.Errorf("first run: %w", hide(err, dir))
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
-		return nil, errors.New("the server is stopping")
-	}
-	l.sessions.Add(1)
-	return in, nil
-}
-
-// retire lets the instance close with its last lease. l.mu is held.
-func (l *Loaded) retire(in *instance) {
-	in.retired = true
-	l.reap(in)
-}
-
-// reap closes a retired instance that nobody uses. l.mu is held.
-func (l *Loaded) reap(in *instance) {
-	if !in.retired || in.gone || in.refs > 0 {
-		return
-	}
-	in.gone = true
-	go func() { // freeing a large model takes a while; no request should wait for it
-		defer l.sessions.Done()
-		_ = in.session.Close()
-	}()
-}
-
-type lease struct {
-	l    *Loaded
-	in   *instance
-	done atomic.Bool
-}
-
-var _ Lease = (*lease)(nil)
-
-func (l *lease) Session() engine.Session { return l.in.session }
-func (l *lease) Name() string            { return l.in.v.Model }
-func (l *lease) Version() string         { return l.in.v.ID() }
-func (l *lease) Target() time.Duration   { return l.in.target }
-func (l *lease) Preparer() Preparer      { return l.in.prep }
-
-func (l *lease) Release() {
-	if l.done.Swap(true) {
-		return
-	}
-	l.l.mu.Lock()
-	defer l.l.mu.Unlock()
-	l.in.refs--
-	l.l.reap(l.in)
-}
-
-// warm runs s once on zeros. A model with variable dimensions may refuse the
-// guess 1, which says nothing about real requests; one without may not.
-func warm(ctx context.Context, s engine.Session) error {
-	in := engine.Feeds{}
-	guessed := false
-	for _, io := range s.Spec().Inputs {
-		dims := slices.Clone(io.Dims)
-		for i, d := range dims {
-			if d < 0 {
-				dims[i], guessed = 1, true
-			}
-		}
-		if n, err := tensor.Elems(dims); err == nil && io.Type.Bytes(n) > maxWarmBytes {
-			return nil
-		}
-		t, err := tensor.New(io.Type, dims...)
-		if err != nil {
-			return fmt.Errorf("input %s: %w", io.Name, err)
-		}
-		in[io.Name] = t
-	}
-	res, err := s.Run(ctx, in, nil)
-	if err != nil {
-		if guessed && ctx.Err() == nil {
-			return nil
-		}
-		return cmp.Or(ctx.Err(), err)
-	}
-	res.Close()
-	return nil
-}

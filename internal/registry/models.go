@@ -219,10 +219,7 @@ func (r *Registry) manifest(model string, n int) string {
 }
 
 func (r *Registry) byKey(model, key string) (Version, bool) {
-	m, err := r.Model(model)
-	if err != nil {
-		return Version{}, false
-	}
+	m, _ := r.Model(model) // none, or what is whole of it
 	for _, v := range m.Versions {
 		if v.About.Key == key {
 			return v, true
@@ -286,27 +283,30 @@ func (st *state) promote(n int) {
 	st.Default = n
 }
 
-// Models returns all models by name.
+// Models returns all models by name. A damaged manifest is reported in the
+// error and left out; the rest is returned all the same.
 func (r *Registry) Models() ([]Model, error) {
 	es, err := os.ReadDir(r.path(modelsDir))
 	if err != nil {
 		return nil, noPath(err)
 	}
 	var ms []Model
+	var damaged []error
 	for _, e := range es {
 		m, err := r.Model(e.Name())
 		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrName) {
 			continue // being created or deleted
 		}
-		if err != nil {
-			return nil, err
+		damaged = append(damaged, err)
+		if len(m.Versions) > 0 {
+			ms = append(ms, m)
 		}
-		ms = append(ms, m)
 	}
-	return ms, nil
+	return ms, errors.Join(damaged...)
 }
 
-// Model returns one model, or ErrNotFound when it has no versions.
+// Model returns one model, or ErrNotFound when it has no versions. With a
+// damaged manifest it returns an error and the versions that are whole.
 func (r *Registry) Model(name string) (Model, error) {
 	if err := CheckName(name); err != nil {
 		return Model{}, err
@@ -316,20 +316,19 @@ func (r *Registry) Model(name string) (Model, error) {
 		return Model{}, noPath(err)
 	}
 	m := Model{Name: name, Default: st.Default}
+	var damaged []error
 	for _, n := range ns {
-		v, err := r.version(name, n)
-		if errors.Is(err, ErrNotFound) {
-			continue
+		switch v, err := r.version(name, n); {
+		case err == nil:
+			m.Versions = append(m.Versions, v)
+		case !errors.Is(err, ErrNotFound):
+			damaged = append(damaged, err)
 		}
-		if err != nil {
-			return Model{}, err
-		}
-		m.Versions = append(m.Versions, v)
 	}
-	if len(m.Versions) == 0 {
+	if len(m.Versions) == 0 && len(damaged) == 0 {
 		return Model{}, fmt.Errorf("model %s: %w", name, ErrNotFound)
 	}
-	return m, nil
+	return m, errors.Join(damaged...)
 }
 
 // Version returns one version; "" is the default.
@@ -494,7 +493,7 @@ func (r *Registry) DeleteVersion(model, version string) error {
 
 // DeleteModel removes a model with all versions, at once for every reader.
 func (r *Registry) DeleteModel(model string) error {
-	if _, err := r.Model(model); err != nil {
+	if _, err := r.Model(model); errors.Is(err, ErrNotFound) || errors.Is(err, ErrName) {
 		return err
 	}
 	return r.locked(func() error {

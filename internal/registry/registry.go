@@ -76,7 +76,8 @@ type Registry struct {
 }
 
 // Open opens or creates the store in dir, removes what dead processes left
-// half-made, and collects garbage.
+// half-made, and collects garbage. A damaged manifest does not keep it from
+// opening (nothing is collected then); Models and LoadAll report it.
 func Open(ctx context.Context, dir string, o Options) (*Registry, error) {
 	if o.MaxUpload <= 0 {
 		o.MaxUpload = defaultMaxUpload
@@ -100,7 +101,7 @@ func Open(ctx context.Context, dir string, o Options) (*Registry, error) {
 	if err := r.openSession(); err != nil {
 		return nil, fmt.Errorf("registry: %w", space(err))
 	}
-	if err := r.GC(ctx, o.Grace); err != nil {
+	if err := r.GC(ctx, o.Grace); err != nil && !errors.Is(err, ErrInvalid) {
 		r.Close()
 		return nil, fmt.Errorf("registry: %w", err)
 	}

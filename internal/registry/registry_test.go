@@ -405,3 +405,46 @@ func TestVerifyFindsDamage(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// One damaged manifest must not take the rest down, nor let garbage collection
+// believe that its files are not needed.
+func TestDamagedManifest(t *testing.T) {
+	dir := t.TempDir()
+	r := open(t, dir, Options{})
+	upload(t, r, "a", "one")
+	upload(t, r, "a", "two")
+	upload(t, r, "b", "three")
+	path := r.manifest("a", 2)
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []string{"", "{", "[]", `{"files":[{"name":"../x","sha256":"` + digest("x") + `","size":1}]}`, `{"files":[{"name":"x","sha256":"..","size":1}]}`} {
+		if err := os.WriteFile(path, []byte(bad), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		again, err := Open(t.Context(), dir, Options{})
+		if err != nil {
+			t.Fatalf("%q: %v", bad, err)
+		}
+		ms, err := again.Models()
+		if !errors.Is(err, ErrInvalid) || len(ms) != 2 || len(ms[0].Versions) != 1 || strings.Contains(err.Error(), dir) {
+			t.Errorf("%q: %+v, %v", bad, ms, err)
+		}
+		if _, err := again.Path("b", ""); err != nil {
+			t.Error(err)
+		}
+		if err := again.GC(t.Context(), 0); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%q: collecting garbage: %v", bad, err)
+		}
+		if err := again.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := os.WriteFile(path, good, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Path("a", "2"); err != nil {
+		t.Error(err)
+	}
+}
