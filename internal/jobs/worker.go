@@ -226,17 +226,21 @@ func (a *attempt) keep(sub *subscription, done <-chan struct{}, cancel context.C
 			cancel(ErrCancelled)
 		}
 	}
+	look := func() {
+		ctx, stop := context.WithTimeout(context.Background(), storeTimeout)
+		defer stop()
+		if r, _, err := a.q.store.load(ctx, a.id); err == nil {
+			check(r)
+		}
+	}
+	look() // for what came between the claim and the subscription
 	for {
 		select {
 		case <-done:
 			return
 		case <-alive.C:
 			_ = a.msg.InProgress() // a lost one is made up for by the next
-			ctx, stop := context.WithTimeout(context.Background(), storeTimeout)
-			if r, _, err := a.q.store.load(ctx, a.id); err == nil {
-				check(r)
-			}
-			stop()
+			look()
 		case <-sub.wake:
 			if r, ok := sub.take(); ok {
 				check(r)
