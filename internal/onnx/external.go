@@ -24,6 +24,7 @@ func (f *File) resolveExternal(dir string) error {
 		}
 	}()
 	files := map[string][]byte{}
+	var mapped, used int64 // bytes of the files, bytes that tensors point at
 	open := func(loc string) ([]byte, error) {
 		if m, ok := files[loc]; ok {
 			return m, nil
@@ -42,16 +43,23 @@ func (f *File) resolveExternal(dir string) error {
 		if err != nil {
 			return nil, fmt.Errorf("%w: %q: %v", ErrExternal, loc, err)
 		}
-		m, err := f.mapFD(fd, loc)
+		m, st, err := f.mapFD(fd, loc)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %v", ErrExternal, err)
 		}
+		// Whoever may place a model can hard-link what he cannot read. A link
+		// to a file of the model's own owner gives nothing away, and stores
+		// that keep one copy of each blob are made of them.
+		if st.Nlink > 1 && st.Uid != f.owner {
+			return nil, fmt.Errorf("%w: %q is a hard link to a file of another user; copy it", ErrExternal, loc)
+		}
 		files[loc] = m
+		mapped += int64(len(m))
 		f.External = append(f.External, loc)
 		f.Bytes += int64(len(m))
 		return m, nil
 	}
-	return eachTensor(f.Proto.Graph, func(t *pb.TensorProto) error {
+	visit := func(t *pb.TensorProto) error {
 		if t.GetDataLocation() != pb.TensorProto_EXTERNAL {
 			if len(t.ExternalData) > 0 {
 				return fmt.Errorf("%w: tensor %q lists external data but is inline", ErrExternal, t.GetName())
@@ -62,9 +70,21 @@ func (f *File) resolveExternal(dir string) error {
 		if err != nil {
 			return err
 		}
+		if used += int64(len(raw)); used > MaxExternalReuse*mapped {
+			return fmt.Errorf("%w: tensors share external bytes more than %d times over", ErrLimit, MaxExternalReuse)
+		}
 		t.RawData, t.ExternalData, t.DataLocation = raw, nil, nil
 		return nil
-	})
+	}
+	if err := eachTensor(f.Proto.Graph, visit); err != nil {
+		return err
+	}
+	for _, fn := range f.Proto.Functions {
+		if err := eachTensor(&pb.GraphProto{Node: fn.Node}, visit); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func externalBytes(t *pb.TensorProto, open func(string) ([]byte, error)) ([]byte, error) {
@@ -106,6 +126,9 @@ func externalBytes(t *pb.TensorProto, open func(string) ([]byte, error)) ([]byte
 	}
 	if length != want {
 		return nil, bad("%d bytes declared, %v%v needs %d", length, dt, t.Dims, want)
+	}
+	if want == 0 {
+		return []byte{}, nil
 	}
 	m, err := open(loc)
 	if err != nil {

@@ -28,12 +28,20 @@ const (
 	// MaxSubgraphDepth bounds If/Loop/Scan nesting.
 	MaxSubgraphDepth = 16
 	// MaxSmallBytes bounds all that is not tensor bytes or nodes (value
-	// infos, metadata, functions): protobuf decoding amplifies it about 100x.
+	// infos, metadata, functions), over the graph and all subgraphs.
 	MaxSmallBytes = 64 << 20
+	// MaxDecodedBytes bounds the heap that decoding takes: protobuf amplifies
+	// small messages about 100x. A graph of 50,000 nodes takes 200 MiB.
+	MaxDecodedBytes = 512 << 20
 	// MaxNodeBytes bounds one node without the tensors in its attributes.
 	MaxNodeBytes = 16 << 20
 	// MaxExternalFiles bounds the distinct external data files of a model.
 	MaxExternalFiles = 4096
+	// MaxExternalReuse bounds how often tensors may share external bytes: all
+	// tensors together are at most this many times the files.
+	MaxExternalReuse = 8
+
+	maxDecodeDepth = 64
 )
 
 // Errors of this package.
@@ -66,17 +74,19 @@ type File struct {
 	// External lists the external data files, relative to the model.
 	External []string
 
-	maps [][]byte
+	maps  [][]byte
+	owner uint32 // user of the model file
 }
 
 // Open maps the model at path and its external data (files beside it).
 // Tensors stored externally come back inline, as RawData that aliases the map.
 func Open(path string) (*File, error) {
 	f := &File{}
-	data, err := f.mapPath(path)
+	data, st, err := f.mapPath(path)
 	if err != nil {
 		return nil, err
 	}
+	f.owner = st.Uid
 	m, err := Parse(data)
 	if err == nil {
 		f.Proto, f.Bytes = m, int64(len(data))
@@ -101,36 +111,39 @@ func (f *File) Close() error {
 	return first
 }
 
-func (f *File) mapPath(path string) ([]byte, error) {
+func (f *File) mapPath(path string) ([]byte, unix.Stat_t, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		if errors.Is(err, unix.ENOENT) {
-			return nil, fmt.Errorf("%s: no such file", filepath.Base(path))
+			return nil, unix.Stat_t{}, fmt.Errorf("%s: no such file", filepath.Base(path))
 		}
-		return nil, fmt.Errorf("%s: cannot open: %w", filepath.Base(path), err)
+		return nil, unix.Stat_t{}, fmt.Errorf("%s: cannot open: %w", filepath.Base(path), err)
 	}
 	return f.mapFD(fd, filepath.Base(path))
 }
 
 // mapFD maps a whole regular file and closes fd.
-func (f *File) mapFD(fd int, name string) ([]byte, error) {
+//
+// The map is of the file as it lies: a file that someone truncates meanwhile
+// ends the process with SIGBUS. Publish models by renaming, never in place.
+func (f *File) mapFD(fd int, name string) ([]byte, unix.Stat_t, error) {
 	defer unix.Close(fd)
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, st, fmt.Errorf("%s: %w", name, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return nil, fmt.Errorf("%s: not a regular file", name)
+		return nil, st, fmt.Errorf("%s: not a regular file", name)
 	}
 	if st.Size == 0 {
-		return nil, fmt.Errorf("%s: %w: the file is empty", name, ErrFormat)
+		return nil, st, fmt.Errorf("%s: %w: the file is empty", name, ErrFormat)
 	}
 	m, err := unix.Mmap(fd, 0, int(st.Size), unix.PROT_READ, unix.MAP_PRIVATE)
 	if err != nil {
-		return nil, fmt.Errorf("%s: map: %w", name, os.NewSyscallError("mmap", err))
+		return nil, st, fmt.Errorf("%s: map: %w", name, os.NewSyscallError("mmap", err))
 	}
 	f.maps = append(f.maps, m)
-	return m, nil
+	return m, st, nil
 }
 
 // Parse decodes a ModelProto. Raw tensor bytes alias data; the rest is copied.
@@ -138,7 +151,12 @@ func Parse(data []byte) (*pb.ModelProto, error) {
 	if len(data) > MaxProtoBytes {
 		return nil, fmt.Errorf("%w: %d bytes, protobuf ends at 2 GiB (use external data)", ErrLimit, len(data))
 	}
-	p := parser{}
+	return parse(data, MaxDecodedBytes)
+}
+
+// parse is Parse with a heap limit of its own, for tests.
+func parse(data []byte, limit int) (*pb.ModelProto, error) {
+	p := parser{limit: limit}
 	var graph *pb.GraphProto
 	rest, err := p.split(data, func(num protowire.Number, v []byte) (bool, error) {
 		if num != fieldModelGraph {
@@ -154,8 +172,11 @@ func Parse(data []byte) (*pb.ModelProto, error) {
 	if err != nil {
 		return nil, err
 	}
+	if p.small += len(rest); p.small > MaxSmallBytes {
+		return nil, fmt.Errorf("%w: more than %d bytes of descriptions", ErrLimit, MaxSmallBytes)
+	}
 	m := &pb.ModelProto{}
-	if err := unmarshal(rest, m, "model"); err != nil {
+	if err := p.unmarshal(rest, m, "model"); err != nil {
 		return nil, err
 	}
 	if graph == nil {
@@ -166,7 +187,7 @@ func Parse(data []byte) (*pb.ModelProto, error) {
 }
 
 // parser counts what it has seen over all subgraphs.
-type parser struct{ nodes, inits, small int }
+type parser struct{ nodes, inits, small, cost, limit int }
 
 func (p *parser) graph(b []byte, depth int) (*pb.GraphProto, error) {
 	if depth > MaxSubgraphDepth {
@@ -200,7 +221,7 @@ func (p *parser) graph(b []byte, depth int) (*pb.GraphProto, error) {
 	if p.small += len(rest); p.small > MaxSmallBytes {
 		return nil, fmt.Errorf("%w: more than %d bytes of graph descriptions", ErrLimit, MaxSmallBytes)
 	}
-	if err := unmarshal(rest, g, "graph"); err != nil {
+	if err := p.unmarshal(rest, g, "graph"); err != nil {
 		return nil, err
 	}
 	g.Node, g.Initializer = nodes, inits
@@ -224,7 +245,7 @@ func (p *parser) node(b []byte, depth int) (*pb.NodeProto, error) {
 	if len(rest) > MaxNodeBytes {
 		return nil, fmt.Errorf("%w: a node of %d bytes", ErrLimit, len(rest))
 	}
-	if err := unmarshal(rest, n, "node"); err != nil {
+	if err := p.unmarshal(rest, n, "node"); err != nil {
 		return nil, err
 	}
 	n.Attribute = attrs
@@ -239,9 +260,15 @@ func (p *parser) attribute(b []byte, depth int) (*pb.AttributeProto, error) {
 		var err error
 		switch num {
 		case fieldAttributeTensor:
+			if t != nil { // protobuf would merge them; runtimes need not agree
+				return false, fmt.Errorf("%w: an attribute with two tensors", ErrFormat)
+			}
 			t, err = p.tensor(v)
 			return true, err
 		case fieldAttributeGraph:
+			if g != nil {
+				return false, fmt.Errorf("%w: an attribute with two graphs", ErrFormat)
+			}
 			g, err = p.graph(v, depth+1)
 			return true, err
 		}
@@ -253,7 +280,7 @@ func (p *parser) attribute(b []byte, depth int) (*pb.AttributeProto, error) {
 	if len(rest) > MaxNodeBytes {
 		return nil, fmt.Errorf("%w: an attribute of %d bytes", ErrLimit, len(rest))
 	}
-	if err := unmarshal(rest, a, "attribute"); err != nil {
+	if err := p.unmarshal(rest, a, "attribute"); err != nil {
 		return nil, err
 	}
 	a.T, a.G = t, g
@@ -273,7 +300,7 @@ func (p *parser) tensor(b []byte) (*pb.TensorProto, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unmarshal(rest, t, "tensor"); err != nil {
+	if err := p.unmarshal(rest, t, "tensor"); err != nil {
 		return nil, err
 	}
 	t.RawData = raw
@@ -326,11 +353,4 @@ func (p *parser) split(b []byte, hit func(protowire.Number, []byte) (bool, error
 	return rest, nil
 }
 
-var decode = proto.UnmarshalOptions{AllowPartial: true, RecursionLimit: 64}
-
-func unmarshal(b []byte, m proto.Message, what string) error {
-	if err := decode.Unmarshal(b, m); err != nil {
-		return fmt.Errorf("%w: bad %s message", ErrFormat, what)
-	}
-	return nil
-}
+var decode = proto.UnmarshalOptions{AllowPartial: true, RecursionLimit: maxDecodeDepth}

@@ -10,19 +10,21 @@ import (
 	"strconv"
 
 	"github.com/fewbit/fewbit/internal/onnx/pb"
-	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
+	"golang.org/x/sys/unix"
 )
 
+// inlineLimit: a model whose message would pass it is written with external
+// data (protobuf ends at 2 GiB; some readers count signed). A variable, so that
+// tests need no model of that size.
+var inlineLimit int64 = 2<<30 - 1<<20
+
 const (
-	// inlineLimit: a model whose message would pass it is written with
-	// external data (protobuf ends at 2 GiB; some readers count signed).
-	inlineLimit = 2<<30 - 1<<20
 	// externalMin: smaller tensors stay inline, where shape inference needs them.
 	externalMin = 1024
 	// externalAlign is the page size: runtimes map large tensors in place.
 	externalAlign = 4096
 	writeBuffer   = 1 << 20
+	flushEvery    = 16 << 20
 )
 
 // SaveOptions configure Save.
@@ -34,72 +36,116 @@ type SaveOptions struct {
 
 // Save writes m to path: a temporary file in the same folder, synced and
 // renamed, so that a crash leaves the old file or the new one. Tensor bytes are
-// streamed from where they lie.
+// streamed from where they lie; m is only read.
+//
+// With external data there are two files, and the data comes first: a crash
+// between them leaves the old model beside the new data, so publish such a
+// model in a folder of its own.
 func Save(path string, m *pb.ModelProto, o SaveOptions) error {
-	size := int64(proto.Size(m))
-	if size <= inlineLimit && !o.External {
-		return atomically(path, func(w io.Writer) error { return Write(w, m) })
+	if !o.External {
+		c, err := encodeModel(m)
+		if err != nil {
+			return fmt.Errorf("write %s: %w", filepath.Base(path), err)
+		}
+		if c.size <= inlineLimit {
+			return atomically(path, c.writeTo)
+		}
 	}
 	return saveExternal(path, m)
 }
 
+// saveExternal moves the large initializers of the main graph to path+".data".
+// Tensors in attributes and subgraphs stay in the message.
 func saveExternal(path string, m *pb.ModelProto) error {
+	if m.GetGraph() == nil {
+		return fmt.Errorf("write %s: %w: it has no graph", filepath.Base(path), ErrFormat)
+	}
 	dataPath := path + ".data"
 	loc := filepath.Base(dataPath)
-	var moved []*pb.TensorProto
-	var raws [][]byte
-	defer func() { // the caller's model stays as it was
-		for i, t := range moved {
-			t.RawData, t.ExternalData, t.DataLocation = raws[i], nil, nil
+	out, g := &pb.ModelProto{}, &pb.GraphProto{}
+	shallow(out, m)
+	shallow(g, m.Graph)
+	out.Graph = g
+	g.Initializer = make([]*pb.TensorProto, len(m.Graph.Initializer))
+	var moved [][]byte
+	var pads []int64
+	var off int64
+	for i, t := range m.Graph.Initializer {
+		g.Initializer[i] = t
+		if len(t.RawData) < externalMin {
+			continue
 		}
-	}()
-	err := atomically(dataPath, func(w io.Writer) error {
-		var off int64
-		var pad [externalAlign]byte
-		for _, t := range m.Graph.Initializer {
-			if len(t.RawData) < externalMin {
-				continue
-			}
-			if r := off % externalAlign; r != 0 {
-				if _, err := w.Write(pad[:externalAlign-r]); err != nil {
-					return err
-				}
-				off += externalAlign - r
-			}
-			if _, err := w.Write(t.RawData); err != nil {
+		pad := (externalAlign - off%externalAlign) % externalAlign
+		off += pad
+		n := int64(len(t.RawData))
+		e := &pb.TensorProto{}
+		shallow(e, t)
+		e.RawData, e.DataLocation = nil, pb.TensorProto_EXTERNAL.Enum()
+		e.ExternalData = []*pb.StringStringEntryProto{
+			entry("location", loc), entry("offset", strconv.FormatInt(off, 10)), entry("length", strconv.FormatInt(n, 10)),
+		}
+		g.Initializer[i] = e
+		moved, pads = append(moved, t.RawData), append(pads, pad)
+		off += n
+	}
+	c, err := encodeModel(out)
+	if err == nil && c.size > inlineLimit {
+		err = fmt.Errorf("%w: %d bytes are left beside the external data (attributes, subgraphs), protobuf ends at 2 GiB", ErrLimit, c.size)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
+	}
+	if len(moved) == 0 { // nothing to move: an empty data file would not open
+		return atomically(path, c.writeTo)
+	}
+	data, err := stage(dataPath, func(w io.Writer) error {
+		var zeros [externalAlign]byte
+		for i, raw := range moved {
+			if _, err := w.Write(zeros[:pads[i]]); err != nil {
 				return err
 			}
-			moved, raws = append(moved, t), append(raws, t.RawData)
-			n := int64(len(t.RawData))
-			t.RawData, t.DataLocation = nil, pb.TensorProto_EXTERNAL.Enum()
-			t.ExternalData = []*pb.StringStringEntryProto{
-				entry("location", loc), entry("offset", strconv.FormatInt(off, 10)), entry("length", strconv.FormatInt(n, 10)),
+			if _, err := w.Write(raw); err != nil {
+				return err
 			}
-			off += n
 		}
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	if err := atomically(path, func(w io.Writer) error { return Write(w, m) }); err != nil {
-		os.Remove(dataPath)
+	model, err := stage(path, c.writeTo)
+	if err != nil {
+		data.drop()
 		return err
 	}
-	return nil
+	if err := data.publish(); err != nil {
+		model.drop()
+		return err
+	}
+	return model.publish()
 }
 
 func entry(k, v string) *pb.StringStringEntryProto {
 	return &pb.StringStringEntryProto{Key: &k, Value: &v}
 }
 
-// atomically writes through a temporary file in path's folder: fsync, rename,
-// fsync of the folder. On any error nothing is left behind.
-func atomically(path string, write func(io.Writer) error) (err error) {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, ".fewbit-*.tmp")
+// atomically writes path through a temporary file beside it. On any error
+// nothing is left behind and what was at path is untouched.
+func atomically(path string, write func(io.Writer) error) error {
+	s, err := stage(path, write)
 	if err != nil {
-		return fmt.Errorf("write %s: %w", filepath.Base(path), cause(err))
+		return err
+	}
+	return s.publish()
+}
+
+// staged is a complete, synced temporary file, not yet under its name.
+type staged struct{ tmp, path string }
+
+func stage(path string, write func(io.Writer) error) (s staged, err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), ".fewbit-*.tmp")
+	if err != nil {
+		return s, fmt.Errorf("write %s: %w", filepath.Base(path), cause(err))
 	}
 	defer func() {
 		if err != nil {
@@ -108,31 +154,62 @@ func atomically(path string, write func(io.Writer) error) (err error) {
 			err = fmt.Errorf("write %s: %w", filepath.Base(path), cause(err))
 		}
 	}()
-	bw := bufio.NewWriterSize(f, writeBuffer)
+	bw := bufio.NewWriterSize(&flusher{f: f}, writeBuffer)
 	if err = write(bw); err != nil {
-		return err
+		return s, err
 	}
 	if err = bw.Flush(); err != nil {
-		return err
+		return s, err
 	}
 	if err = f.Chmod(0o644); err != nil {
-		return err
+		return s, err
 	}
 	if err = f.Sync(); err != nil {
-		return err
+		return s, err
 	}
-	if err = f.Close(); err != nil {
-		return err
+	return staged{f.Name(), path}, f.Close()
+}
+
+// flusher starts writing pages to the disk while more are produced, so that the
+// final sync waits for the last of them only.
+type flusher struct {
+	f             *os.File
+	done, started int64
+}
+
+func (w *flusher) Write(b []byte) (int, error) {
+	total := 0
+	for len(b) > 0 {
+		n, err := w.f.Write(b[:min(len(b), flushEvery)])
+		total += n
+		w.done += int64(n)
+		if err != nil {
+			return total, err
+		}
+		b = b[n:]
+		if w.done-w.started >= flushEvery {
+			// A hint: where the file system has no such call, sync does it all.
+			unix.SyncFileRange(int(w.f.Fd()), w.started, w.done-w.started, unix.SYNC_FILE_RANGE_WRITE)
+			w.started = w.done
+		}
 	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
+	return total, nil
+}
+
+// publish renames the file to its name and syncs the folder.
+func (s staged) publish() error {
+	if err := os.Rename(s.tmp, s.path); err != nil {
+		s.drop()
+		return fmt.Errorf("write %s: %w", filepath.Base(s.path), cause(err))
 	}
-	if d, derr := os.Open(dir); derr == nil {
+	if d, err := os.Open(filepath.Dir(s.path)); err == nil {
 		d.Sync() // best effort: some file systems refuse to sync a folder
 		d.Close()
 	}
 	return nil
 }
+
+func (s staged) drop() { os.Remove(s.tmp) }
 
 // cause strips the path from an *os.PathError: callers name the file themselves.
 func cause(err error) error {
@@ -145,85 +222,4 @@ func cause(err error) error {
 		return le.Err
 	}
 	return err
-}
-
-// Write streams m as one protobuf message. Initializers' raw bytes go from
-// where they lie to w; the rest is marshalled (deterministically: the same
-// model gives the same bytes).
-func Write(w io.Writer, m *pb.ModelProto) error {
-	g := m.GetGraph()
-	if g == nil {
-		return fmt.Errorf("%w: it has no graph", ErrFormat)
-	}
-	shell := shallowModel(m)
-	shell.Graph = nil
-	head, err := encode.Marshal(shell)
-	if err != nil {
-		return err
-	}
-	gshell := shallowGraph(g)
-	gshell.Initializer = nil
-	ghead, err := encode.Marshal(gshell)
-	if err != nil {
-		return err
-	}
-	size := len(ghead)
-	heads := make([][]byte, len(g.Initializer))
-	for i, t := range g.Initializer {
-		raw := t.RawData
-		t.RawData = nil
-		tb, err := encode.Marshal(t)
-		t.RawData = raw
-		if err != nil {
-			return err
-		}
-		n := len(tb)
-		if raw != nil {
-			n += protowire.SizeTag(fieldTensorRaw) + protowire.SizeBytes(len(raw))
-		}
-		h := protowire.AppendTag(nil, fieldGraphInitializer, protowire.BytesType)
-		h = protowire.AppendVarint(h, uint64(n))
-		h = append(h, tb...)
-		if raw != nil {
-			h = protowire.AppendTag(h, fieldTensorRaw, protowire.BytesType)
-			h = protowire.AppendVarint(h, uint64(len(raw)))
-		}
-		heads[i] = h
-		size += len(h) + len(raw)
-	}
-	if len(head)+size > MaxProtoBytes {
-		return fmt.Errorf("%w: the message would pass 2 GiB; save it with external data", ErrLimit)
-	}
-	gtag := protowire.AppendTag(nil, fieldModelGraph, protowire.BytesType)
-	gtag = protowire.AppendVarint(gtag, uint64(size))
-	for _, b := range [][]byte{head, gtag, ghead} {
-		if _, err := w.Write(b); err != nil {
-			return err
-		}
-	}
-	for i, t := range g.Initializer {
-		if _, err := w.Write(heads[i]); err != nil {
-			return err
-		}
-		if _, err := w.Write(t.RawData); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-var encode = proto.MarshalOptions{Deterministic: true, AllowPartial: true}
-
-// shallowModel and shallowGraph copy the top-level fields only, so that Write
-// can drop one without touching the caller's message.
-func shallowModel(m *pb.ModelProto) *pb.ModelProto {
-	c := &pb.ModelProto{}
-	shallow(c, m)
-	return c
-}
-
-func shallowGraph(g *pb.GraphProto) *pb.GraphProto {
-	c := &pb.GraphProto{}
-	shallow(c, g)
-	return c
 }
