@@ -99,6 +99,7 @@ func Calibrate(ctx context.Context, lab *Lab, m *graph.Model, p *quant.Plan, ds 
 	}
 	defer s.Close()
 	total := ds.Len()
+	var audit data.Audit
 	for n := 0; ; n++ {
 		sample, err := ds.Next(ctx)
 		if errors.Is(err, io.EOF) {
@@ -107,6 +108,7 @@ func Calibrate(ctx context.Context, lab *Lab, m *graph.Model, p *quant.Plan, ds 
 		if err != nil {
 			return nil, err
 		}
+		audit.Add(sample)
 		if err := ev.observe(ctx, s, sample, taps); err != nil {
 			return nil, fmt.Errorf("sample %s: %w", sample.ID, err)
 		}
@@ -114,6 +116,10 @@ func Calibrate(ctx context.Context, lab *Lab, m *graph.Model, p *quant.Plan, ds 
 	}
 	if ev.Samples() == 0 {
 		return nil, fmt.Errorf("%w: %w", ErrCalibration, data.ErrEmpty)
+	}
+	// One of several inputs may well be constant: a mask in floats.
+	if err := audit.Err(); err != nil && (len(m.Graph.Inputs) == 1 || !errors.Is(err, data.ErrConstant)) {
+		return nil, fmt.Errorf("%w: %w", ErrCalibration, err)
 	}
 	ev.Seconds = time.Since(start).Seconds()
 	return ev, nil

@@ -68,6 +68,7 @@ type run struct {
 	plan     *quant.Plan
 	spec     engine.IOSpec
 	evidence *Evidence
+	tabled   bool // the evidence comes from a calibration table: there are no samples
 	choices  quant.Choices
 	insert   *quant.Insert
 	progress Progress
@@ -103,10 +104,10 @@ func (r *run) quantize(ctx context.Context) error {
 		}
 		choose := []quant.Pass{&quant.Ranges{Plan: r.plan, Stats: r.evidence, GEMM: r.lab, Choices: r.choices,
 			Progress: func(f float64) { r.progress.say("choose ranges", f) }}}
-		if cfg.Method == quant.Auto && cfg.Scheme == quant.INT8 {
+		if cfg.Method == quant.Auto && cfg.Scheme == quant.INT8 && !r.tabled {
 			choose = append(choose, &autoPass{r.lab, r.plan, r.choices, r.openCalib, r.progress})
 		}
-		if !cfg.NoBiasCorrection && cfg.Scheme == quant.INT8 {
+		if !cfg.NoBiasCorrection && cfg.Scheme == quant.INT8 && !r.tabled {
 			choose = append(choose, &biasPass{r.lab, r.plan, r.choices, r.openCalib, r.progress})
 		}
 		if err := r.passes(ctx, choose...); err != nil {
@@ -147,6 +148,16 @@ func (r *run) stamp() {
 }
 
 func (r *run) calibrate(ctx context.Context) error {
+	t, ok, err := OpenTable(r.req.Calib)
+	if err != nil {
+		return fmt.Errorf("calibration table: %w", err)
+	}
+	if ok {
+		r.tabled = true
+		r.rep.Warnings = append(r.rep.Warnings, "calibrated from a table: without samples there is no smoothing, no bias correction and no choice by operators' outputs")
+		r.evidence, err = TableEvidence(t, r.rep.Model.SHA256, r.plan)
+		return err
+	}
 	ds, err := r.openCalib()
 	if err != nil {
 		return fmt.Errorf("calibration data: %w", err)
@@ -231,12 +242,12 @@ func (r *run) finish(ctx context.Context) error {
 		return err
 	}
 	r.receipt()
-	if r.req.Calib != "" || r.req.Eval != "" {
+	if r.req.Calib != "" && !r.tabled || r.req.Eval != "" {
 		if err := r.judge(ctx, st.path); err != nil {
 			return err
 		}
 	} else {
-		r.rep.Warnings = append(r.rep.Warnings, "not judged: there is no data; give --eval DATA or --calib DATA to measure what was lost")
+		r.rep.Warnings = append(r.rep.Warnings, "not judged: there is no data; give --eval DATA to measure what was lost")
 	}
 	if v := r.rep.Judge(r.req.Force); v.Status == report.Refused {
 		return fmt.Errorf("%w: %s (--force keeps it)", ErrRefused, v.Reasons[0])
