@@ -1,13 +1,25 @@
 package main
 
-import "github.com/spf13/cobra"
+import (
+	"errors"
 
-// newServeCommand is the server on this command line.
+	"github.com/spf13/cobra"
+
+	"github.com/fewbit/fewbit/internal/app"
+)
+
+// newServeCommand is the server, with the settings of the program serve.
 func newServeCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "serve", Short: "Serve models over HTTP", Hidden: true, Args: exactArgs(),
-		RunE: func(*cobra.Command, []string) error {
-			return usagef("serve: use the program serve, built beside this one")
-		},
+	cmd := app.NewServeCommand("serve", version)
+	cmd.Example = "  fewbit serve --data-dir /var/lib/fewbit"
+	cmd.Args = exactArgs()
+	serve := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		err := serve(cmd, args)
+		if errors.Is(err, app.ErrUsage) {
+			return usageError{err}
+		}
+		return err
 	}
+	return cmd
 }

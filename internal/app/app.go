@@ -93,7 +93,7 @@ func (a *App) open(ctx context.Context, version string) error {
 	}
 	a.loaded = registry.NewLoaded(a.registry, registry.LoadedOptions{Engine: e, PreparerFor: preparerFor, Target: a.cfg.Target})
 	a.telemetry = telemetry.New(telemetry.Options{})
-	a.pipeline = pipeline.Pipeline{Engine: e, Version: version, PeakMemory: peakMemoryIn(e.Library())}
+	a.pipeline = pipeline.Pipeline{Engine: e, Version: version, PeakMemory: pipeline.PeakInChild(peakArgs(e.Library(), a.cfg.Threads)...)}
 	a.starting.Store(true)
 	a.queue, err = jobs.Open(ctx, jobs.Options{
 		Dir: filepath.Join(a.cfg.DataDir, jobsDir), URL: a.cfg.NATSURL, Runner: a.runJob, Log: a.log,
@@ -108,7 +108,9 @@ func (a *App) open(ctx context.Context, version string) error {
 		Models: models{a}, Store: store{a}, Jobs: jobsOf{a.queue, a}, Telemetry: a.telemetry, CheckJob: a.checkJob,
 		Listen: a.cfg.Listen, Version: version, Keys: keys,
 		MaxInferBody: a.cfg.MaxBody, MaxUpload: a.cfg.MaxUpload, MaxInFlight: a.cfg.MaxInFlight, DrainTimeout: a.cfg.Drain,
-		OnError: func(method, path string, err error) { a.log.Error("request failed", "method", method, "path", path, "error", err) },
+		OnError: func(method, path string, err error) {
+			a.log.Error("request failed", "method", method, "path", path, "error", err)
+		},
 	})
 	return err
 }

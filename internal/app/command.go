@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"os/signal"
 	"syscall"
@@ -12,7 +11,8 @@ import (
 
 // NewServeCommand returns the command that serves until SIGINT or SIGTERM; a
 // second signal ends the process at once. use is its name, version the
-// program's. cmd/serve is this command alone, `fewbit serve` the same.
+// program's. cmd/serve is this command alone, `fewbit serve` the same. Errors
+// of settings wrap ErrUsage.
 func NewServeCommand(use, version string) *cobra.Command {
 	cfg := Defaults()
 	var file string
@@ -43,12 +43,5 @@ quantization jobs. /openapi.json lists the routes; docs/http.md explains them.`,
 	}
 	cfg.Flags(cmd.Flags())
 	cmd.Flags().StringVar(&file, configFlag, "", "YAML file with these settings by name; flags override it")
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &UsageError{err} })
 	return cmd
 }
-
-// UsageError is a wrong use of the command line: exit status 2.
-type UsageError struct{ err error }
-
-func (e *UsageError) Error() string { return fmt.Sprintf("%v; see --help", e.err) }
-func (e *UsageError) Unwrap() error { return e.err }

@@ -68,6 +68,14 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.DurationVar(&c.Drain, "drain", c.Drain, "how long requests in flight may take at shutdown")
 }
 
+// ErrUsage marks settings that cannot be: exit status 2.
+var ErrUsage = errors.New("wrong use")
+
+// usageError is an ErrUsage with the text of the error inside.
+type usageError struct{ error }
+
+func (usageError) Is(target error) bool { return target == ErrUsage }
+
 // Limits of the settings.
 const (
 	maxConfigBytes = 1 << 20
@@ -75,10 +83,10 @@ const (
 	maxDuration    = time.Hour
 )
 
-// Check returns what is wrong with c, naming the flag.
+// Check returns what is wrong with c, naming the flag: an ErrUsage.
 func (c *Config) Check() error {
 	bad := func(flag string, got any, want string) error {
-		return fmt.Errorf("--%s is %v, expected %s", flag, got, want)
+		return usageError{fmt.Errorf("--%s is %v, expected %s", flag, got, want)}
 	}
 	switch {
 	case c.Listen == "":
@@ -100,7 +108,7 @@ func (c *Config) Check() error {
 	}
 	if c.NATSURL != "" {
 		if u, err := url.Parse(c.NATSURL); err != nil || u.Host == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme) {
-			return errors.New("--nats-url is not a URL such as nats://host:4222") // not quoted: it may hold a password
+			return usageError{errors.New("--nats-url is not a URL such as nats://host:4222")} // not quoted: it may hold a password
 		}
 	}
 	return nil

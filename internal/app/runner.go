@@ -263,4 +263,3 @@ func inputsOf(m *graph.Model) (spec engine.IOSpec) {
 	}
 	return spec
 }
-
