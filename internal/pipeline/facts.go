@@ -112,6 +112,9 @@ func (r *run) cover() {
 		op := report.Operator{Name: c.Node.Name, Op: c.Node.Op, Integer: c.Integer, Rule: c.Rule, MACs: c.MACs, Precision: "fp32", SQNR: report.Num(nan), Cosine: report.Num(nan)}
 		if c.Integer {
 			op.Precision = "int8"
+			if r.req.Config.Scheme == quant.INT4 {
+				op.Precision = "int4"
+			}
 		}
 		r.rep.Operators = append(r.rep.Operators, op)
 	}
@@ -254,6 +257,9 @@ const operatorSamples = 16
 // operators measures each operator's output against the float model's, on
 // inputs that carry the error of all operators before it.
 func (r *run) operators(ctx context.Context) error {
+	if len(r.plan.Ops) == 0 {
+		return nil
+	}
 	var taps []eval.Tap
 	var refOuts, qOuts []string
 	for _, op := range r.plan.Ops {

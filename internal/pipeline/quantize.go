@@ -33,7 +33,7 @@ func (p *Pipeline) Quantize(ctx context.Context, req Request, progress Progress)
 		return nil, err
 	}
 	req.Config = cfg
-	if cfg.Scheme == quant.INT8 && req.Calib == "" {
+	if cfg.Scheme.Static() && req.Calib == "" {
 		return nil, fmt.Errorf("%w: give --calib DATA, or use scheme %s, which measures ranges as it runs", ErrNeedsCalibration, quant.INT8Dynamic)
 	}
 	progress.say("open", 0)
@@ -93,46 +93,87 @@ func (r *run) quantize(ctx context.Context) error {
 		return err
 	}
 	r.float = r.m.Clone()
+	r.spec = specOf(r.m)
+	if cfg.Scheme == quant.FP16 {
+		r.plan = &quant.Plan{Config: cfg}
+		if err := r.passes(ctx, quant.Half{Config: cfg}); err != nil {
+			return err
+		}
+		r.qdq = r.m
+		r.stamp()
+		return nil
+	}
 	var err error
 	if r.plan, err = quant.NewPlan(r.m, cfg); err != nil {
 		return err
 	}
-	r.spec = specOf(r.m)
 	if r.req.Calib != "" {
 		if err := r.calibrate(ctx); err != nil {
 			return err
 		}
-		choose := []quant.Pass{&quant.Ranges{Plan: r.plan, Stats: r.evidence, GEMM: r.lab, Choices: r.choices,
-			Progress: func(f float64) { r.progress.say("choose ranges", f) }}}
-		if cfg.Method == quant.Auto && cfg.Scheme == quant.INT8 && !r.tabled {
-			choose = append(choose, &autoPass{r.lab, r.plan, r.choices, r.openCalib, r.progress})
-		}
-		if !cfg.NoBiasCorrection && cfg.Scheme == quant.INT8 && !r.tabled {
-			choose = append(choose, &biasPass{r.lab, r.plan, r.choices, r.openCalib, r.progress})
-		}
-		if err := r.passes(ctx, choose...); err != nil {
+		if err := r.passes(ctx, r.choosing()...); err != nil {
 			return err
 		}
 	}
 	r.progress.say("rewrite", 0)
 	r.cover()
-	if !cfg.NoEmbeddings {
-		if err := r.passes(ctx, quant.Embeddings{Config: cfg}); err != nil {
-			return err
-		}
-	}
-	r.insert = &quant.Insert{Plan: r.plan, Choices: r.choices}
-	if err := r.passes(ctx, r.insert); err != nil {
+	if err := r.passes(ctx, r.rewriting()...); err != nil {
 		return err
 	}
-	r.qdq = r.m.Clone()
-	if cfg.Target != quant.QDQ && cfg.Scheme == quant.INT8 {
-		if err := r.passes(ctx, quant.Lower{}); err != nil {
-			return err
-		}
+	if r.qdq == nil {
+		r.qdq = r.m
 	}
 	r.stamp()
 	return nil
+}
+
+// choosing returns the passes that decide from calibration data.
+func (r *run) choosing() []quant.Pass {
+	cfg := r.req.Config
+	if cfg.Scheme == quant.INT4 {
+		return nil
+	}
+	table := []quant.Pass{&quant.Ranges{Plan: r.plan, Stats: r.evidence, GEMM: r.lab, Choices: r.choices,
+		Progress: func(f float64) { r.progress.say("choose ranges", f) }}}
+	if cfg.Method == quant.Auto && cfg.Scheme.Static() {
+		table = append(table, &autoPass{r.lab, r.plan, r.choices, r.openCalib, r.progress})
+	}
+	if !cfg.NoBiasCorrection && cfg.Scheme.Static() {
+		table = append(table, &biasPass{r.lab, r.plan, r.choices, r.openCalib, r.progress})
+	}
+	return table
+}
+
+// rewriting returns the passes that write the plan into the graph.
+func (r *run) rewriting() []quant.Pass {
+	cfg := r.req.Config
+	var table []quant.Pass
+	if !cfg.NoEmbeddings {
+		table = append(table, quant.Embeddings{Config: cfg})
+	}
+	if cfg.Scheme == quant.INT4 {
+		p := &quant.BlockWeights{Plan: r.plan}
+		if r.evidence != nil {
+			p.Stats = r.evidence
+		}
+		return append(table, p)
+	}
+	r.insert = &quant.Insert{Plan: r.plan, Choices: r.choices}
+	table = append(table, r.insert)
+	if cfg.Target != quant.QDQ && cfg.Scheme.Static() {
+		table = append(table, snapshot{&r.qdq}, quant.Lower{})
+	}
+	return table
+}
+
+// snapshot is a pass that keeps a copy of the model as it stands.
+type snapshot struct{ to **graph.Model }
+
+func (snapshot) Name() string { return "snapshot" }
+
+func (s snapshot) Run(_ context.Context, m *graph.Model) (quant.Stats, error) {
+	*s.to = m.Clone()
+	return quant.Stats{Note: "kept to compare operators with the float model"}, nil
 }
 
 // stamp writes into the file what made it.

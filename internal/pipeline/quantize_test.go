@@ -190,6 +190,8 @@ func TestEveryForm(t *testing.T) {
 			{"symmetric", quant.Config{Symmetric: true}, 22, 22},
 			{"per-tensor", quant.Config{Granularity: quant.PerTensor}, 18, 18},
 			{"7-bit", quant.Config{ReduceRange: true}, 22, 22},
+			{"int4", quant.Config{Scheme: quant.INT4}, 14, 20},
+			{"fp16", quant.Config{Scheme: quant.FP16}, 50, 50},
 			{"dynamic", quant.Config{Scheme: quant.INT8Dynamic}, 24, 24},
 		} {
 			t.Run(k.name+"/"+c.name, func(t *testing.T) {
@@ -206,7 +208,7 @@ func TestEveryForm(t *testing.T) {
 					t.Errorf("SQNR %.1f dB, want at least %.1f", got, least)
 				}
 				share, _ := rep.Integer.Share()
-				if c.c.Scheme != quant.INT8Dynamic && share < .999 {
+				if (c.c.Scheme == "" || c.c.Scheme == quant.INT8) && share < .999 {
 					t.Errorf("%.3f of the work in integers: %+v", share, rep.Operators)
 				}
 				left, _ := filepath.Glob(filepath.Join(filepath.Dir(out), ".fewbit-*"))

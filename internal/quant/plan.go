@@ -319,6 +319,9 @@ func trailingVector(dims []int64) bool {
 
 func (b *planner) conv(n *graph.Node) (*Op, string) {
 	x, w, bias := n.In(0), n.In(1), n.In(2)
+	if b.Config.Scheme == INT4 {
+		return nil, "4-bit weights exist for matrix products only"
+	}
 	if b.Config.Scheme == INT8Dynamic {
 		return nil, "convolutions need static ranges (ConvInteger is slower than float); use --scheme int8 with --calib"
 	}
@@ -437,7 +440,7 @@ func (b *planner) accept(op *Op) {
 // collect lists the tensors that need a range: inputs and quantized outputs of
 // the operators, each once, in graph order. Dynamic schemes need none.
 func (b *planner) collect() {
-	if b.Config.Scheme == INT8Dynamic {
+	if !b.Config.Scheme.Static() {
 		return
 	}
 	seen := map[string]bool{}

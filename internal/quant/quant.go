@@ -39,7 +39,14 @@ const (
 	INT8 Scheme = "int8"
 	// INT8Dynamic measures each activation's range when it runs.
 	INT8Dynamic Scheme = "int8-dynamic"
+	// INT4 stores the weights of matrix products in 4 bits by block.
+	INT4 Scheme = "int4"
+	// FP16 stores all weights in half precision.
+	FP16 Scheme = "fp16"
 )
+
+// Static reports whether activations get ranges from calibration data.
+func (s Scheme) Static() bool { return s == INT8 }
 
 // Target names the graph form, which decides what an engine runs in integers.
 type Target string
@@ -108,11 +115,11 @@ func (c Config) WithDefaults() (Config, error) {
 		c.Method = Auto
 	}
 	switch c.Scheme {
-	case INT8, INT8Dynamic:
-	case "int4", "fp16", "mixed":
-		return c, fmt.Errorf("%w: scheme %q is not built yet; use %s or %s", ErrConfig, c.Scheme, INT8, INT8Dynamic)
+	case INT8, INT8Dynamic, INT4, FP16:
+	case "mixed":
+		return c, fmt.Errorf("%w: scheme %q is not built yet; use int8 with --exclude to keep operators in float", ErrConfig, c.Scheme)
 	default:
-		return c, fmt.Errorf("%w: unknown scheme %q; use %s or %s", ErrConfig, c.Scheme, INT8, INT8Dynamic)
+		return c, fmt.Errorf("%w: unknown scheme %q; use %s, %s, %s or %s", ErrConfig, c.Scheme, INT8, INT8Dynamic, INT4, FP16)
 	}
 	switch c.Target {
 	case QDQ, ORTCPU, QOperator:
@@ -121,8 +128,8 @@ func (c Config) WithDefaults() (Config, error) {
 	default:
 		return c, fmt.Errorf("%w: unknown target %q; use cpu, ort-cpu, qdq or qoperator", ErrConfig, c.Target)
 	}
-	if c.Scheme == INT8Dynamic && c.Target != ORTCPU {
-		return c, fmt.Errorf("%w: dynamic ranges need target cpu; %s has no portable form of them", ErrConfig, c.Target)
+	if (c.Scheme == INT8Dynamic || c.Scheme == INT4) && c.Target != ORTCPU {
+		return c, fmt.Errorf("%w: scheme %s needs target cpu; %s has no form of it", ErrConfig, c.Scheme, c.Target)
 	}
 	if c.Granularity != PerChannel && c.Granularity != PerTensor {
 		return c, fmt.Errorf("%w: unknown granularity %q; use %s or %s", ErrConfig, c.Granularity, PerChannel, PerTensor)

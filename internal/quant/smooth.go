@@ -419,7 +419,7 @@ func FakeQuantize(x []float32, p calib.QParams, s calib.Scheme) []float32 {
 	out := make([]float32, len(x))
 	inv := 1 / p.Scale
 	minV, maxV := float32(lo-p.Zero), float32(hi-p.Zero)
-	parallel(len(x), func(a, b int) {
+	parallel(len(x), 1, func(a, b int) {
 		for i := a; i < b; i++ {
 			// Adding and subtracting 1.5*2^23 rounds half to even in float32.
 			const round = 12582912
@@ -440,10 +440,11 @@ func fakeQuantDynamic(x []float32, s calib.Scheme) []float32 {
 	return FakeQuantize(x, calib.ParamsFor(r, s), s)
 }
 
-// parallel splits [0,n) over two to eight goroutines when n is large.
-func parallel(n int, f func(a, b int)) {
+// parallel splits [0,n), n items of so many elements each, over up to eight
+// goroutines when there is enough to do.
+func parallel(n, elements int, f func(a, b int)) {
 	const grain = 1 << 16
-	parts := min(max(n/grain, 1), 8)
+	parts := min(max(n*elements/grain, 1), 8, n)
 	if parts == 1 {
 		f(0, n)
 		return

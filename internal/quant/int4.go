@@ -1,0 +1,216 @@
+package quant
+
+import (
+	"context"
+	"fmt"
+	"math"
+
+	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+const (
+	// Int4Block is the number of weights that share a scale, along the input
+	// channels.
+	Int4Block = 32
+	// int4AccuracyLevel 4 lets ONNX Runtime quantize the activations to INT8 by
+	// block and multiply integers; the gate judges what that costs.
+	int4AccuracyLevel = 4
+	// The clip search tries clipSteps scales from clipLeast to 1 of the block's
+	// largest weight.
+	clipLeast = 0.6
+	clipSteps = 21
+)
+
+// BlockWeight is a weight [K,N] in 4 bits: for each column and block of
+// Int4Block rows 16 bytes of codes, low bits first, and one scale. A code c
+// stands for (c - 8) * scale. Scales are signed, so that the value of largest
+// magnitude gets the code 0, which reaches one step further than 15 (the
+// convention of MatMulNBits and ggml's Q4_0).
+type BlockWeight struct {
+	K, N   int
+	Codes  []byte    // [N, blocks, Int4Block/2]
+	Scales []float32 // [N, blocks]
+}
+
+// Blocks returns the number of blocks in a column.
+func (q *BlockWeight) Blocks() int { return (q.K + Int4Block - 1) / Int4Block }
+
+// QuantizeInt4 rounds w [K,N] to 4 bits. The scale of each block is searched
+// for the least squared error, each row weighted by importance (mean x^2 of its
+// input channel; nil weighs all alike).
+func QuantizeInt4(w []float32, k, n int, importance []float32) (*BlockWeight, error) {
+	if k <= 0 || n <= 0 || len(w) != k*n || (importance != nil && len(importance) != k) {
+		return nil, fmt.Errorf("%w: %d weights for [%d,%d]", tensor.ErrShape, len(w), k, n)
+	}
+	for _, v := range w {
+		if a := math.Abs(float64(v)); !(a <= math.MaxFloat32) {
+			return nil, fmt.Errorf("%w: the weight holds NaN or infinity", tensor.ErrShape)
+		}
+	}
+	q := &BlockWeight{K: k, N: n}
+	blocks := q.Blocks()
+	q.Codes = make([]byte, n*blocks*Int4Block/2)
+	q.Scales = make([]float32, n*blocks)
+	parallel(n, k*clipSteps, func(from, to int) {
+		var x, imp [Int4Block]float32
+		for col := from; col < to; col++ {
+			for b := range blocks {
+				rows := min(Int4Block, k-b*Int4Block)
+				for i := range rows {
+					x[i], imp[i] = w[(b*Int4Block+i)*n+col], 1
+					if importance != nil {
+						imp[i] = importance[b*Int4Block+i]
+					}
+				}
+				s := bestScale(x[:rows], imp[:rows])
+				at := col*blocks + b
+				q.Scales[at] = s
+				codes := q.Codes[at*Int4Block/2 : (at+1)*Int4Block/2]
+				for i := range Int4Block {
+					c := byte(8) // padding stands for 0
+					if i < rows {
+						c = code4(x[i], s)
+					}
+					codes[i/2] |= c << (4 * (i % 2))
+				}
+			}
+		}
+	})
+	return q, nil
+}
+
+// bestScale returns the scale of least weighted squared error.
+func bestScale(x, imp []float32) float32 {
+	var extreme float32
+	for _, v := range x {
+		if math.Abs(float64(v)) > math.Abs(float64(extreme)) {
+			extreme = v
+		}
+	}
+	if extreme == 0 {
+		return minWeightScale
+	}
+	best, least := float32(0), math.Inf(1)
+	for step := range clipSteps {
+		// From 1 downwards, so that the plain scale wins ties.
+		f := 1 - (1-clipLeast)*float64(step)/(clipSteps-1)
+		s := float32(float64(extreme) * f / -8)
+		var e float64
+		for i, v := range x {
+			d := float64(v) - float64(int(code4(v, s))-8)*float64(s)
+			e += d * d * float64(imp[i])
+		}
+		if e < least {
+			best, least = s, e
+		}
+	}
+	return best
+}
+
+func code4(v, s float32) byte {
+	return byte(max(min(math.RoundToEven(float64(v)/float64(s)), 7), -8) + 8)
+}
+
+// Dequantize returns the weights that the codes stand for, [K,N].
+func (q *BlockWeight) Dequantize() []float32 {
+	out := make([]float32, q.K*q.N)
+	blocks := q.Blocks()
+	for col := range q.N {
+		for row := range q.K {
+			at := col*blocks + row/Int4Block
+			i := row % Int4Block
+			c := q.Codes[at*Int4Block/2+i/2] >> (4 * (i % 2)) & 15
+			out[row*q.N+col] = float32(int(c)-8) * q.Scales[at]
+		}
+	}
+	return out
+}
+
+// BlockWeights is the pass that replaces every planned matrix product by
+// com.microsoft's MatMulNBits.
+type BlockWeights struct {
+	Plan *Plan
+	// Stats gives the importance of input channels; nil weighs all alike.
+	Stats Statistics
+}
+
+var _ Pass = (*BlockWeights)(nil)
+
+// Name implements Pass.
+func (p *BlockWeights) Name() string { return "int4-weights" }
+
+// Run implements Pass.
+func (p *BlockWeights) Run(ctx context.Context, m *graph.Model) (Stats, error) {
+	g := m.Graph
+	drop := map[*graph.Node]bool{}
+	done := map[string]bool{} // weights written; tied ones share a copy
+	var added []*graph.Node
+	for _, op := range p.Plan.Ops {
+		if err := ctx.Err(); err != nil {
+			return Stats{}, err
+		}
+		if op.Kind != Linear {
+			continue
+		}
+		w := g.Init(op.W)
+		k, n := int(w.Dims[op.InAxis]), int(w.Dims[op.OutAxis])
+		base := op.W + "_int4"
+		if !done[base] {
+			done[base] = true
+			v, err := w.F32()
+			if err != nil {
+				return Stats{}, err
+			}
+			if op.InAxis == 1 {
+				v = transpose2D(v, n, k)
+			}
+			q, err := QuantizeInt4(v, k, n, p.importance(op, k))
+			if err != nil {
+				return Stats{}, fmt.Errorf("weight %q: %w", op.W, err)
+			}
+			g.SetInit(base, tensor.From(q.Codes, int64(n), int64(q.Blocks()), Int4Block/2))
+			g.SetInit(base+"_scale", tensor.From(q.Scales, int64(n), int64(q.Blocks())))
+		}
+		drop[op.Node] = true
+		in := []string{op.X[0], base, base + "_scale"}
+		if op.Bias != "" {
+			if op.Add != nil {
+				drop[op.Add] = true
+			}
+			in = append(in, "", "", op.Bias)
+		}
+		added = append(added, graph.NewNode(graph.DomainMS, "MatMulNBits", op.Node.Name, in, []string{op.Out},
+			graph.AttrInt("K", int64(k)), graph.AttrInt("N", int64(n)), graph.AttrInt("bits", 4),
+			graph.AttrInt("block_size", Int4Block), graph.AttrInt("accuracy_level", int4AccuracyLevel)))
+	}
+	m.Require(graph.DomainMS, 1)
+	g.Nodes = append(without(g.Nodes, drop), added...)
+	if err := g.Sort(); err != nil {
+		return Stats{}, err
+	}
+	g.Prune()
+	return Stats{Changed: len(added), Note: fmt.Sprintf("%d matrix products with weights in blocks of %d", len(added), Int4Block)}, nil
+}
+
+// importance is the mean square of each input channel over the kept rows.
+func (p *BlockWeights) importance(op *Op, k int) []float32 {
+	if p.Stats == nil {
+		return nil
+	}
+	rows := p.Stats.Rows(op.X[0])
+	if rows.empty() || rows.K != k {
+		return nil
+	}
+	sum := make([]float64, k)
+	x := rows.Values()
+	for i, v := range x {
+		sum[i%k] += float64(v) * float64(v)
+	}
+	imp := make([]float32, k)
+	for j, s := range sum {
+		// A channel that was never active must still round to its nearest code.
+		imp[j] = float32(math.Max(s/float64(rows.Len()), 1e-12))
+	}
+	return imp
+}
