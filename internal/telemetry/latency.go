@@ -20,6 +20,9 @@ const (
 	numPhases
 )
 
+// Phases is the number of phases, Total included.
+const Phases = int(numPhases)
+
 var phaseNames = [numPhases]string{"queue", "prepare", "infer", "finish", "total"}
 
 func (p Phase) String() string { return phaseNames[p] }

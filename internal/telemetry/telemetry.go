@@ -203,9 +203,7 @@ func (c *Collector) Snapshot() Snapshot {
 	}
 	c.sample.Lock()
 	defer c.sample.Unlock()
-	if now.Sub(c.taken) > 2*sampleEvery {
-		c.sampleLocked(now)
-	}
+	c.freshen(now)
 	s.GPU, s.CPU, s.Process = slices.Clone(c.gpus), c.cpu, c.process
 	if s.GPU == nil {
 		reason := "no NVIDIA GPU on this machine"
@@ -215,4 +213,19 @@ func (c *Collector) Snapshot() Snapshot {
 		s.Reasons.set("gpu", reason)
 	}
 	return s
+}
+
+// Sensors returns the newest readings of the GPUs and the processors.
+func (c *Collector) Sensors() ([]GPU, CPU) {
+	c.sample.Lock()
+	defer c.sample.Unlock()
+	c.freshen(time.Now())
+	return slices.Clone(c.gpus), c.cpu
+}
+
+// freshen samples when nothing has for a while. c.sample is held.
+func (c *Collector) freshen(now time.Time) {
+	if now.Sub(c.taken) > 2*sampleEvery {
+		c.sampleLocked(now)
+	}
 }
