@@ -3,6 +3,8 @@ package graph
 import (
 	"fmt"
 	"strings"
+
+	"github.com/fewbit/fewbit/internal/onnx/pb"
 )
 
 // knownDomains are those that ONNX Runtime ships operators for.
@@ -22,10 +24,8 @@ func (m *Model) Check() error {
 		return fmt.Errorf("%w: the graph has no outputs", ErrInvalid)
 	}
 	local := map[string]bool{}
-	if m.shell != nil {
-		for _, f := range m.shell.Functions {
-			local[domain(f.GetDomain())] = true
-		}
+	for f := range m.functions {
+		local[f.domain] = true
 	}
 	made := make(map[string]bool, len(g.Nodes)*2)
 	for _, v := range g.Inputs {
@@ -45,7 +45,11 @@ func (m *Model) Check() error {
 	}
 	if g.shell != nil {
 		for _, s := range g.shell.SparseInitializer {
-			made[s.GetValues().GetName()] = true
+			name := s.GetValues().GetName()
+			if name == "" || made[name] {
+				return fmt.Errorf("%w: sparse initializer name %q is empty or used twice", ErrInvalid, name)
+			}
+			made[name] = true
 		}
 	}
 	producers := map[string]bool{}
@@ -63,6 +67,9 @@ func (m *Model) Check() error {
 		}
 		if !knownDomains[n.Domain] && !local[n.Domain] {
 			return fmt.Errorf("%w: node %q: unknown operator domain %q (%s); fewbit runs standard and com.microsoft operators", ErrInvalid, n.label(i), n.Domain, n.Op)
+		}
+		if d, op, ok := unknownInside(n.Attrs, local); ok {
+			return fmt.Errorf("%w: node %q: its subgraph uses the unknown operator domain %q (%s); fewbit runs standard and com.microsoft operators", ErrInvalid, n.label(i), d, op)
 		}
 		read := append(append([]string(nil), n.Inputs...), n.captures()...)
 		for _, in := range read {
@@ -89,7 +96,26 @@ func (m *Model) Check() error {
 			return fmt.Errorf("%w: nothing makes the output %q", ErrInvalid, o.Name)
 		}
 	}
-	return nil
+	return m.checkFunctions()
+}
+
+// unknownInside finds an operator of an unknown domain in subgraphs.
+func unknownInside(attrs []*pb.AttributeProto, local map[string]bool) (dom, op string, found bool) {
+	for _, a := range attrs {
+		walkGraphs(a, func(g *pb.GraphProto) {
+			for _, n := range g.GetNode() {
+				if found {
+					return
+				}
+				if d := domain(n.GetDomain()); !knownDomains[d] && !local[d] {
+					dom, op, found = d, n.GetOpType(), true
+					return
+				}
+				dom, op, found = unknownInside(n.Attribute, local)
+			}
+		})
+	}
+	return dom, op, found
 }
 
 // label names a node in an error: its name, or its operator and position.

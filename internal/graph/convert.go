@@ -48,7 +48,7 @@ func FromProto(p *pb.ModelProto) (*Model, error) {
 	if p.GetGraph() == nil {
 		return nil, fmt.Errorf("%w: no graph", ErrInvalid)
 	}
-	m := &Model{IR: p.GetIrVersion(), Opsets: map[string]int64{}, Metadata: map[string]string{}, shell: p}
+	m := &Model{IR: p.GetIrVersion(), Opsets: map[string]int64{}, Metadata: map[string]string{}, shell: p, functions: functionsOf(p)}
 	for _, o := range p.OpsetImport {
 		m.Opsets[domain(o.GetDomain())] = o.GetVersion()
 	}
@@ -119,6 +119,7 @@ func (m *Model) Proto() (*pb.ModelProto, error) {
 	if g.shell != nil {
 		pg.DocString, pg.MetadataProps = g.shell.DocString, g.shell.MetadataProps
 		pg.SparseInitializer, pg.QuantizationAnnotation = g.shell.SparseInitializer, g.shell.QuantizationAnnotation
+		keepUnknown(pg, g.shell)
 	}
 	for _, v := range g.Inputs {
 		pg.Input = append(pg.Input, v.toProto())
@@ -131,6 +132,8 @@ func (m *Model) Proto() (*pb.ModelProto, error) {
 		pn := &pb.NodeProto{OpType: proto.String(n.Op), Input: n.Inputs, Output: n.Outputs, Attribute: n.Attrs}
 		if n.shell != nil {
 			pn.DocString, pn.Overload, pn.MetadataProps = n.shell.DocString, n.shell.Overload, n.shell.MetadataProps
+			pn.DeviceConfigurations = n.shell.DeviceConfigurations
+			keepUnknown(pn, n.shell)
 		}
 		if n.Name != "" {
 			pn.Name = proto.String(n.Name)
@@ -160,10 +163,19 @@ func (m *Model) Proto() (*pb.ModelProto, error) {
 }
 
 func cloneShell(s *pb.ModelProto) *pb.ModelProto {
-	return &pb.ModelProto{
+	p := &pb.ModelProto{
 		ProducerName: s.ProducerName, ProducerVersion: s.ProducerVersion, Domain: s.Domain,
 		ModelVersion: s.ModelVersion, DocString: s.DocString, TrainingInfo: s.TrainingInfo,
 		Functions: s.Functions, Configuration: s.Configuration,
+	}
+	keepUnknown(p, s)
+	return p
+}
+
+// keepUnknown carries over the fields that a newer ONNX than ours has.
+func keepUnknown(to, from proto.Message) {
+	if u := from.ProtoReflect().GetUnknown(); len(u) > 0 {
+		to.ProtoReflect().SetUnknown(u)
 	}
 }
 

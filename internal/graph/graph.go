@@ -7,8 +7,6 @@
 package graph
 
 import (
-	"sort"
-
 	"github.com/fewbit/fewbit/internal/onnx/pb"
 	"github.com/fewbit/fewbit/internal/tensor"
 	"google.golang.org/protobuf/proto"
@@ -33,6 +31,8 @@ type Model struct {
 
 	// shell holds the fields of the file that fewbit does not interpret.
 	shell *pb.ModelProto
+	// functions indexes those that the model defines itself.
+	functions map[callee]*pb.FunctionProto
 	// close releases the file that the tensors alias.
 	close func() error
 	// Bytes is the size of the file with its external data, 0 when not from a file.
@@ -287,55 +287,52 @@ func (n *Node) captures() []string {
 		return nil
 	}
 	found := map[string]bool{}
-	var walk func(g *pb.GraphProto, outer map[string]bool)
-	walk = func(g *pb.GraphProto, outer map[string]bool) {
-		local := map[string]bool{}
-		for k := range outer {
-			local[k] = true
-		}
-		for _, v := range g.Input {
-			local[v.GetName()] = true
-		}
-		for _, t := range g.Initializer {
-			local[t.GetName()] = true
-		}
-		read := func(name string) {
-			if name != "" && !local[name] {
-				found[name] = true
-			}
-		}
-		for _, sn := range g.Node {
-			for _, in := range sn.Input {
-				read(in)
-			}
-			for _, a := range sn.Attribute {
-				if a.G != nil {
-					walk(a.G, local)
-				}
-				for _, sg := range a.Graphs {
-					walk(sg, local)
-				}
-			}
-			for _, o := range sn.Output {
-				local[o] = true
-			}
-		}
-		for _, o := range g.Output {
-			read(o.GetName())
-		}
-	}
 	for _, a := range n.Attrs {
-		if a.G != nil {
-			walk(a.G, nil)
+		walkGraphs(a, func(g *pb.GraphProto) { capture(g, nil, found) })
+	}
+	return sortedKeys(found)
+}
+
+// scope is the names made in a subgraph, and in those around it.
+type scope struct {
+	names map[string]bool
+	outer *scope
+}
+
+// capture adds to found what g and the graphs inside it read from outside outer.
+func capture(g *pb.GraphProto, outer *scope, found map[string]bool) {
+	s := &scope{map[string]bool{}, outer}
+	for _, v := range g.Input {
+		s.names[v.GetName()] = true
+	}
+	for _, t := range g.Initializer {
+		s.names[t.GetName()] = true
+	}
+	for _, t := range g.SparseInitializer {
+		s.names[t.GetValues().GetName()] = true
+	}
+	read := func(name string) {
+		for at := s; at != nil; at = at.outer {
+			if at.names[name] {
+				return
+			}
 		}
-		for _, sg := range a.Graphs {
-			walk(sg, nil)
+		if name != "" {
+			found[name] = true
 		}
 	}
-	names := make([]string, 0, len(found))
-	for k := range found {
-		names = append(names, k)
+	for _, n := range g.Node {
+		for _, in := range n.Input {
+			read(in)
+		}
+		for _, a := range n.Attribute {
+			walkGraphs(a, func(inner *pb.GraphProto) { capture(inner, s, found) })
+		}
+		for _, o := range n.Output {
+			s.names[o] = true
+		}
 	}
-	sort.Strings(names)
-	return names
+	for _, o := range g.Output {
+		read(o.GetName())
+	}
 }

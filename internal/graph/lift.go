@@ -69,20 +69,6 @@ func constantValue(n *Node) *tensor.Tensor {
 	return nil
 }
 
-// isLocal reports whether n calls a function that the model defines itself:
-// its name then says nothing about what it computes.
-func (m *Model) isLocal(n *Node) bool {
-	if m.shell == nil {
-		return false
-	}
-	for _, f := range m.shell.Functions {
-		if f.GetName() == n.Op && domain(f.GetDomain()) == n.Domain {
-			return true
-		}
-	}
-	return false
-}
-
 // DropIdentities removes nodes that pass their input through: Identity, and
 // Dropout in its inference form. It returns how many went. A node stays when a
 // subgraph reads its output by name, or when it connects a graph output

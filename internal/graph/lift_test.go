@@ -93,7 +93,7 @@ func TestLiftConstantsKeeps(t *testing.T) {
 		t.Error("two values accepted")
 	}
 	local := model(constant("k", k), NewNode("", "Identity", "", []string{"k"}, []string{"y"}))
-	local.shell = &pb.ModelProto{Functions: []*pb.FunctionProto{{Name: proto.String("Constant")}}}
+	local.functions = functionsOf(&pb.ModelProto{Functions: []*pb.FunctionProto{{Name: proto.String("Constant")}}})
 	if LiftConstants(local) != 0 {
 		t.Error("a local function called Constant was taken for the operator")
 	}
