@@ -46,8 +46,8 @@ models take turns, so that what else the machine does hits both alike.
 			if err != nil {
 				return err
 			}
-			req.Model, req.Samples, req.MaxTokens = args[0], data.samples, data.maxTokens
-			m := newMeter(false)
+			req.Model, req.Samples, req.MaxTokens, req.Assets = args[0], data.samples, data.maxTokens, data.assets
+			m := newMeter()
 			res, err := p.Bench(cmd.Context(), req, m.show)
 			m.done()
 			if err != nil {
@@ -67,6 +67,7 @@ models take turns, so that what else the machine does hits both alike.
 	f.Int64Var(&req.Shape.Seq, "seq", 128, "sequence length of made-up inputs")
 	f.DurationVar(&req.Duration, "duration", pipeline.DefaultBenchTime, "measure for this long")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object")
+	data.addAssets(cmd)
 	data.add(cmd, "cycle through this many samples of --data (0: 16)")
 	engine.add(cmd)
 	return cmd

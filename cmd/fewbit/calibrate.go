@@ -61,7 +61,7 @@ samples; merging their tables gives the bytes of one run.
 			if err != nil {
 				return err
 			}
-			m := newMeter(false)
+			m := newMeter()
 			res, err := p.CalibrationTable(cmd.Context(), pipeline.TableRequest{
 				Model: args[0], Calib: path, Config: cfg, Samples: data.samples, MaxTokens: data.maxTokens, Shard: part,
 			}, m.show)

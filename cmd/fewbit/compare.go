@@ -46,7 +46,7 @@ when the gate refuses: past the accuracy budget, or slower than FP32.
 			if err != nil {
 				return err
 			}
-			m := newMeter(false)
+			m := newMeter()
 			rep, err := p.Compare(cmd.Context(), pipeline.CompareRequest{
 				Float: args[0], Quant: args[1], Data: path, Samples: data.samples, MaxTokens: data.maxTokens, Output: output,
 				MaxLoss: float64(maxLoss), SLO: slo, NoLatency: noLatency, Command: os.Args,

@@ -34,8 +34,8 @@ func newEvalCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			m := newMeter(false)
-			res, err := p.Evaluate(cmd.Context(), pipeline.EvalRequest{Model: args[0], Data: path, Samples: data.samples, MaxTokens: data.maxTokens, Output: output}, m.show)
+			m := newMeter()
+			res, err := p.Evaluate(cmd.Context(), pipeline.EvalRequest{Model: args[0], Data: path, Samples: data.samples, MaxTokens: data.maxTokens, Output: output, Assets: data.assets}, m.show)
 			m.done()
 			if err != nil {
 				return fmt.Errorf("eval: %w", err)
@@ -49,6 +49,7 @@ func newEvalCommand() *cobra.Command {
 	cmd.Flags().StringVar(&path, "data", "", "labelled data set")
 	cmd.Flags().StringVar(&output, "output", "", "output that holds the class scores (default: the first)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	data.addAssets(cmd)
 	data.add(cmd, "evaluate this many samples, spread over the data (0: all)")
 	engine.add(cmd)
 	return cmd

@@ -17,27 +17,42 @@ const (
 	barWidth      = 24
 	barInterval   = 100 * time.Millisecond
 	plainInterval = 2 * time.Second
+	// plainDelay keeps short commands, and those that fail at once, to the one
+	// line that matters.
+	plainDelay = time.Second
 )
 
 // meter shows progress on standard error: a bar on a terminal, plain lines
-// otherwise, one a phase and one every two seconds.
+// otherwise, one a phase and one every two seconds once a second has passed.
 type meter struct {
 	mu       sync.Mutex
 	w        io.Writer
 	terminal bool
 	phase    string
+	frac     float64
+	begin    time.Time // of the command
 	start    time.Time // of the phase
 	last     time.Time // something was shown
 	open     bool      // a bar stands on the terminal's line
 	now      func() time.Time
+	timer    *time.Timer // prints what runs when plainDelay is over
 }
 
-func newMeter(quiet bool) *meter {
-	m := &meter{w: os.Stderr, terminal: isTerminal(os.Stderr), now: time.Now}
-	if quiet {
-		m.w = io.Discard
+func newMeter() *meter {
+	m := &meter{w: os.Stderr, terminal: isTerminal(os.Stderr), now: time.Now, begin: time.Now()}
+	if !m.terminal {
+		m.timer = time.AfterFunc(plainDelay, m.late)
 	}
 	return m
+}
+
+// late prints the phase that runs when the delay ends.
+func (m *meter) late() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.phase != "" && m.last.IsZero() {
+		m.plain(m.now())
+	}
 }
 
 func isTerminal(f *os.File) bool {
@@ -58,6 +73,7 @@ func (m *meter) show(phase string, frac float64) {
 		m.phase, m.start = phase, now
 	}
 	frac = min(max(frac, 0), 1)
+	m.frac = frac
 	if m.terminal {
 		if !changed && frac < 1 && now.Sub(m.last) < barInterval {
 			return
@@ -68,15 +84,18 @@ func (m *meter) show(phase string, frac float64) {
 		m.open = true
 		return
 	}
-	if !changed && now.Sub(m.last) < plainInterval {
-		return
+	if now.Sub(m.begin) >= plainDelay && (changed || now.Sub(m.last) >= plainInterval) {
+		m.plain(now)
 	}
+}
+
+func (m *meter) plain(now time.Time) {
 	m.last = now
-	if frac == 0 {
-		fmt.Fprintf(m.w, "%s\n", phase)
+	if m.frac == 0 {
+		fmt.Fprintf(m.w, "%s\n", m.phase)
 		return
 	}
-	fmt.Fprintf(m.w, "%s %.0f %%%s\n", phase, 100*frac, m.left(now, frac))
+	fmt.Fprintf(m.w, "%s %.0f %%%s\n", m.phase, 100*m.frac, m.left(now, m.frac))
 }
 
 // left estimates what remains of the phase, once that means something.
@@ -94,6 +113,9 @@ func (m *meter) done() {
 	defer m.mu.Unlock()
 	m.clear()
 	m.phase = ""
+	if m.timer != nil {
+		m.timer.Stop()
+	}
 }
 
 func (m *meter) clear() {

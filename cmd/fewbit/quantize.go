@@ -108,7 +108,7 @@ func (q *quantizeFlags) run(cmd *cobra.Command, model string) error {
 	if q.asJSON {
 		side = cmd.ErrOrStderr()
 	}
-	m := newMeter(false)
+	m := newMeter()
 	rep, err := p.Quantize(cmd.Context(), pipeline.Request{
 		Model: model, Out: q.out, Config: cfg, Calib: q.calib, Eval: q.eval, Samples: q.samples, EvalSamples: q.evalSamples,
 		MaxTokens: q.maxTokens, MaxLoss: float64(q.maxLoss), SLO: q.slo, Force: q.force, NoLatency: q.noLatency,

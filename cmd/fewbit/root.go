@@ -97,6 +97,12 @@ func (f *engineFlags) pipeline() (*pipeline.Pipeline, error) {
 // dataFlags say how much of a data set is read.
 type dataFlags struct {
 	samples, maxTokens int
+	assets             string
+}
+
+// addAssets is for commands whose model need not lie beside its tokenizer.
+func (f *dataFlags) addAssets(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.assets, "assets", "", "folder with tokenizer.json, preprocessor_config.json and labels.txt (default: the model's)")
 }
 
 func (f *dataFlags) add(cmd *cobra.Command, samples string) {

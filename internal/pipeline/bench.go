@@ -207,7 +207,9 @@ type BenchRequest struct {
 	// Samples of Data are cycled through; 0 is eval.DefaultLatencySamples.
 	Samples   int
 	MaxTokens int
-	Shape     Shape
+	// Assets is the folder of tokenizer.json and its like; "" is the model's.
+	Assets string
+	Shape  Shape
 	// Duration of the measurement; 0 is DefaultBenchTime.
 	Duration time.Duration
 }
@@ -332,7 +334,7 @@ func (p *Pipeline) benchFeeds(ctx context.Context, m *graph.Model, req BenchRequ
 	if n == 0 {
 		n = eval.DefaultLatencySamples
 	}
-	ds, err := data.Open(req.Data, data.Options{Spec: specOf(m), ModelDir: filepath.Dir(req.Model), MaxTokens: req.MaxTokens, Samples: n})
+	ds, err := data.Open(req.Data, data.Options{Spec: specOf(m), ModelDir: assets(req.Assets, req.Model), MaxTokens: req.MaxTokens, Samples: n})
 	if err != nil {
 		return nil, fmt.Errorf("data: %w", err)
 	}

@@ -18,6 +18,8 @@ type EvalRequest struct {
 	// Samples bounds the evaluation; 0 is all.
 	Samples   int
 	MaxTokens int
+	// Assets is the folder of tokenizer.json and its like; "" is the model's.
+	Assets string
 	// Output names the output that holds the class scores; "" is the first.
 	Output string
 }
@@ -39,7 +41,7 @@ func (p *Pipeline) Evaluate(ctx context.Context, req EvalRequest, progress Progr
 		return nil, err
 	}
 	defer m.Close()
-	ds, err := data.Open(req.Data, data.Options{Spec: specOf(m), ModelDir: filepath.Dir(req.Model), MaxTokens: req.MaxTokens, Samples: req.Samples})
+	ds, err := data.Open(req.Data, data.Options{Spec: specOf(m), ModelDir: assets(req.Assets, req.Model), MaxTokens: req.MaxTokens, Samples: req.Samples})
 	if err != nil {
 		return nil, fmt.Errorf("data: %w", err)
 	}
@@ -62,4 +64,11 @@ func (p *Pipeline) Evaluate(ctx context.Context, req EvalRequest, progress Progr
 
 func evalProgress(ds data.Dataset, progress Progress) func(int) {
 	return func(done int) { progress.say("evaluate", float64(done)/float64(max(ds.Len(), done, 1))) }
+}
+
+func assets(dir, model string) string {
+	if dir != "" {
+		return dir
+	}
+	return filepath.Dir(model)
 }
