@@ -135,10 +135,10 @@ func (r *run) choosing() []quant.Pass {
 	}
 	table := []quant.Pass{&quant.Ranges{Plan: r.plan, Stats: r.evidence, GEMM: r.lab, Choices: r.choices,
 		Progress: func(f float64) { r.progress.say("choose ranges", f) }}}
-	if cfg.Method == quant.Auto && cfg.Scheme.Static() {
+	if cfg.Method == quant.Auto && cfg.Scheme.Static() && !r.tabled {
 		table = append(table, &autoPass{r.lab, r.plan, r.choices, r.openCalib, r.progress})
 	}
-	if !cfg.NoBiasCorrection && cfg.Scheme.Static() {
+	if !cfg.NoBiasCorrection && cfg.Scheme.Static() && !r.tabled {
 		table = append(table, &biasPass{r.lab, r.plan, r.choices, r.openCalib, r.progress})
 	}
 	return table
