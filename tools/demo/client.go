@@ -25,7 +25,7 @@ import (
 const maxAnswer = 64 << 20
 
 // modelFiles are what the classifier consists of, in upload order.
-var modelFiles = []string{"model.onnx", "model.onnx.data", "tokenizer.json", "labels.txt"}
+var modelFiles = []string{"model.onnx", "model.onnx.data", "tokenizer.json", "tokenizer_config.json", "labels.txt"}
 
 type client struct {
 	base string

@@ -2,7 +2,8 @@
 // the sentence encoder and writes one ONNX classifier that is ready to upload:
 //
 //	OUT/model.onnx, model.onnx.data   ids, mask, types [batch,sequence] -> logits [batch,classes]
-//	OUT/tokenizer.json                the encoder's, cutting at the head's token limit
+//	OUT/tokenizer.json                the encoder's
+//	OUT/tokenizer_config.json         the length at which texts are cut, as the head was trained
 //	OUT/labels.txt                    one class a line, in the order of the logits
 //
 // It refuses an encoder or tokenizer other than the one that the head was
@@ -27,6 +28,13 @@ import (
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/onnx"
 	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+// stampName names the file that identifies a complete folder, by the hash of
+// the head and of form, which changes with what this program makes of it.
+const (
+	stampName = "head.sha256"
+	form      = "newsmodel/2"
 )
 
 // maxClasses and maxHidden bound what a head file may ask for.
@@ -67,8 +75,7 @@ func run(encoder, headFile, out string) error {
 		return err
 	}
 	// The stamp is written last: a folder that has it is complete.
-	stampFile := filepath.Join(out, "head.sha256")
-	if old, err := os.ReadFile(stampFile); err == nil && string(old) == stamp {
+	if old, err := os.ReadFile(filepath.Join(out, stampName)); err == nil && string(old) == stamp {
 		return nil
 	}
 	for _, f := range []struct{ name, want string }{
@@ -92,16 +99,27 @@ func run(encoder, headFile, out string) error {
 	if err := m.Save(filepath.Join(out, "model.onnx"), onnx.SaveOptions{External: true}); err != nil {
 		return err
 	}
-	if err := cutTokenizer(filepath.Join(encoder, "tokenizer.json"), filepath.Join(out, "tokenizer.json"), h.MaxTokens); err != nil {
+	tokenizer, err := os.ReadFile(filepath.Join(encoder, "tokenizer.json"))
+	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(out, "labels.txt"), []byte(strings.Join(h.Labels, "\n")+"\n"), 0o644); err != nil {
-		return err
+	for _, f := range []struct {
+		name string
+		data []byte
+	}{
+		{"tokenizer.json", tokenizer},
+		{"tokenizer_config.json", fmt.Appendf(nil, "{\"model_max_length\": %d}\n", h.MaxTokens)},
+		{"labels.txt", []byte(strings.Join(h.Labels, "\n") + "\n")},
+		{stampName, []byte(stamp)},
+	} {
+		if err := os.WriteFile(filepath.Join(out, f.name), f.data, 0o644); err != nil {
+			return err
+		}
 	}
-	return os.WriteFile(stampFile, []byte(stamp), 0o644)
+	return nil
 }
 
-// readHead reads and checks the head, and returns the hash of its file.
+// readHead reads and checks the head, and returns the stamp of the model made of it.
 func readHead(path string) (*head, string, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -118,7 +136,7 @@ func readHead(path string) (*head, string, error) {
 	if len(s) != 2 || s[0] < 2 || s[0] > maxClasses || s[1] < 1 || s[1] > maxHidden || int64(len(h.Labels)) != s[0] || int64(len(h.Bias)) != s[0] {
 		return nil, "", fmt.Errorf("%s: weight_shape %v does not fit %d labels and %d biases", path, s, len(h.Labels), len(h.Bias))
 	}
-	sum := sha256.Sum256(b)
+	sum := sha256.Sum256(append(b, form...))
 	return h, hex.EncodeToString(sum[:]), nil
 }
 
@@ -182,25 +200,6 @@ func fold(m *graph.Model, h *head) error {
 	g.Info[hidden.Name] = hidden
 	g.Outputs = []*graph.Value{{Name: "logits", Type: tensor.Float32, Dims: []graph.Dim{hidden.Dims[0], {N: h.WeightShape[0]}}}}
 	return m.Check()
-}
-
-// cutTokenizer copies a Hugging Face tokenizer.json with truncation at n
-// tokens and without fixed padding.
-func cutTokenizer(from, to string, n int) error {
-	b, err := os.ReadFile(from)
-	if err != nil {
-		return err
-	}
-	var t map[string]json.RawMessage
-	if err := json.Unmarshal(b, &t); err != nil {
-		return fmt.Errorf("%s: %w", from, err)
-	}
-	t["truncation"] = json.RawMessage(fmt.Sprintf(`{"direction":"Right","max_length":%d,"strategy":"LongestFirst","stride":0}`, n))
-	t["padding"] = json.RawMessage("null")
-	if b, err = json.Marshal(t); err != nil {
-		return err
-	}
-	return os.WriteFile(to, b, 0o644)
 }
 
 func checkHash(path, want string) error {

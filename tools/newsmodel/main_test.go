@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/binary"
-	"encoding/json"
 	"math"
 	"os"
 	"path/filepath"
@@ -127,34 +126,6 @@ func TestCommittedHead(t *testing.T) {
 	}
 	if len(h.Labels) != 5 || w.Dims[0] != 5 || w.Dims[1] != 384 {
 		t.Errorf("%d labels, weight %v", len(h.Labels), w.Dims)
-	}
-}
-
-func TestCutTokenizer(t *testing.T) {
-	dir := t.TempDir()
-	from, to := filepath.Join(dir, "from.json"), filepath.Join(dir, "to.json")
-	if err := os.WriteFile(from, []byte(`{"padding":{"strategy":{"Fixed":9}},"model":{"vocab":{"a":0}}}`), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := cutTokenizer(from, to, 7); err != nil {
-		t.Fatal(err)
-	}
-	b, err := os.ReadFile(to)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got struct {
-		Truncation struct {
-			Max int `json:"max_length"`
-		}
-		Padding any
-		Model   struct{ Vocab map[string]int }
-	}
-	if err := json.Unmarshal(b, &got); err != nil {
-		t.Fatal(err)
-	}
-	if got.Truncation.Max != 7 || got.Padding != nil || len(got.Model.Vocab) != 1 {
-		t.Errorf("%s", b)
 	}
 }
 
