@@ -42,8 +42,8 @@ func newQuantizeCommand() *cobra.Command {
 on data and on this machine's clock, and write it when the gate accepts it: within the
 accuracy budget and not slower than FP32. A refused result is written with --force only.
 
-Scheme int8 needs --calib DATA; int8-dynamic measures ranges as it runs and uses
---calib when given. Without --eval the result is judged on those samples of --calib
+Scheme int8 needs --calib DATA; int8-dynamic measures ranges as it runs, int4 and fp16
+store weights in fewer bits; they use --calib when given. Without --eval the result is judged on those samples of --calib
 that did not calibrate. --calib also takes a table written by fewbit calibrate.
 
 ` + dataHelp,
@@ -57,9 +57,9 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	f := cmd.Flags()
 	f.StringVarP(&q.out, "out", "o", "", "where the quantized model goes")
 	f.StringVar(&q.recipe, "recipe", "", "read settings from this YAML file: the names of these flags; flags given here win")
-	f.StringVar(&q.scheme, "scheme", "", "int8 (static, needs --calib) or int8-dynamic (default int8)")
+	f.StringVar(&q.scheme, "scheme", "", "int8 (static, needs --calib), int8-dynamic, int4 or fp16 (weights only) (default int8)")
 	f.StringVar(&q.calib, "calib", "", "calibration data, or a calibration table")
-	f.StringVar(&q.method, "method", "", "range method: auto, minmax, entropy, percentile[:P] or mse (default auto: per tensor by the operator's output error)")
+	f.StringVar(&q.method, "method", "", "range method: auto, minmax, entropy, percentile[:P], mse or moving-average (default auto: per tensor by the operator's output error)")
 	f.StringVar(&q.granularity, "granularity", "", "weight scales: per-channel or per-tensor (default per-channel)")
 	f.BoolVar(&q.symmetric, "symmetric", false, "centre activation ranges on zero")
 	f.StringVar(&q.target, "target", "", "graph form: cpu, ort-cpu, qdq or qoperator (default cpu)")
@@ -149,8 +149,8 @@ func (q *quantizeFlags) check(model string, cfg quant.Config) error {
 		return usagef("quantize: --samples %d, --eval-samples %d, --max-tokens %d: none may be negative", q.samples, q.evalSamples, q.maxTokens)
 	case q.slo < 0:
 		return usagef("quantize: --slo %v: it must not be negative", q.slo)
-	case cfg.Scheme == quant.INT8 && q.calib == "":
-		return usagef("quantize: scheme %s needs calibration data: give --calib DATA, or use --scheme %s", quant.INT8, quant.INT8Dynamic)
+	case cfg.Scheme.Static() && q.calib == "":
+		return usagef("quantize: scheme %s needs calibration data: give --calib DATA, or use --scheme %s", cfg.Scheme, quant.INT8Dynamic)
 	case q.dumpPass != "" && q.dumpPass != "all" && !slices.Contains(pipeline.PassNames(cfg), q.dumpPass):
 		return usagef("quantize: --dump-pass %s: no such pass; use all, or one of %s", q.dumpPass, strings.Join(pipeline.PassNames(cfg), ", "))
 	}

@@ -85,6 +85,11 @@ func (in *Inspection) plan(ctx context.Context, m *graph.Model, c quant.Config) 
 	if _, err := quant.Run(ctx, m, quant.Prepare(c), quant.Dump{}); err != nil {
 		return err
 	}
+	if c.Scheme == quant.FP16 {
+		in.Nothing = "scheme fp16 stores weights in 16 bits; nothing runs in integers"
+		in.Plan = integerWork(m)
+		return nil
+	}
 	p, err := quant.NewPlan(m, c)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -96,7 +101,11 @@ func (in *Inspection) plan(ctx context.Context, m *graph.Model, c quant.Config) 
 		return nil
 	}
 	for _, w := range p.Cover(m, typicalShapes(m)) {
-		in.Plan = append(in.Plan, operatorFacts(w.Node, w.MACs, w.Integer, w.Rule))
+		op := operatorFacts(w.Node, w.MACs, w.Integer, w.Rule)
+		if w.Integer && c.Scheme == quant.INT4 {
+			op.Precision = "int4"
+		}
+		in.Plan = append(in.Plan, op)
 	}
 	return nil
 }
@@ -122,6 +131,10 @@ var integerOps = map[string]bool{
 // both their operands come from DequantizeLinear.
 var fusedToInteger = map[string]bool{"MatMul": true, "Gemm": true, "Conv": true}
 
+// accuracyInt8 is the accuracy_level at which MatMulNBits quantizes its
+// activation and multiplies integers.
+const accuracyInt8 = 4
+
 // integerWork lists the operators with multiply-accumulates of a model as it
 // stands, the largest first: integer operators, float ones between Q/DQ, and
 // the rest.
@@ -143,7 +156,11 @@ func integerWork(m *graph.Model) []report.Operator {
 		case fusedToInteger[n.Op] && dequantized(n.In(0)) && dequantized(n.In(1)):
 			out = append(out, operatorFacts(n, macs[n], true, ""))
 		case n.Op == "MatMulNBits":
-			op := operatorFacts(n, macs[n], false, "weights of few bits, products in float")
+			integer := n.Int("accuracy_level", 0) == accuracyInt8
+			op := operatorFacts(n, macs[n], integer, "")
+			if !integer {
+				op.Rule = "its weights are unpacked and multiplied in float (accuracy_level is not 4)"
+			}
 			op.Precision = fmt.Sprintf("int%d", n.Int("bits", 4))
 			out = append(out, op)
 		default:
@@ -241,14 +258,23 @@ func (in *Inspection) Summary(n int) string {
 	return strings.Join(parts, ", ")
 }
 
-// PassNames lists the passes that a quantization by c may run, in order.
+// PassNames lists the passes that a quantization by c, which has its defaults,
+// may run, in order.
 func PassNames(c quant.Config) []string {
-	var names []string
-	for _, p := range quant.Prepare(c) {
-		names = append(names, p.Name())
+	table := quant.Prepare(c)
+	switch {
+	case c.Scheme == quant.FP16:
+		table = append(table, quant.Half{})
+	case c.Scheme == quant.INT4:
+		table = append(table, quant.Embeddings{}, &quant.BlockWeights{})
+	case c.Scheme.Static():
+		table = append(table, &quant.Ranges{}, &autoPass{}, &biasPass{}, quant.Embeddings{}, &quant.Insert{}, quant.Lower{})
+	default:
+		table = append(table, &quant.Ranges{}, quant.Embeddings{}, &quant.Insert{})
 	}
-	for _, p := range []quant.Pass{&quant.Ranges{}, &autoPass{}, &biasPass{}, quant.Embeddings{}, &quant.Insert{}, quant.Lower{}} {
-		names = append(names, p.Name())
+	names := make([]string, len(table))
+	for i, p := range table {
+		names[i] = p.Name()
 	}
 	return names
 }
