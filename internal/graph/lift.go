@@ -134,15 +134,15 @@ func (m *Model) passesThrough(n *Node, ix *Index) bool {
 	if n.Domain != DomainONNX || n.In(0) == "" || n.out(0) == "" || m.isLocal(n) {
 		return false
 	}
+	for _, o := range n.Outputs[1:] {
+		if o != "" && (len(ix.uses[o]) > 0 || ix.outputs[o] || ix.captured[o]) {
+			return false
+		}
+	}
 	switch n.Op {
 	case "Identity":
 		return true
 	case "Dropout":
-		for _, o := range n.Outputs[1:] {
-			if o != "" && (len(ix.uses[o]) > 0 || ix.outputs[o] || ix.captured[o]) {
-				return false
-			}
-		}
 		if v := m.Opset(); v < 7 { // is_test decides, and defaults to training
 			return n.Int("is_test", 0) != 0
 		}
