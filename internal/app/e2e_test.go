@@ -41,6 +41,7 @@ func TestTextModelEndToEnd(t *testing.T) {
 		feeds: engine.Feeds{
 			"input_ids":      tensor.From([]int64{2, 6, 8, 3, 2, 22, 3, 0}, 2, 4),
 			"attention_mask": tensor.From([]int64{1, 1, 1, 1, 1, 1, 1, 0}, 2, 4),
+			"token_type_ids": tensor.From(make([]int64, 8), 2, 4),
 		},
 		smallestAgreement: 0.95, minAccuracyOfINT8: 0.95,
 	})

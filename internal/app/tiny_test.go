@@ -205,17 +205,20 @@ func textGraph() *graph.Model {
 		}
 	}
 	g := &graph.Graph{Name: "text",
-		Inputs:  []*graph.Value{value("input_ids", tensor.Int64, "batch", "sequence"), value("attention_mask", tensor.Int64, "batch", "sequence")},
+		Inputs:  []*graph.Value{value("input_ids", tensor.Int64, "batch", "sequence"), value("attention_mask", tensor.Int64, "batch", "sequence"), value("token_type_ids", tensor.Int64, "batch", "sequence")},
 		Outputs: []*graph.Value{value("logits", tensor.Float32, "batch", topics)},
 	}
 	g.SetInit("embeddings", emb)
 	g.SetInit("last", tensor.From([]int64{-1}, 1))
+	g.SetInit("none", tensor.From([]int64{0}, 1))
 	g.SetInit("words", tensor.From([]int64{1}, 1))
 	node := func(op string, in []string, out string, attrs ...*pb.AttributeProto) {
 		g.Nodes = append(g.Nodes, graph.NewNode("", op, "/"+out, in, []string{out}, attrs...))
 	}
 	node("Gather", []string{"embeddings", "input_ids"}, "tokens")
-	node("Cast", []string{"attention_mask"}, "mask", graph.AttrInt("to", int64(tensor.Float32)))
+	node("Mul", []string{"token_type_ids", "none"}, "types")
+	node("Add", []string{"attention_mask", "types"}, "kept")
+	node("Cast", []string{"kept"}, "mask", graph.AttrInt("to", int64(tensor.Float32)))
 	node("Unsqueeze", []string{"mask", "last"}, "mask3")
 	node("Mul", []string{"tokens", "mask3"}, "seen")
 	node("ReduceSum", []string{"seen", "words"}, "sum", graph.AttrInt("keepdims", 0))
