@@ -45,6 +45,9 @@ func Load(path string) (*Tokenizer, error) {
 		return nil, fmt.Errorf("%s cannot be opened", name)
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err == nil && info.Size() > MaxFileBytes {
+		return nil, fmt.Errorf("%s: %w: %d bytes, at most %d", name, ErrFormat, info.Size(), MaxFileBytes)
+	}
 	b, err := io.ReadAll(io.LimitReader(f, MaxFileBytes+1))
 	if err != nil {
 		return nil, fmt.Errorf("%s cannot be read", name)
