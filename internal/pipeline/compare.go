@@ -166,9 +166,13 @@ type pair struct {
 	ref, quant string
 }
 
-// maxSteps is how many elementwise nodes (bias, activation) may lie between an
-// operator and the tensor that the quantized model still has.
+// maxSteps is how many absorbed nodes may lie between an operator and the
+// tensor that the quantized model still has.
 const maxSteps = 3
+
+// absorbed are the operators that quantization folds into the product before
+// them.
+var absorbed = map[string]bool{"Add": true, "BatchNormalization": true, "Relu": true, "Clip": true}
 
 // pairOperators matches the operators with multiply-accumulates of the two
 // models by the names of their outputs. It returns a view of the quantized
@@ -196,7 +200,7 @@ func pairOperators(f, q *graph.Model) (*graph.Model, []pair) {
 				}
 			}
 			next := fx.Only(v)
-			if next == nil || len(next.Outputs) != 1 || !(next.Is("Add") || next.Is("Relu") || next.Is("Clip")) {
+			if next == nil || len(next.Outputs) != 1 || !absorbed[next.Op] {
 				break
 			}
 			v = next.Outputs[0]
@@ -267,7 +271,7 @@ func (t *tapper) behind(n *graph.Node) *graph.Node {
 		if integerOps[p.Op] || fusedToInteger[p.Op] {
 			return p
 		}
-		if !(p.Is("Add") || p.Is("Relu") || p.Is("Clip")) {
+		if !absorbed[p.Op] {
 			break
 		}
 		in := p.In(0)
