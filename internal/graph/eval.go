@@ -17,27 +17,28 @@ type evalCall struct {
 	made     int64 // bytes allocated
 }
 
-// evaluators maps a standard operator to its evaluation. Each returns nil when
-// the inputs are not what it knows: the node then stays.
-//
-// Operators that copy elements about are in evalmove.go, arithmetic in evalmath.go.
-var evaluators map[string]func(*evalCall) *tensor.Tensor
+// evaluator computes one operator. run returns nil when the inputs are not what
+// it knows: the node then stays.
+type evaluator struct {
+	run    func(*evalCall) *tensor.Tensor
+	inputs int // at most; 0 for any number
+}
 
-func init() { // a literal would refer to itself through (*evalCall).binary
-	evaluators = map[string]func(*evalCall) *tensor.Tensor{
-		"Identity": (*evalCall).identity, "Reshape": (*evalCall).reshape, "Flatten": (*evalCall).flatten,
-		"Squeeze": (*evalCall).squeeze, "Unsqueeze": (*evalCall).unsqueeze, "Transpose": (*evalCall).transpose,
-		"Concat": (*evalCall).concat, "Gather": (*evalCall).gather, "Slice": (*evalCall).slice,
-		"ConstantOfShape": (*evalCall).constantOfShape, "Expand": (*evalCall).expand, "Range": (*evalCall).rangeOf,
-		"Cast": (*evalCall).cast, "Where": (*evalCall).where,
-		"Add": (*evalCall).binary, "Sub": (*evalCall).binary, "Mul": (*evalCall).binary, "Div": (*evalCall).binary,
-		"Pow": (*evalCall).binary, "Min": (*evalCall).variadic, "Max": (*evalCall).variadic,
-		"Equal": (*evalCall).compare, "Greater": (*evalCall).compare, "Less": (*evalCall).compare,
-		"GreaterOrEqual": (*evalCall).compare, "LessOrEqual": (*evalCall).compare,
-		"And": (*evalCall).logical, "Or": (*evalCall).logical, "Xor": (*evalCall).logical, "Not": (*evalCall).not,
-		"Neg": (*evalCall).unary, "Abs": (*evalCall).unary, "Sqrt": (*evalCall).unary, "Reciprocal": (*evalCall).unary,
-		"Floor": (*evalCall).unary, "Ceil": (*evalCall).unary,
-	}
+// evaluators maps a standard operator to its evaluation. Operators that copy
+// elements about are in evalmove.go, arithmetic in evalmath.go.
+var evaluators = map[string]evaluator{
+	"Identity": {(*evalCall).identity, 1}, "Reshape": {(*evalCall).reshape, 2}, "Flatten": {(*evalCall).flatten, 1},
+	"Squeeze": {(*evalCall).squeeze, 2}, "Unsqueeze": {(*evalCall).unsqueeze, 2}, "Transpose": {(*evalCall).transpose, 1},
+	"Concat": {(*evalCall).concat, 0}, "Gather": {(*evalCall).gather, 2}, "Slice": {(*evalCall).slice, 5},
+	"ConstantOfShape": {(*evalCall).constantOfShape, 1}, "Expand": {(*evalCall).expand, 2}, "Range": {(*evalCall).rangeOf, 3},
+	"Cast": {(*evalCall).cast, 1}, "Where": {(*evalCall).where, 3},
+	"Add": {(*evalCall).binary, 2}, "Sub": {(*evalCall).binary, 2}, "Mul": {(*evalCall).binary, 2}, "Div": {(*evalCall).binary, 2},
+	"Pow": {(*evalCall).binary, 2}, "Min": {(*evalCall).variadic, 0}, "Max": {(*evalCall).variadic, 0},
+	"Equal": {(*evalCall).compare, 2}, "Greater": {(*evalCall).compare, 2}, "Less": {(*evalCall).compare, 2},
+	"GreaterOrEqual": {(*evalCall).compare, 2}, "LessOrEqual": {(*evalCall).compare, 2},
+	"And": {(*evalCall).logical, 2}, "Or": {(*evalCall).logical, 2}, "Xor": {(*evalCall).logical, 2}, "Not": {(*evalCall).not, 1},
+	"Neg": {(*evalCall).unary, 1}, "Abs": {(*evalCall).unary, 1}, "Sqrt": {(*evalCall).unary, 1}, "Reciprocal": {(*evalCall).unary, 1},
+	"Floor": {(*evalCall).unary, 1}, "Ceil": {(*evalCall).unary, 1},
 }
 
 // arg returns input i, or nil.

@@ -103,8 +103,8 @@ func (f *folder) fold(n *Node, ix *Index) *tensor.Tensor {
 	if t := f.inferred.constant(n.Outputs[0]); t != nil {
 		return t
 	}
-	eval := evaluators[n.Op]
-	if eval == nil {
+	eval, ok := evaluators[n.Op]
+	if !ok || (eval.inputs > 0 && len(n.Inputs) > eval.inputs) {
 		return nil
 	}
 	c.in = make([]*tensor.Tensor, len(n.Inputs))
@@ -122,7 +122,7 @@ func (f *folder) fold(n *Node, ix *Index) *tensor.Tensor {
 	}
 	c.maxElems = max(foldElems, foldGrowth*elems)
 	c.maxBytes = min(foldTensorBytes, f.budget)
-	t := eval(c)
+	t := eval.run(c)
 	if t == nil || t.Check() != nil {
 		return nil
 	}

@@ -83,7 +83,7 @@ func (f *inferrer) padShape(n *Node) {
 			before, after := pads[i], pads[i+len(axes)]
 			switch {
 			case before == 0 && after == 0:
-			case dims[a].N >= 0 && abs(before) <= tensor.MaxElems && abs(after) <= tensor.MaxElems:
+			case dims[a].N >= 0 && dims[a].N <= tensor.MaxElems && abs(before) <= tensor.MaxElems && abs(after) <= tensor.MaxElems:
 				dims[a].N = max(0, dims[a].N+before+after)
 			default:
 				dims[a] = unknownDim
@@ -93,7 +93,13 @@ func (f *inferrer) padShape(n *Node) {
 	f.set(n.out(0), x.Type, dims)
 }
 
-func abs(v int64) int64 { return max(v, -v) }
+// abs saturates: the smallest integer has no counterpart.
+func abs(v int64) int64 {
+	if v == math.MinInt64 {
+		return math.MaxInt64
+	}
+	return max(v, -v)
+}
 
 func (f *inferrer) shapeShape(n *Node) {
 	if n.Op == "Size" {

@@ -201,6 +201,9 @@ func unknowns(r int) []Dim {
 	return d
 }
 
+// maxSize bounds products and sums of dimensions, and counts of operations.
+const maxSize = 1 << 62
+
 // times multiplies dimensions; unknown unless one of them is 0 or 1 or both
 // are numbers.
 func times(a, b Dim) Dim {
@@ -211,7 +214,7 @@ func times(a, b Dim) Dim {
 		return a
 	case a.N == 0 || b.N == 0:
 		return Dim{N: 0}
-	case a.N < 0 || b.N < 0 || a.N > tensor.MaxElems/b.N:
+	case a.N < 0 || b.N < 0 || a.N > maxSize/b.N:
 		return unknownDim
 	}
 	return Dim{N: a.N * b.N}
@@ -233,7 +236,7 @@ func plus(a, b Dim) Dim {
 		return b
 	case b.N == 0:
 		return a
-	case a.N < 0 || b.N < 0 || a.N > tensor.MaxElems || b.N > tensor.MaxElems:
+	case a.N < 0 || b.N < 0 || a.N > maxSize-b.N:
 		return unknownDim
 	}
 	return Dim{N: a.N + b.N}

@@ -38,7 +38,9 @@ type goldenValue struct {
 	Dims []goldenDim
 }
 
-func (v *goldenValue) UnmarshalJSON(b []byte) error { return json.Unmarshal(b, &[]any{&v.Type, &v.Dims}) }
+func (v *goldenValue) UnmarshalJSON(b []byte) error {
+	return json.Unmarshal(b, &[]any{&v.Type, &v.Dims})
+}
 
 // TestShapesAgainstONNX: inference knows at least what onnx.shape_inference
 // knows (com.microsoft: the shapes that ONNX Runtime produced), and never
@@ -199,6 +201,7 @@ func TestMACsByHand(t *testing.T) {
 		{NewNode("", "Gemm", "", nil, nil, AttrInt("transA", 1), AttrInt("transB", 1)), []string{"3,2", "4,3"}, 2 * 3 * 4},
 		{NewNode("", "MatMul", "", nil, nil), []string{"2,5,3,4", "5,4,6"}, 2 * 5 * 3 * 4 * 6},
 		{NewNode("", "MatMul", "", nil, nil), []string{"7", "7"}, 7},
+		{NewNode("", "MatMul", "", nil, nil), []string{"4096,65536", "65536,65536"}, 1 << 44}, // more than any tensor has elements
 		{NewNode(DomainMS, "FusedMatMul", "", nil, nil, AttrInt("transA", 1)), []string{"2,4,3", "2,4,6"}, 2 * 3 * 4 * 6},
 		{NewNode(DomainMS, "MultiHeadAttention", "", nil, nil, AttrInt("num_heads", 4)), []string{"2,3,8", "2,5,8", "2,5,12"}, 2 * 3 * 5 * (8 + 12)},
 		{NewNode(DomainMS, "Attention", "", nil, nil, AttrInt("num_heads", 4)), []string{"2,3,6", "6,24", "24"}, 2*3*6*24 + 2*3*3*16},

@@ -1,0 +1,131 @@
+package graph
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+// folds runs FoldConstants on one node of constants whose output is read.
+func folds(n *Node, in ...*tensor.Tensor) (*Model, int) {
+	n.Outputs = []string{"v"}
+	m := model(n, NewNode("", "Relu", "", []string{"v"}, []string{"y"}))
+	for i, t := range in {
+		name := fmt.Sprint("i", i)
+		m.Graph.SetInit(name, t)
+		n.Inputs = append(n.Inputs, name)
+	}
+	return m, FoldConstants(m)
+}
+
+// TestFoldKeeps: what would be too large, undefined or wrong stays a node, and
+// the model stays what it was.
+func TestFoldKeeps(t *testing.T) {
+	i64 := func(v ...int64) *tensor.Tensor { return tensor.From(v, int64(len(v))) }
+	scalar := func(v int64) *tensor.Tensor { return tensor.From([]int64{v}) }
+	f32 := func(v ...float32) *tensor.Tensor { return tensor.From(v, int64(len(v))) }
+	const big = foldElems + 1
+	for _, c := range []struct {
+		node *Node
+		in   []*tensor.Tensor
+	}{
+		{NewNode("", "ConstantOfShape", "", nil, nil), []*tensor.Tensor{i64(big)}},
+		{NewNode("", "ConstantOfShape", "", nil, nil), []*tensor.Tensor{i64(1<<62, 1<<62)}},
+		{NewNode("", "ConstantOfShape", "", nil, nil), []*tensor.Tensor{i64(-1)}},
+		{NewNode("", "Expand", "", nil, nil), []*tensor.Tensor{f32(1), i64(big)}},
+		{NewNode("", "Range", "", nil, nil), []*tensor.Tensor{scalar(0), scalar(big), scalar(1)}},
+		{NewNode("", "Range", "", nil, nil), []*tensor.Tensor{scalar(0), scalar(-1 << 63), scalar(-1)}},
+		{NewNode("", "Range", "", nil, nil), []*tensor.Tensor{scalar(0), scalar(5), scalar(0)}},
+		{NewNode("", "Range", "", nil, nil), []*tensor.Tensor{tensor.From([]float32{0}), tensor.From([]float32{1}), tensor.From([]float32{.1})}}, // rounding
+		{NewNode("", "Div", "", nil, nil), []*tensor.Tensor{i64(1), i64(0)}},
+		{NewNode("", "Div", "", nil, nil), []*tensor.Tensor{i64(-1 << 63), i64(-1)}},
+		{NewNode("", "Gather", "", nil, nil), []*tensor.Tensor{f32(1, 2), i64(2)}},
+		{NewNode("", "Gather", "", nil, nil), []*tensor.Tensor{f32(1, 2), i64(-3)}},
+		{NewNode("", "Gather", "", nil, nil, AttrInt("axis", 5)), []*tensor.Tensor{f32(1, 2), i64(0)}},
+		{NewNode("", "Reshape", "", nil, nil), []*tensor.Tensor{f32(1, 2), i64(3)}},
+		{NewNode("", "Reshape", "", nil, nil), []*tensor.Tensor{f32(1, 2), i64(-1, -1)}},
+		{NewNode("", "Reshape", "", nil, nil), []*tensor.Tensor{f32(), i64(0, -1)}},
+		{NewNode("", "Transpose", "", nil, nil, AttrInts("perm", 0, 0)), []*tensor.Tensor{tensor.From([]float32{1}, 1, 1)}},
+		{NewNode("", "Squeeze", "", nil, nil), []*tensor.Tensor{f32(1, 2), i64(0)}},
+		{NewNode("", "Concat", "", nil, nil), []*tensor.Tensor{f32(1), f32(2)}}, // no axis
+		{NewNode("", "Concat", "", nil, nil, AttrInt("axis", 0)), []*tensor.Tensor{f32(1), i64(2)}},
+		{NewNode("", "Slice", "", nil, nil), []*tensor.Tensor{f32(1, 2), i64(0), i64(1), i64(0), i64(0)}}, // step 0
+		{NewNode("", "Add", "", nil, nil), []*tensor.Tensor{f32(1, 2), f32(1, 2, 3)}},
+		{NewNode("", "Add", "", nil, nil), []*tensor.Tensor{f32(1), i64(1)}},
+		{NewNode("", "Cast", "", nil, nil, AttrInt("to", int64(tensor.Int32))), []*tensor.Tensor{f32(1e20)}},
+		{NewNode("", "Cast", "", nil, nil, AttrInt("to", int64(tensor.String))), []*tensor.Tensor{f32(1)}},
+		{NewNode("", "Cast", "", nil, nil, AttrInt("to", 99)), []*tensor.Tensor{f32(1)}},
+		{NewNode("", "Identity", "", nil, nil), []*tensor.Tensor{{Type: tensor.String, Dims: []int64{1}, Strings: [][]byte{{}}}}},
+		{NewNode("", "Erf", "", nil, nil), []*tensor.Tensor{f32(1)}}, // not a known evaluator
+		{NewNode(DomainMS, "Add", "", nil, nil), []*tensor.Tensor{f32(1), f32(1)}},
+	} {
+		m, n := folds(c.node, c.in...)
+		if n != 0 || len(m.Graph.Nodes) != 2 || len(m.Graph.Inits()) != len(c.in) {
+			t.Errorf("%s: folded to %v", c.node, m.Graph.Init("v"))
+		}
+		if err := m.Check(); err != nil {
+			t.Errorf("%s: %v", c.node, err)
+		}
+	}
+	out := model(NewNode("", "Neg", "", []string{"k"}, []string{"y"}))
+	out.Graph.SetInit("k", f32(1))
+	if FoldConstants(out) != 0 {
+		t.Error("a graph output was folded")
+	}
+	old, _ := folds(NewNode("", "Neg", "", nil, nil), f32(1))
+	old.Opsets[""] = 6
+	old.Graph.Nodes = []*Node{NewNode("", "Neg", "", []string{"v"}, []string{"y"})}
+	if FoldConstants(old) != 0 {
+		t.Error("folded at opset 6")
+	}
+}
+
+// TestFoldBudget: many nodes, each within its own limit, stop at the limit for
+// all of them.
+func TestFoldBudget(t *testing.T) {
+	m := model()
+	g := m.Graph
+	g.SetInit("n", tensor.From([]int64{foldElems}, 1))
+	last := "x"
+	const nodes = 1000
+	for i := range nodes {
+		c, s := fmt.Sprint("c", i), fmt.Sprint("s", i)
+		g.Nodes = append(g.Nodes, NewNode("", "ConstantOfShape", "", []string{"n"}, []string{c}), NewNode("", "Concat", "", []string{last, c}, []string{s}))
+		last = s
+	}
+	g.Outputs[0].Name = last
+	folded := FoldConstants(m)
+	if want := foldSlackBytes / (4 * foldElems); folded < want-1 || folded > want {
+		t.Errorf("folded %d nodes of %d bytes, want about %d", folded, 4*foldElems, want)
+	}
+	if err := m.Check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestFoldShared: a weight that is read elsewhere stays as it was.
+func TestFoldShared(t *testing.T) {
+	m := model(
+		NewNode("", "Transpose", "", []string{"w"}, []string{"wT"}),
+		NewNode("", "MatMul", "", []string{"x", "wT"}, []string{"a"}),
+		NewNode("", "Gather", "", []string{"w", "ids"}, []string{"b"}),
+		NewNode("", "Add", "", []string{"a", "b"}, []string{"y"}),
+	)
+	w := tensor.From([]float32{1, 2, 3, 4, 5, 6, 7, 8}, 2, 4)
+	m.Graph.SetInit("w", w)
+	m.Graph.Inputs = append(m.Graph.Inputs, &Value{Name: "ids", Type: tensor.Int64, Dims: fixed([]int64{1})})
+	if FoldConstants(m) != 1 || m.Graph.Init("w") != w || fmt.Sprint(tensor.View[float32](m.Graph.Init("wT"))) != "[1 5 2 6 3 7 4 8]" {
+		t.Errorf("\n%s", m.Text())
+	}
+}
+
+func BenchmarkFoldTranspose(b *testing.B) { // BERT-base's word embedding, tied to the output layer
+	w := tensor.From(make([]float32, 30522*768), 30522, 768)
+	b.SetBytes(int64(len(w.Data)))
+	for b.Loop() {
+		if _, n := folds(NewNode("", "Transpose", "", nil, nil), w); n != 1 {
+			b.Fatal("not folded")
+		}
+	}
+}
