@@ -3,6 +3,7 @@ package http
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -140,6 +141,26 @@ func BenchmarkWriteFloats(b *testing.B) {
 	buf := make([]byte, 0, 4<<20)
 	for b.Loop() {
 		if _, err := appendData(buf, "x", t); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkEncodingJSON is the peer of BenchmarkParseFloats.
+func BenchmarkEncodingJSON(b *testing.B) {
+	rng := rand.New(rand.NewPCG(1, 1))
+	v := make([]float32, 3*224*224)
+	for i := range v {
+		v[i] = float32(rng.NormFloat64())
+	}
+	body, err := json.Marshal(v)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.SetBytes(int64(len(body)))
+	for b.Loop() {
+		var out []float32
+		if err := json.Unmarshal(body, &out); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -150,6 +150,9 @@ func (s *schemaSet) structure(t reflect.Type) object {
 			continue
 		}
 		schema := s.of(f.Type)
+		if f.Tag.Get("null") == "true" {
+			schema["type"] = []string{schema["type"].(string), "null"}
+		}
 		if doc := f.Tag.Get("doc"); doc != "" {
 			schema["description"] = doc
 		}

@@ -79,7 +79,7 @@ type Store interface {
 // DatasetInfo describes one stored dataset.
 type DatasetInfo struct {
 	Name    string    `json:"name"`
-	Kind    string    `json:"kind,omitempty" doc:"npz, npy, jsonl or zip"`
+	Kind    string    `json:"kind,omitempty" doc:"npz, npy, jsonl or images"`
 	Samples int64     `json:"samples,omitempty" doc:"samples, 0 when not counted"`
 	Labels  bool      `json:"labels,omitempty" doc:"whether the samples carry labels"`
 	Bytes   int64     `json:"bytes"`

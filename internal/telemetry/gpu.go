@@ -29,7 +29,7 @@ type GPU struct {
 	MemoryTotalBytes  *float64 `json:"memory_total_bytes"`
 	// Throttle lists why the clocks are below their highest; null when it
 	// cannot be read, empty when nothing holds them back.
-	Throttle []string `json:"throttle_reasons"`
+	Throttle []string `json:"throttle_reasons" null:"true"`
 	Reasons  Reasons  `json:"reasons,omitempty" doc:"why a field is null, by its name"`
 
 	throttle uint64

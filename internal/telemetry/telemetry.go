@@ -140,7 +140,7 @@ type Snapshot struct {
 	Time          time.Time      `json:"time"`
 	UptimeSeconds float64        `json:"uptime_seconds"`
 	Models        []ModelLatency `json:"models"`
-	GPU           []GPU          `json:"gpu" doc:"one entry per GPU; null when there is none, with reasons.gpu"`
+	GPU           []GPU          `json:"gpu" null:"true" doc:"one entry per GPU; null when there is none, with reasons.gpu"`
 	CPU           CPU            `json:"cpu"`
 	Process       Process        `json:"process"`
 	Reasons       Reasons        `json:"reasons,omitempty" doc:"why a field is null, by its name"`
