@@ -142,6 +142,9 @@ func (a *App) Run(ctx context.Context, out io.Writer) error {
 		return errors.Join(fmt.Errorf("cannot listen on %s: %w; choose another address with --listen", a.cfg.Listen, reason(err)), a.Close())
 	}
 	fmt.Fprintf(out, "fewbit serves on http://%s (data in %s, %d CPU threads)\n", l.Addr(), a.cfg.DataDir, a.threads())
+	if tcp, ok := l.Addr().(*net.TCPAddr); ok && !tcp.IP.IsLoopback() && a.cfg.Keys == "" {
+		a.log.Warn("uploads, jobs and other admin routes are off: the address is not loopback and there is no --keys FILE")
+	}
 	return a.Serve(ctx, l)
 }
 

@@ -81,6 +81,7 @@ func external(t *testing.T, entries ...string) []byte {
 }
 
 func TestBadModels(t *testing.T) {
+	t.Parallel()
 	s := start(t, "", func(c *Config) { c.MaxUpload = 1 << 20 })
 	good := mlp(t)
 	zipped := func(files map[string][]byte) []byte { return zipOf(t, files) }
@@ -134,6 +135,7 @@ func TestBadModels(t *testing.T) {
 }
 
 func TestBadDatasets(t *testing.T) {
+	t.Parallel()
 	s := start(t, "", nil)
 	for name, body := range map[string][]byte{
 		"empty": {}, "text": []byte("just words\n"), "gzip": []byte("\x1f\x8b\x08\x00000000"), "truncated zip": mlpData(t, 1, 4, false)[:200],
@@ -147,6 +149,7 @@ func TestBadDatasets(t *testing.T) {
 // TestBadJobs: what can be seen to be wrong is refused before the job exists,
 // with what was expected and what was found.
 func TestBadJobs(t *testing.T) {
+	t.Parallel()
 	s := start(t, "", nil)
 	s.seed()
 	row := func(n, width int) []float32 { return make([]float32, n*width) }
@@ -223,6 +226,7 @@ func TestBadJobs(t *testing.T) {
 }
 
 func TestBadRequests(t *testing.T) {
+	t.Parallel()
 	s := start(t, "", func(c *Config) { c.MaxBody = 64 << 10 })
 	s.seed()
 	s.do("PUT", "/models/text", textModel(t)).into(t, 201, nil)
@@ -270,6 +274,7 @@ func TestBadRequests(t *testing.T) {
 // TestKeys: beyond loopback the admin routes are off without keys; with keys
 // they want one everywhere.
 func TestKeys(t *testing.T) {
+	t.Parallel()
 	file := filepath.Join(t.TempDir(), "keys")
 	const key = "0123456789abcdef-a-key"
 	if err := os.WriteFile(file, []byte("# admin\n"+key+"\n"), 0o600); err != nil {

@@ -110,6 +110,7 @@ func (c client) answers() string {
 // TestKillWhileAJobRuns kills the server at two points of a job: the next one
 // serves what was served, finishes the job, and nothing is half made.
 func TestKillWhileAJobRuns(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := startChild(t, dir)
 	s.seed()
@@ -151,6 +152,7 @@ func TestKillWhileAJobRuns(t *testing.T) {
 // TestJobIsPublishedOnce runs a job again that died between publishing and
 // saying so.
 func TestJobIsPublishedOnce(t *testing.T) {
+	t.Parallel()
 	s := start(t, "", nil)
 	s.seed()
 	id := s.submit(longJob())
@@ -170,6 +172,7 @@ func TestJobIsPublishedOnce(t *testing.T) {
 // TestStopWhileAJobRuns stops the server in order: the job goes back into the
 // queue and the next server does it.
 func TestStopWhileAJobRuns(t *testing.T) {
+	t.Parallel()
 	s := start(t, "", nil)
 	s.seed()
 	id := s.submit(longJob())
@@ -191,6 +194,7 @@ func TestStopWhileAJobRuns(t *testing.T) {
 }
 
 func TestCancelARunningJob(t *testing.T) {
+	t.Parallel()
 	s := start(t, "", nil)
 	s.seed()
 	id := s.submit(longJob())
@@ -218,6 +222,7 @@ func TestCancelARunningJob(t *testing.T) {
 // TestRefusedJob: the gate's reasons are the job's error, its numbers the
 // result, and nothing is published.
 func TestRefusedJob(t *testing.T) {
+	t.Parallel()
 	s := start(t, "", nil)
 	s.seed()
 	spec := longJob()
@@ -244,6 +249,7 @@ func TestRefusedJob(t *testing.T) {
 // TestResultUnderItsOwnName: the result is a model of its own, served at once,
 // and the source of the next job even when the default is quantized.
 func TestResultUnderItsOwnName(t *testing.T) {
+	t.Parallel()
 	s := start(t, "", nil)
 	s.seed()
 	spec := longJob()
@@ -268,6 +274,7 @@ func TestResultUnderItsOwnName(t *testing.T) {
 // TestRepeatedJob: after a promotion the same request quantizes the float
 // version again.
 func TestRepeatedJob(t *testing.T) {
+	t.Parallel()
 	s := start(t, "", nil)
 	s.seed()
 	src, err := s.source(jobs.Spec{Model: "m"})
@@ -298,6 +305,7 @@ func TestRepeatedJob(t *testing.T) {
 
 // TestTrafficDuringPromotion: no request fails while a job promotes.
 func TestTrafficDuringPromotion(t *testing.T) {
+	t.Parallel()
 	s := start(t, "", nil)
 	s.seed()
 	id := s.submit(longJob())

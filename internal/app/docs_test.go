@@ -12,6 +12,7 @@ import (
 
 // TestDocs runs the shell lines of docs/http.md, in order, against a server.
 func TestDocs(t *testing.T) {
+	t.Parallel()
 	for _, tool := range []string{"bash", "curl", "python3"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("needs %s", tool)

@@ -33,6 +33,7 @@ type flow struct {
 }
 
 func TestTextModelEndToEnd(t *testing.T) {
+	t.Parallel()
 	s := start(t, "", nil)
 	walk(t, s, flow{
 		model: textModel(t), calib: texts(1, 40), test: texts(2, 60),
@@ -52,6 +53,7 @@ const beginning = 30
 
 // TestNewsEndToEnd is the product's main job on the real classifier.
 func TestNewsEndToEnd(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("takes a while: -short")
 	}

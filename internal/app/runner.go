@@ -36,13 +36,17 @@ var beside = []string{".json", ".txt", ".csv"}
 // version with that id is never made twice.
 func (a *App) runJob(ctx context.Context, id string, spec jobs.Spec, progress func(string, float64)) (json.RawMessage, error) {
 	name := cmp.Or(spec.Name, spec.Model)
+	begin := time.Now()
+	a.log.Info("job begins", "id", id, "model", spec.Model, "scheme", spec.Scheme)
 	v, done := a.published(name, id)
 	if !done {
 		var err error
 		if v, err = a.quantize(ctx, id, name, spec, overall(progress)); err != nil {
+			a.log.Warn("job ends without a result", "id", id, "seconds", int(time.Since(begin).Seconds()), "error", err)
 			return nil, err
 		}
 	}
+	a.log.Info("job has a result", "id", id, "seconds", int(time.Since(begin).Seconds()), "model", name, "version", v.ID())
 	// The version is there for all to see: what follows is part of it and is
 	// not undone by a cancellation.
 	ctx = context.WithoutCancel(ctx)
