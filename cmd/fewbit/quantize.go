@@ -16,6 +16,7 @@ import (
 	"github.com/fewbit/fewbit/internal/pipeline"
 	"github.com/fewbit/fewbit/internal/quant"
 	"github.com/fewbit/fewbit/internal/report"
+	"github.com/fewbit/fewbit/internal/task"
 )
 
 // quantizeFlags are what quantize takes; a recipe sets the same by the same
@@ -67,7 +68,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	f.StringSliceVar(&q.exclude, "exclude", nil, "operator names or types that stay in float")
 	f.StringVar(&q.eval, "eval", "", "evaluation data, labelled or not")
 	f.IntVar(&q.evalSamples, "eval-samples", 0, "evaluate on this many samples (0: all)")
-	f.IntVar(&q.maxTokens, "max-tokens", 0, "cut texts to this many tokens (0: 512)")
+	f.IntVar(&q.maxTokens, "max-tokens", 0, fmt.Sprintf("cut texts to this many tokens (0: %d)", task.DefaultMaxTokens))
 	f.Var(&q.maxLoss, "max-loss", "accuracy budget, relative to FP32 (1% or 0.01); without labels: of the mean cosine")
 	f.DurationVar(&q.slo, "slo", pipeline.DefaultSLO, "latency target for the 99th percentile")
 	f.BoolVar(&q.noSmooth, "no-smooth", false, "leave SmoothQuant out")

@@ -11,6 +11,7 @@ import (
 
 	"github.com/fewbit/fewbit/internal/engine/ort"
 	"github.com/fewbit/fewbit/internal/pipeline"
+	"github.com/fewbit/fewbit/internal/task"
 )
 
 // newRoot builds the whole command line.
@@ -110,7 +111,7 @@ func (f *dataFlags) addAssets(cmd *cobra.Command) {
 
 func (f *dataFlags) add(cmd *cobra.Command, samples string) {
 	cmd.Flags().IntVar(&f.samples, "samples", 0, samples)
-	cmd.Flags().IntVar(&f.maxTokens, "max-tokens", 0, "cut texts to this many tokens (0: 512)")
+	cmd.Flags().IntVar(&f.maxTokens, "max-tokens", 0, fmt.Sprintf("cut texts to this many tokens (0: %d)", task.DefaultMaxTokens))
 }
 
 func (f *dataFlags) check() error {

@@ -219,9 +219,10 @@ const (
 	DefaultBenchTime = 3 * time.Second
 	benchWarmup      = 5
 	// benchRounds are measured at least, unless they take maxBenchFactor times
-	// the duration asked for.
+	// the duration asked for, and leastBenchTime.
 	benchRounds    = 20
 	maxBenchFactor = 10
+	leastBenchTime = 5 * time.Second
 )
 
 // BenchModel is the result for one model.
@@ -295,7 +296,7 @@ func (p *Pipeline) Bench(ctx context.Context, req BenchRequest, progress Progres
 		})
 	}
 	progress.say("measure", 0)
-	lat, err := eval.Interleave(ctx, runs, eval.InterleaveOptions{Warmup: benchWarmup, Rounds: benchRounds, MinTime: req.Duration, MaxTime: maxBenchFactor * req.Duration})
+	lat, err := eval.Interleave(ctx, runs, eval.InterleaveOptions{Warmup: benchWarmup, Rounds: benchRounds, MinTime: req.Duration, MaxTime: max(maxBenchFactor*req.Duration, leastBenchTime)})
 	if err != nil {
 		return nil, err
 	}

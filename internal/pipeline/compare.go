@@ -85,10 +85,13 @@ func (c *comparing) describe(ctx context.Context) error {
 		c.rep.Warnings = append(c.rep.Warnings, fmt.Sprintf("%s holds no quantized operator", filepath.Base(c.req.Quant)))
 	}
 	c.rep.Recipe = report.Recipe{Scheme: c.quant.Metadata["fewbit.scheme"], Target: c.quant.Metadata["fewbit.target"]}
-	graph.InferShapes(c.quant)
-	c.rep.Operators = integerWork(c.quant)
-	c.rep.Integer = report.CountMACs(c.rep.Operators)
 	return nil
+}
+
+// work counts the quantized model's integer operators on inputs of shapes.
+func (c *comparing) work(shapes map[string][]int64) {
+	c.rep.Operators = integerWork(c.quant, shapes)
+	c.rep.Integer = report.CountMACs(c.rep.Operators)
 }
 
 func (c *comparing) open() (data.Dataset, error) {
@@ -105,6 +108,7 @@ func (c *comparing) operators(ctx context.Context) error {
 	tapped, pairs := pairOperators(c.float, c.quant)
 	if len(pairs) == 0 {
 		c.rep.Warnings = append(c.rep.Warnings, "the models share no inner tensor: no error by operator")
+		c.work(typicalShapes(c.quant))
 		return nil
 	}
 	lab, err := NewLab(c.Engine, c.Threads, c.Scratch)
@@ -133,13 +137,15 @@ func (c *comparing) operators(ctx context.Context) error {
 		return err
 	}
 	defer ds.Close()
-	res, err := eval.Compare(ctx, ref, q, ds, eval.Options{Taps: taps, MaxSamples: operatorSamples, Output: c.req.Output,
+	seen := &sizing{Dataset: ds}
+	res, err := eval.Compare(ctx, ref, q, seen, eval.Options{Taps: taps, MaxSamples: operatorSamples, Output: c.req.Output,
 		Progress: func(done int) {
 			c.progress.say("compare operators", float64(done)/float64(min(max(ds.Len(), done), operatorSamples)))
 		}})
 	if err != nil {
 		return err
 	}
+	c.work(seen.mean())
 	at := map[string]eval.TensorFidelity{}
 	for _, t := range res.Tensors {
 		at[t.Name] = t
@@ -157,6 +163,44 @@ func (c *comparing) operators(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// sizing notes the mean shapes of the samples that pass.
+type sizing struct {
+	data.Dataset
+	sums map[string][]int64
+	n    int64
+}
+
+func (s *sizing) Next(ctx context.Context) (data.Sample, error) {
+	x, err := s.Dataset.Next(ctx)
+	if err != nil {
+		return x, err
+	}
+	if s.sums == nil {
+		s.sums = map[string][]int64{}
+	}
+	s.n++
+	for name, t := range x.Feeds {
+		if s.sums[name] == nil {
+			s.sums[name] = make([]int64, len(t.Dims))
+		}
+		for i, d := range t.Dims {
+			if i < len(s.sums[name]) {
+				s.sums[name][i] += d
+			}
+		}
+	}
+	return x, nil
+}
+
+func (s *sizing) mean() map[string][]int64 {
+	for _, dims := range s.sums {
+		for i := range dims {
+			dims[i] = max(1, dims[i]/max(s.n, 1))
+		}
+	}
+	return s.sums
 }
 
 // pair is one operator of the float model and its twin: tensor ref of the
@@ -184,35 +228,43 @@ func pairOperators(f, q *graph.Model) (*graph.Model, []pair) {
 	g.Nodes = append([]*graph.Node(nil), q.Graph.Nodes...)
 	view.Graph = &g
 	t := tapper{view: &view, ix: qx}
-	macs := graph.MACs(f, bindings(f))
+	macs := graph.MACs(f, bindings(typicalShapes(f)))
 	var pairs []pair
 	taken := map[string]bool{}
 	for _, n := range f.Graph.Nodes {
 		if macs[n] == 0 || len(n.Outputs) == 0 || n.Outputs[0] == "" {
 			continue
 		}
-		for v, step := n.Outputs[0], 0; step <= maxSteps; step++ {
-			if !taken[v] {
-				if by, name := t.find(v); by != nil {
-					taken[v] = true
-					pairs = append(pairs, pair{op: n, by: by, ref: v, quant: name})
-					break
-				}
-			}
-			next := fx.Only(v)
+		// The value after what the quantized operator absorbed, if it gives
+		// codes; else the operator's own.
+		values := []string{n.Outputs[0]}
+		for step := 0; step < maxSteps; step++ {
+			next := fx.Only(values[step])
 			if next == nil || len(next.Outputs) != 1 || !absorbed[next.Op] {
 				break
 			}
-			v = next.Outputs[0]
+			values = append(values, next.Outputs[0])
+		}
+	search:
+		for _, find := range []func(string, bool) (*graph.Node, string){t.codes, t.plain, t.requantized} {
+			for _, v := range values {
+				if taken[v] {
+					continue
+				}
+				if by, name := find(v, n.Op == "Conv"); by != nil {
+					taken[v] = true
+					pairs = append(pairs, pair{op: n, by: by, ref: v, quant: name})
+					break search
+				}
+			}
 		}
 	}
 	return &view, pairs
 }
 
 type tapper struct {
-	view  *graph.Model
-	ix    *graph.Index
-	added int
+	view *graph.Model
+	ix   *graph.Index
 }
 
 // dequantizedNames are what tools call the dequantized copy of a tensor and
@@ -228,13 +280,14 @@ var outputParams = map[string][2]int{
 	"QLinearConv": {6, 7}, "QLinearMatMul": {6, 7}, "QGemm": {7, 8}, "QLinearAdd": {6, 7}, "QLinearMul": {6, 7},
 }
 
-// find returns the operator that makes the float tensor v in the quantized
-// model, and the name under which its real values can be read.
-func (t *tapper) find(v string) (*graph.Node, string) {
-	for _, suffix := range dequantizedNames { // first: this is what readers get
-		if p := t.ix.Producer(v + suffix); p != nil && p.Op == "DequantizeLinear" {
-			if by := t.maker(p.In(0)); by != nil {
-				return by, v + suffix
+// codes looks for v where only its codes exist: it returns the operator that
+// makes them and the name under which the real values can be read. A
+// convolution before a quantizer counts: engines fuse the two.
+func (t *tapper) codes(v string, conv bool) (*graph.Node, string) {
+	for _, suffix := range dequantizedNames {
+		if dq := t.ix.Producer(v + suffix); dq != nil && dq.Op == "DequantizeLinear" {
+			if p := t.ix.Producer(dq.In(0)); p != nil && integerOps[p.Op] {
+				return p, v + suffix
 			}
 		}
 	}
@@ -243,26 +296,43 @@ func (t *tapper) find(v string) (*graph.Node, string) {
 		if p == nil {
 			continue
 		}
-		at, codes := outputParams[p.Op]
-		switch {
-		case codes && p.In(at[0]) != "" && p.In(at[1]) != "":
+		if at, ok := outputParams[p.Op]; ok && p.In(at[0]) != "" && p.In(at[1]) != "" {
 			name := v + "_fewbit_tap"
 			t.view.Graph.Nodes = append(t.view.Graph.Nodes, graph.NewNode("", "DequantizeLinear", name, []string{v + suffix, p.In(at[0]), p.In(at[1])}, []string{name}))
 			return p, name
-		case suffix == "" && !codes && p.Op != "QuantizeLinear":
-			return t.behind(p), v
 		}
+	}
+	if conv {
+		return t.requantized(v, conv)
 	}
 	return nil, ""
 }
 
-// maker follows codes back through the quantizer to the operator behind it.
-func (t *tapper) maker(codes string) *graph.Node {
-	p := t.ix.Producer(codes)
-	if p != nil && p.Op == "QuantizeLinear" {
-		return t.behind(t.ix.Producer(p.In(0)))
+// plain looks for v as a float tensor of the same name.
+func (t *tapper) plain(v string, _ bool) (*graph.Node, string) {
+	p := t.ix.Producer(v)
+	if p == nil || p.Op == "QuantizeLinear" {
+		return nil, ""
 	}
-	return p
+	if at, ok := outputParams[p.Op]; ok && p.In(at[0]) != "" {
+		return nil, "" // codes
+	}
+	return t.behind(p), v
+}
+
+// requantized looks for v behind a quantizer and its inverse.
+func (t *tapper) requantized(v string, _ bool) (*graph.Node, string) {
+	for _, suffix := range dequantizedNames {
+		dq := t.ix.Producer(v + suffix)
+		if dq == nil || dq.Op != "DequantizeLinear" {
+			continue
+		}
+		// With smoothing it is v divided by a vector that is quantized.
+		if q := t.ix.Producer(dq.In(0)); q != nil && q.Op == "QuantizeLinear" && q.In(0) == v && t.ix.Producer(v) != nil {
+			return t.behind(t.ix.Producer(v)), v + suffix
+		}
+	}
+	return nil, ""
 }
 
 // behind returns the product whose bias or activation n applies, or n.

@@ -73,7 +73,7 @@ func Inspect(ctx context.Context, path string, c quant.Config) (*Inspection, err
 	}
 	if in.Quantized != "" {
 		graph.InferShapes(m)
-		in.Plan = integerWork(m)
+		in.Plan = integerWork(m, typicalShapes(m))
 	} else if err := in.plan(ctx, m, c); err != nil {
 		return nil, err
 	}
@@ -87,7 +87,7 @@ func (in *Inspection) plan(ctx context.Context, m *graph.Model, c quant.Config) 
 	}
 	if c.Scheme == quant.FP16 {
 		in.Nothing = "scheme fp16 stores weights in 16 bits; nothing runs in integers"
-		in.Plan = integerWork(m)
+		in.Plan = integerWork(m, typicalShapes(m))
 		return nil
 	}
 	p, err := quant.NewPlan(m, c)
@@ -97,7 +97,7 @@ func (in *Inspection) plan(ctx context.Context, m *graph.Model, c quant.Config) 
 		}
 		// A model without work for integers is a finding, not a failure.
 		in.Nothing = err.Error()
-		in.Plan = integerWork(m)
+		in.Plan = integerWork(m, typicalShapes(m))
 		return nil
 	}
 	for _, w := range p.Cover(m, typicalShapes(m)) {
@@ -138,13 +138,13 @@ const accuracyInt8 = 4
 // integerWork lists the operators with multiply-accumulates of a model as it
 // stands, the largest first: integer operators, float ones between Q/DQ, and
 // the rest.
-func integerWork(m *graph.Model) []report.Operator {
+func integerWork(m *graph.Model, shapes map[string][]int64) []report.Operator {
 	ix := m.Graph.Index()
 	dequantized := func(v string) bool {
 		p := ix.Producer(v)
 		return p != nil && p.Op == "DequantizeLinear"
 	}
-	macs := graph.MACs(m, bindings(m))
+	macs := graph.MACs(m, bindings(shapes))
 	var out []report.Operator
 	for _, n := range m.Graph.Nodes {
 		if macs[n] == 0 && !integerOps[n.Op] {
@@ -233,10 +233,10 @@ func typicalShapes(m *graph.Model) map[string][]int64 {
 	return shapes
 }
 
-// bindings is typicalShapes in the form of graph.MACs.
-func bindings(m *graph.Model) map[string]int64 {
+// bindings is shapes by input in the form of graph.MACs.
+func bindings(shapes map[string][]int64) map[string]int64 {
 	bind := map[string]int64{}
-	for name, dims := range typicalShapes(m) {
+	for name, dims := range shapes {
 		for i, n := range dims {
 			bind[fmt.Sprintf("%s[%d]", name, i)] = n
 		}
