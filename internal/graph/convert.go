@@ -68,7 +68,9 @@ func FromProto(p *pb.ModelProto) (*Model, error) {
 		g.SetInit(t.GetName(), v)
 	}
 	for _, v := range pg.Input {
-		// Before IR 4 every initializer was listed as an input too.
+		// Before IR 4 every initializer was listed as an input too. Since, such
+		// an input has a default that a caller may override; to fewbit it is
+		// a constant like the others.
 		if g.inits[v.GetName()] == nil {
 			g.Inputs = append(g.Inputs, valueFrom(v))
 		}
