@@ -41,7 +41,29 @@ func FoldConstants(m *Model) int {
 	f.inferred = infer(m, nil, false)
 	kept := make([]*Node, 0, len(g.Nodes))
 	var read []string
+	release := func(in string) { // one reader less
+		if f.left[in]--; f.left[in] == 0 && !ix.outputs[in] && !ix.captured[in] && g.inits[in] != nil {
+			g.inits[in] = nil // its bytes are free at once; the name goes below
+			read = append(read, in)
+		}
+	}
+	same := map[string]string{} // outputs of dropped Identity nodes, to the constant they were
 	for _, n := range g.Nodes {
+		for i, in := range n.Inputs {
+			if c, ok := same[in]; ok {
+				n.Inputs[i] = c
+			}
+		}
+		if c := n.In(0); n.Is("Identity") && len(n.Inputs) == 1 && len(n.Outputs) == 1 && g.inits[c] != nil && !m.isLocal(n) {
+			if y := n.Outputs[0]; y != "" && !ix.outputs[y] && !ix.captured[y] {
+				// Its readers share the constant: tied weights stay one tensor.
+				same[y] = c
+				f.left[c] += f.left[y]
+				delete(g.Info, y)
+				release(c)
+				continue
+			}
+		}
 		t := f.fold(n, ix)
 		if t == nil {
 			kept = append(kept, n)
@@ -50,26 +72,12 @@ func FoldConstants(m *Model) int {
 		g.SetInit(n.Outputs[0], t)
 		delete(g.Info, n.Outputs[0])
 		for _, in := range n.Inputs {
-			if f.left[in]--; f.left[in] == 0 && !ix.outputs[in] && !ix.captured[in] && g.inits[in] != nil {
-				g.inits[in] = nil // its bytes are free at once; the name goes below
-				read = append(read, in)
-			}
+			release(in)
 		}
 	}
 	folded := len(g.Nodes) - len(kept)
 	g.Nodes = kept
-	for _, name := range read {
-		delete(g.inits, name)
-	}
-	if len(read) > 0 {
-		order := make([]string, 0, len(g.inits))
-		for _, name := range g.order {
-			if g.inits[name] != nil {
-				order = append(order, name)
-			}
-		}
-		g.order = order
-	}
+	g.dropInits(read)
 	return folded
 }
 

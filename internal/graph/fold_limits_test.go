@@ -56,7 +56,7 @@ func TestFoldKeeps(t *testing.T) {
 		{NewNode("", "Cast", "", nil, nil, AttrInt("to", int64(tensor.Int32))), []*tensor.Tensor{f32(1e20)}},
 		{NewNode("", "Cast", "", nil, nil, AttrInt("to", int64(tensor.String))), []*tensor.Tensor{f32(1)}},
 		{NewNode("", "Cast", "", nil, nil, AttrInt("to", 99)), []*tensor.Tensor{f32(1)}},
-		{NewNode("", "Identity", "", nil, nil), []*tensor.Tensor{{Type: tensor.String, Dims: []int64{1}, Strings: [][]byte{{}}}}},
+		{NewNode("", "Flatten", "", nil, nil), []*tensor.Tensor{{Type: tensor.String, Dims: []int64{1}, Strings: [][]byte{{}}}}},
 		{NewNode("", "Erf", "", nil, nil), []*tensor.Tensor{f32(1)}}, // not a known evaluator
 		{NewNode(DomainMS, "Add", "", nil, nil), []*tensor.Tensor{f32(1), f32(1)}},
 	} {
@@ -117,6 +117,33 @@ func TestFoldShared(t *testing.T) {
 	m.Graph.Inputs = append(m.Graph.Inputs, &Value{Name: "ids", Type: tensor.Int64, Dims: fixed([]int64{1})})
 	if FoldConstants(m) != 1 || m.Graph.Init("w") != w || fmt.Sprint(tensor.View[float32](m.Graph.Init("wT"))) != "[1 5 2 6 3 7 4 8]" {
 		t.Errorf("\n%s", m.Text())
+	}
+}
+
+// TestFoldTied: an Identity of a weight does not become a second weight, also
+// where what reads it is folded.
+func TestFoldTied(t *testing.T) {
+	m := model(
+		NewNode("", "Identity", "", []string{"w"}, []string{"w2"}),
+		NewNode("", "Identity", "", []string{"w2"}, []string{"w3"}),
+		NewNode("", "Transpose", "", []string{"w3"}, []string{"wT"}),
+		NewNode("", "MatMul", "", []string{"x", "wT"}, []string{"a"}),
+		NewNode("", "Gather", "", []string{"w2", "ids"}, []string{"b"}),
+		NewNode("", "Add", "", []string{"a", "b"}, []string{"y"}),
+	)
+	m.Graph.SetInit("w", tensor.From([]float32{1, 2, 3, 4, 5, 6, 7, 8}, 2, 4))
+	m.Graph.Inputs = append(m.Graph.Inputs, &Value{Name: "ids", Type: tensor.Int64, Dims: fixed([]int64{1})})
+	if n := FoldConstants(m); n != 3 || fmt.Sprint(m.Graph.Inits()) != "[w wT]" || m.Graph.Nodes[1].Inputs[0] != "w" {
+		t.Errorf("folded %d\n%s", n, m.Text())
+	}
+	if err := m.Check(); err != nil {
+		t.Error(err)
+	}
+	unread := model(NewNode("", "Identity", "", []string{"w"}, []string{"w2"}), NewNode("", "Neg", "", []string{"w2"}, []string{"v"}),
+		NewNode("", "Relu", "", []string{"v"}, []string{"y"}))
+	unread.Graph.SetInit("w", tensor.From([]float32{1}, 1))
+	if n := FoldConstants(unread); n != 2 || fmt.Sprint(unread.Graph.Inits()) != "[v]" {
+		t.Errorf("folded %d\n%s", n, unread.Text())
 	}
 }
 

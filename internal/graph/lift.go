@@ -180,15 +180,22 @@ func (g *Graph) dropNodes(gone map[*Node]bool) {
 // dropUnread removes those of the named initializers that nothing reads.
 func (g *Graph) dropUnread(names []string) {
 	ix := g.Index()
-	dropped := false
+	var unread []string
 	for _, name := range names {
-		if g.inits[name] != nil && len(ix.uses[name]) == 0 && !ix.outputs[name] && !ix.captured[name] {
-			delete(g.inits, name)
-			dropped = true
+		if len(ix.uses[name]) == 0 && !ix.outputs[name] && !ix.captured[name] {
+			unread = append(unread, name)
 		}
 	}
-	if !dropped {
+	g.dropInits(unread)
+}
+
+// dropInits removes many initializers at once.
+func (g *Graph) dropInits(names []string) {
+	if len(names) == 0 {
 		return
+	}
+	for _, name := range names {
+		delete(g.inits, name)
 	}
 	order := make([]string, 0, len(g.inits))
 	for _, name := range g.order {
