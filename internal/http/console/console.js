@@ -54,7 +54,7 @@ function showModels(index, telemetry) {
       el("td", { class: "num " + (share > 0.01 ? "bad" : "") }, pct(share)));
   }));
   if (index.length === 0) $("models").replaceChildren(el("tr", {}, el("td", { colspan: 6, class: "quiet" }, "No models yet: PUT /models/NAME uploads one.")));
-  const names = [...new Set(index.map((m) => m.name))], select = $("try-model");
+  const names = [...new Set(index.filter((m) => m.state === "READY").map((m) => m.name))], select = $("try-model");
   if (names.join("\n") !== [...select.options].map((o) => o.value).join("\n")) {
     const was = select.value;
     select.replaceChildren(...names.map((n) => el("option", { value: n }, n)));
