@@ -13,24 +13,25 @@ import (
 
 func newCompareCommand() *cobra.Command {
 	var (
-		asJSON, noLatency    bool
-		path, output, reFile string
-		maxLoss              = lossValue(pipeline.DefaultMaxLoss)
-		slo                  time.Duration
-		engine               engineFlags
-		data                 dataFlags
+		asJSON, noLatency, gate bool
+		path, output, reFile    string
+		maxLoss                 = lossValue(pipeline.DefaultMaxLoss)
+		slo                     time.Duration
+		engine                  engineFlags
+		data                    dataFlags
 	)
 	cmd := &cobra.Command{
 		Use:   "compare FP32.onnx QUANT.onnx --data DATA",
 		Short: "Show what a quantized model lost and gained against its original",
 		Long: `Compare a quantized model, of any tool, with the float model it was made from:
 fidelity by operator and at the output, the task's accuracy with its interval where
-the data has labels, latency measured interleaved, size and peak memory. Exit status 1
-when the gate refuses: past the accuracy budget, or slower than FP32.
+the data has labels, latency measured interleaved, size and peak memory. With --gate the
+exit status is 1 when the result is past the accuracy budget, or slower than FP32.
 
 ` + dataHelp,
 		Example: `  fewbit compare model.onnx small.onnx --data labelled.jsonl
-  fewbit compare model.onnx small.onnx --data images.zip --report comparison.html`,
+  fewbit compare model.onnx small.onnx --data images.zip --report comparison.html
+  fewbit compare model.onnx small.onnx --data labelled.jsonl --max-loss 0.5% --gate`,
 		Args: exactArgs("FP32.onnx", "QUANT.onnx"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if path == "" {
@@ -58,7 +59,7 @@ when the gate refuses: past the accuracy budget, or slower than FP32.
 			if err := showReport(cmd, rep, asJSON, reFile); err != nil {
 				return err
 			}
-			if rep.Verdict.Status == report.Refused {
+			if gate && rep.Verdict.Status == report.Refused {
 				return fmt.Errorf("compare: %w: %s", pipeline.ErrRefused, rep.Verdict.Reasons[0])
 			}
 			return nil
@@ -70,6 +71,7 @@ when the gate refuses: past the accuracy budget, or slower than FP32.
 	f.Var(&maxLoss, "max-loss", "accuracy budget, relative to FP32 (1% or 0.01); without labels: of the mean cosine")
 	f.DurationVar(&slo, "slo", pipeline.DefaultSLO, "latency target for the 99th percentile")
 	f.BoolVar(&noLatency, "no-latency", false, "skip the latency measurement")
+	f.BoolVar(&gate, "gate", false, "exit with status 1 when the verdict is a refusal")
 	f.StringVar(&reFile, "report", "", "also write the report to this .html or .json file")
 	f.BoolVar(&asJSON, "json", false, "print the report as one JSON object")
 	data.add(cmd, "compare this many samples, spread over the data (0: all)")

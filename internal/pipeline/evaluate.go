@@ -72,3 +72,17 @@ func assets(dir, model string) string {
 	}
 	return filepath.Dir(model)
 }
+
+// checkEval finds out early whether the evaluation data can be opened at all.
+func (r *run) checkEval() error {
+	if r.req.Eval == "" {
+		return nil
+	}
+	o := r.dataOptions()
+	o.Samples = r.req.EvalSamples
+	ds, err := data.Open(r.req.Eval, o)
+	if err != nil {
+		return fmt.Errorf("evaluation data: %w", err)
+	}
+	return ds.Close()
+}

@@ -94,6 +94,9 @@ func (r *run) quantize(ctx context.Context) error {
 	}
 	r.float = r.m.Clone()
 	r.spec = specOf(r.m)
+	if err := r.checkEval(); err != nil {
+		return err
+	}
 	if cfg.Scheme == quant.FP16 {
 		r.plan = &quant.Plan{Config: cfg}
 		if err := r.passes(ctx, quant.Half{Config: cfg}); err != nil {
