@@ -254,3 +254,11 @@ func (s *Server) reply(c *gin.Context, status int, v any) error {
 	s.write(c, status, typeJSON, append(b, '\n'))
 	return nil
 }
+
+// noContent answers 204.
+func (s *Server) noContent(c *gin.Context) error {
+	_ = http.NewResponseController(c.Writer).SetWriteDeadline(time.Now().Add(s.cfg.BodyTimeout))
+	c.Status(http.StatusNoContent)
+	c.Writer.WriteHeaderNow()
+	return nil
+}

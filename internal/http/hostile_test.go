@@ -227,6 +227,27 @@ func TestSlowClients(t *testing.T) {
 	f.fine(t)
 }
 
+// A connection that idled longer than any deadline of its last request still
+// serves the next one, whatever kind of route that is.
+func TestIdleConnection(t *testing.T) {
+	f := newFixture(t, nil, func(c *Config) { c.BodyTimeout = 50 * time.Millisecond })
+	f.fine(t)
+	for _, r := range []struct {
+		method, path, body string
+		status             int
+	}{{"PUT", "/datasets/d", "x", 201}, {"DELETE", "/datasets/d", "", 204}, {"GET", "/metrics", "", 200}, {"GET", "/debug/pprof/heap", "", 200}, {"GET", "/v2", "", 200}} {
+		time.Sleep(120 * time.Millisecond)
+		if a := f.call(t, r.method, r.path, r.body); a.status != r.status {
+			t.Errorf("%s %s: %d %s", r.method, r.path, a.status, a.body)
+		}
+	}
+	// A run that takes longer than the body timeout keeps its client.
+	slow := newFixture(t, map[string]fake.Model{"slow": {Spec: oneSpec(tensor.Float32, -1), Delay: 200 * time.Millisecond}}, func(c *Config) { c.BodyTimeout = 50 * time.Millisecond })
+	if a := slow.call(t, "POST", "/v2/models/slow/infer", one("[1]", "FP32", "[1]")); a.status != 200 {
+		t.Errorf("a slow run: %d %s", a.status, a.body)
+	}
+}
+
 // A client that leaves in the middle of a run ends the run and is counted.
 func TestClientGone(t *testing.T) {
 	gate := make(chan struct{})

@@ -85,10 +85,12 @@ func (s *Server) guard(c *gin.Context) {
 	c.Set(arrivalKey, time.Now())
 	h := c.Writer.Header()
 	h["X-Content-Type-Options"] = nosniff
+	ctl := http.NewResponseController(c.Writer)
+	_ = ctl.SetWriteDeadline(time.Now().Add(s.cfg.BodyTimeout)) // an earlier request's may have passed
 	if c.Request.ContentLength != 0 {
 		// Also for bodies that no handler reads: net/http reads what is left of
 		// them before it answers. Whoever reads a body to its end lifts it.
-		_ = http.NewResponseController(c.Writer).SetReadDeadline(time.Now().Add(s.cfg.BodyTimeout))
+		_ = ctl.SetReadDeadline(time.Now().Add(s.cfg.BodyTimeout))
 	}
 	defer func() {
 		if p := recover(); p != nil {

@@ -3,6 +3,7 @@ package http
 import (
 	"net/http"
 	"net/http/pprof"
+	"time"
 
 	"github.com/gin-gonic/gin"
 
@@ -146,9 +147,10 @@ func (s *Server) routes() []route {
 	return table
 }
 
-// plain makes a route of a net/http handler.
+// plain makes a route of a profile's handler, which may take minutes.
 func plain(h http.HandlerFunc) func(*gin.Context) error {
 	return func(c *gin.Context) error {
+		_ = http.NewResponseController(c.Writer).SetWriteDeadline(time.Time{})
 		h(c.Writer, c.Request)
 		return nil
 	}

@@ -159,9 +159,7 @@ func (s *Server) deleteModel(c *gin.Context) error {
 	if err := st.Delete(c.Request.Context(), name, version); err != nil {
 		return err
 	}
-	c.Status(http.StatusNoContent)
-	c.Writer.WriteHeaderNow()
-	return nil
+	return s.noContent(c)
 }
 
 func (s *Server) promote(c *gin.Context) error {
@@ -263,7 +261,5 @@ func (s *Server) deleteDataset(c *gin.Context) error {
 	if err := st.DeleteDataset(c.Request.Context(), name); err != nil {
 		return err
 	}
-	c.Status(http.StatusNoContent)
-	c.Writer.WriteHeaderNow()
-	return nil
+	return s.noContent(c)
 }
