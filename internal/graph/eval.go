@@ -108,29 +108,6 @@ func (c *evalCall) identity() *tensor.Tensor {
 	return shaped(t, slices.Clone(t.Dims))
 }
 
-// shapeOf is Shape or Size of a value of these dimensions.
-func (c *evalCall) shapeOf(dims []Dim) *tensor.Tensor {
-	if c.node.Op == "Size" {
-		n := int64(1)
-		for _, d := range dims {
-			if d.N < 0 || (d.N > 0 && n > tensor.MaxElems/d.N) {
-				return nil
-			}
-			n *= d.N
-		}
-		return tensor.From([]int64{n})
-	}
-	dims = shapeRange(c.node, dims)
-	v := make([]int64, len(dims))
-	for i, d := range dims {
-		if d.N < 0 {
-			return nil
-		}
-		v[i] = d.N
-	}
-	return tensor.From(v, int64(len(v)))
-}
-
 // shapeRange applies Shape-15's start and end attributes.
 func shapeRange(n *Node, dims []Dim) []Dim {
 	rank := int64(len(dims))

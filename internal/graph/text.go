@@ -58,7 +58,7 @@ func (m *Model) WriteText(w io.Writer) error {
 // Text returns the stable text form as a string.
 func (m *Model) Text() string {
 	var b strings.Builder
-	m.WriteText(&b) // a strings.Builder does not fail
+	_ = m.WriteText(&b) // a strings.Builder does not fail
 	return b.String()
 }
 
@@ -106,7 +106,7 @@ func (n *Node) String() string {
 }
 
 func attrText(a *pb.AttributeProto) string {
-	v := ""
+	var v string
 	switch a.GetType() {
 	case pb.AttributeProto_FLOAT:
 		v = strconv.FormatFloat(float64(a.GetF()), 'g', -1, 32)
@@ -145,7 +145,7 @@ func tensorText(t *tensor.Tensor) string {
 		case tensor.Int8:
 			return head + " " + fmt.Sprint(tensor.View[int8](t))
 		case tensor.Uint8, tensor.Bool:
-			return head + " " + fmt.Sprint(t.Data)
+			return fmt.Sprintf("%s %d", head, t.Data)
 		}
 	}
 	h := sha256.New()

@@ -60,7 +60,7 @@ func TestParseBombs(t *testing.T) {
 		{"functions", limit, append(repeat(25, 8<<10), inGraph(nil)...)},
 		{"metadata", limit, append(repeat(14, 8<<10), inGraph(nil)...)},
 		{"unknown fields", limit, inGraph(repeat(3000, 1<<20))},
-				{"descriptions", MaxDecodedBytes, append(field(nil, 6, make([]byte, MaxSmallBytes)...), inGraph([]byte{0x0a, 0})...)},
+		{"descriptions", MaxDecodedBytes, append(field(nil, 6, make([]byte, MaxSmallBytes)...), inGraph([]byte{0x0a, 0})...)},
 		{"subgraphs in subgraphs", limit, inGraph(nest(graphAttribute, MaxSubgraphDepth+1))},
 		{"lists of subgraphs", limit, inGraph(field(nil, fieldGraphNode, field(nil, fieldNodeAttribute, nest(func(b []byte) []byte {
 			return field(nil, 11, field(nil, 1, field(nil, 5, b...)...)...)

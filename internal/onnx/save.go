@@ -189,7 +189,7 @@ func (w *flusher) Write(b []byte) (int, error) {
 		b = b[n:]
 		if w.done-w.started >= flushEvery {
 			// A hint: where the file system has no such call, sync does it all.
-			unix.SyncFileRange(int(w.f.Fd()), w.started, w.done-w.started, unix.SYNC_FILE_RANGE_WRITE)
+			_ = unix.SyncFileRange(int(w.f.Fd()), w.started, w.done-w.started, unix.SYNC_FILE_RANGE_WRITE)
 			w.started = w.done
 		}
 	}
@@ -203,7 +203,7 @@ func (s staged) publish() error {
 		return fmt.Errorf("write %s: %w", filepath.Base(s.path), cause(err))
 	}
 	if d, err := os.Open(filepath.Dir(s.path)); err == nil {
-		d.Sync() // best effort: some file systems refuse to sync a folder
+		_ = d.Sync() // best effort: some file systems refuse to sync a folder
 		d.Close()
 	}
 	return nil
