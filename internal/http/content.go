@@ -207,6 +207,8 @@ func (s *Server) write(c *gin.Context, status int, contentType []string, parts .
 		}
 	}
 	h["Content-Length"] = []string{strconv.Itoa(size)}
+	progressOf(c).answering = true
+	s.answered.Add(1)
 	c.Writer.WriteHeader(status)
 	for _, p := range parts {
 		if _, err := c.Writer.Write(p); err != nil {

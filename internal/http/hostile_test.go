@@ -271,24 +271,10 @@ func TestClientGone(t *testing.T) {
 		t.Fatal("the run went on after its client had left")
 	}
 	f.fine(t)
-	f.models.balancedSoon(t)
+	f.models.balanced(t)
 	if n := f.stats.all(); n[len(n)-1].name != "held" || n[len(n)-1].failures[failCanceled].Load() != 1 {
 		t.Errorf("the cancelled request was not counted")
 	}
-}
-
-func (m *testModels) balancedSoon(t *testing.T) {
-	t.Helper()
-	for range 200 {
-		m.mu.Lock()
-		ok := m.acquired == m.released
-		m.mu.Unlock()
-		if ok {
-			return
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	m.balanced(t)
 }
 
 func TestDeadlineAndOverload(t *testing.T) {

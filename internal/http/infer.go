@@ -82,7 +82,7 @@ type timing struct {
 // too, as the engine's.
 func (s *Server) counted(c *gin.Context, lease Lease, f func(*modelStats, *timing) error) error {
 	m := s.stats.of(lease)
-	t := timing{arrival: c.GetTime(arrivalKey)}
+	t := timing{arrival: progressOf(c).arrival}
 	reason := failBackend
 	defer func() {
 		if reason >= 0 {

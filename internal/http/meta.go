@@ -201,6 +201,7 @@ func (s *Server) modelConfig(c *gin.Context) error {
 }
 
 func (s *Server) modelStats(c *gin.Context) error {
+	s.settle()
 	ans := statsAnswer{Models: []modelStatsJSON{}}
 	infos := s.cfg.Models.List()
 	if c.Param("model") != "" {
@@ -295,10 +296,12 @@ func (s *Server) unsupportedRoute(*gin.Context) error {
 }
 
 func (s *Server) telemetrySnapshot(c *gin.Context) error {
+	s.settle()
 	return s.reply(c, http.StatusOK, s.cfg.Telemetry.Snapshot())
 }
 
 func (s *Server) prometheus(c *gin.Context) error {
+	s.settle()
 	s.metrics.handler.ServeHTTP(c.Writer, c.Request)
 	return nil
 }

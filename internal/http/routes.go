@@ -77,12 +77,23 @@ func (s *Server) serve(r *route) gin.HandlerFunc {
 	}
 }
 
-// arrivalKey holds the time.Time at which the request's header was complete.
-const arrivalKey = "arrival"
+// progress is what guard knows of a request.
+type progress struct {
+	arrival   time.Time // when its header was complete
+	answering bool      // its answer is on the way
+}
+
+const progressKey = "progress"
+
+func progressOf(c *gin.Context) *progress {
+	v, _ := c.Get(progressKey)
+	return v.(*progress)
+}
 
 // guard is around every request: it counts it and turns a panic into a 500.
 func (s *Server) guard(c *gin.Context) {
-	c.Set(arrivalKey, time.Now())
+	state := &progress{arrival: time.Now()}
+	c.Set(progressKey, state)
 	h := c.Writer.Header()
 	h["X-Content-Type-Options"] = nosniff
 	ctl := http.NewResponseController(c.Writer)
@@ -92,6 +103,11 @@ func (s *Server) guard(c *gin.Context) {
 		// them before it answers. Whoever reads a body to its end lifts it.
 		_ = ctl.SetReadDeadline(time.Now().Add(s.cfg.BodyTimeout))
 	}
+	defer func() {
+		if state.answering {
+			s.accounted.Add(1)
+		}
+	}()
 	defer func() {
 		if p := recover(); p != nil {
 			if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {

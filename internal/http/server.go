@@ -99,8 +99,13 @@ type Server struct {
 	bodies   atomic.Int64 // bytes held for inference bodies
 	loopback atomic.Bool  // the listener is loopback
 	draining atomic.Bool
-	closing  chan struct{} // closed when draining starts
-	close    sync.Once
+
+	// Requests are counted after their last byte, so that their whole latency
+	// counts. settle waits for those whose answer a client may already have.
+	answered, accounted atomic.Int64
+
+	closing chan struct{} // closed when draining starts
+	close   sync.Once
 }
 
 var releaseMode = sync.OnceFunc(func() { gin.SetMode(gin.ReleaseMode) })

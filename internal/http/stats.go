@@ -203,6 +203,19 @@ func (m *modelStats) failed(reason int, took time.Duration) {
 	m.durations[tookFail].add(took)
 }
 
+// settleTime bounds settle: a client that reads its answer slowly must not hold
+// up statistics.
+const settleTime = 20 * time.Millisecond
+
+// settle waits until the requests whose answers have left are counted, so that
+// a client that asks for statistics after an answer finds it counted.
+func (s *Server) settle() {
+	want := s.answered.Load()
+	for end := time.Now().Add(settleTime); s.accounted.Load() < want && time.Now().Before(end); {
+		time.Sleep(100 * time.Microsecond)
+	}
+}
+
 // The statistics extension of the Open Inference Protocol, in Triton's form.
 type (
 	statsAnswer struct {
