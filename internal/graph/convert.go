@@ -30,7 +30,7 @@ func Open(path string) (*Model, error) {
 		f.Close()
 		return nil, err
 	}
-	m.close, m.Bytes = f.Close, f.Bytes
+	m.close, m.unload, m.Bytes = f.Close, f.Unload, f.Bytes
 	return m, nil
 }
 

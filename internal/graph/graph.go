@@ -35,6 +35,8 @@ type Model struct {
 	functions map[callee]*pb.FunctionProto
 	// close releases the file that the tensors alias.
 	close func() error
+	// unload lets go of its pages.
+	unload func()
 	// Bytes is the size of the file with its external data, 0 when not from a file.
 	Bytes int64
 }
@@ -86,8 +88,16 @@ func (m *Model) Close() error {
 		return nil
 	}
 	c := m.close
-	m.close = nil
+	m.close, m.unload = nil, nil
 	return c()
+}
+
+// Unload lets go of the memory of weights that lie in the mapped file (see
+// onnx.File); they stay valid. It is for the time when an engine holds a copy.
+func (m *Model) Unload() {
+	if m.unload != nil {
+		m.unload()
+	}
 }
 
 // Opset returns the version of the standard operator set.

@@ -99,6 +99,15 @@ func Open(path string) (*File, error) {
 	return f, nil
 }
 
+// Unload lets go of the pages of the mapped files that were read; they are read
+// again when they are needed. It only saves memory: another program that loads
+// the same weights need not stand beside them.
+func (f *File) Unload() {
+	for _, m := range f.maps {
+		_ = unix.Madvise(m, unix.MADV_DONTNEED) // advice
+	}
+}
+
 // Close unmaps the files. Every tensor of Proto becomes invalid.
 func (f *File) Close() error {
 	var first error

@@ -60,8 +60,12 @@ func (l *Lab) Open(ctx context.Context, m *graph.Model, taps []string, o engine.
 	path := filepath.Join(l.dir, fmt.Sprintf("m%d.onnx", l.next.Add(1)))
 	defer os.Remove(path)
 	defer os.Remove(path + ".data")
-	if err := Tapped(m, taps).Save(path, onnx.SaveOptions{External: weightBytes(m) > inlineMax}); err != nil {
+	large := weightBytes(m) > inlineMax
+	if err := Tapped(m, taps).Save(path, onnx.SaveOptions{External: large}); err != nil {
 		return nil, err
+	}
+	if large {
+		m.Unload() // the engine gets its own copy
 	}
 	if o.Threads == 0 {
 		o.Threads = l.Threads
