@@ -35,7 +35,7 @@ def calibration_file(n):
 def main():
     r = c.Result("bert_speed", "BERT-base INT8 speed", __doc__.strip())
     out = c.WORK / "bert-int8.onnx"
-    seconds, rss, _ = c.fewbit("quantize", c.BERT / "model.onnx", "-o", out, "--calib", calibration_file(CALIB), "--scheme", "int8", "--target", "ort-cpu", "--force")
+    seconds, rss, _ = c.fewbit("quantize", c.BERT / "model.onnx", "-o", out, "--calib", calibration_file(CALIB), "--scheme", "int8", "--target", "ort-cpu", "--force", "--no-latency")
     feeds = c.ids_feeds(sequences(1)[0])
     a, b = c.session(c.BERT / "model.onnx", THREADS), c.session(out, THREADS)
     ms = c.interleaved([lambda: a.run(None, feeds), lambda: b.run(None, feeds)], 200 if c.FULL else 40)
