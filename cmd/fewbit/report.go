@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -85,10 +86,10 @@ func writeFile(path string, write func(io.Writer) error) (err error) {
 
 // bare strips the path of the temporary file from a file error.
 func bare(err error) error {
-	switch e := err.(type) {
-	case *os.PathError:
+	if e := (*os.PathError)(nil); errors.As(err, &e) {
 		return e.Err
-	case *os.LinkError:
+	}
+	if e := (*os.LinkError)(nil); errors.As(err, &e) {
 		return e.Err
 	}
 	return err

@@ -61,7 +61,7 @@ func (p *Pipeline) CalibrationTable(ctx context.Context, req TableRequest, progr
 	if err != nil {
 		return nil, err
 	}
-	o := data.Options{Spec: specOf(m), ModelDir: filepath.Dir(req.Model), MaxTokens: req.MaxTokens, Samples: req.Samples}
+	o := data.Options{Spec: SpecOf(m), ModelDir: filepath.Dir(req.Model), MaxTokens: req.MaxTokens, Samples: req.Samples}
 	if o.Samples == 0 {
 		o.Samples = DefaultSamples
 	}
@@ -132,15 +132,15 @@ var tableMark = []byte(`{"version":`)
 func OpenTable(path string) (t *calib.Table, ok bool, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, false, nil //nolint:nilerr // whoever reads it as data says what is wrong with it
+		return nil, false, nil // whoever reads it as data says what is wrong with it
 	}
 	defer f.Close()
 	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
-		return nil, false, nil //nolint:nilerr // a folder of images
+		return nil, false, nil // a folder of images
 	}
 	head := make([]byte, len(tableMark))
 	if _, err := io.ReadFull(f, head); err != nil || !bytes.Equal(head, tableMark) {
-		return nil, false, nil //nolint:nilerr // shorter than any table
+		return nil, false, nil // shorter than any table
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return nil, true, fmt.Errorf("%s: %w", filepath.Base(path), unwrapPath(err))
