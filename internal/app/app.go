@@ -182,10 +182,30 @@ func (a *App) Serve(ctx context.Context, l net.Listener) error {
 			a.log.Warn("closing the job queue", "error", err)
 		}
 	})
+	wg.Go(func() { a.collect(side) })
 	err := a.server.Serve(ctx, l)
 	stop()
 	wg.Wait()
 	return errors.Join(err, a.Close())
+}
+
+// collectEvery is how often contents that nothing refers to are removed.
+const collectEvery = time.Hour
+
+// collect removes what deleted versions and data sets leave behind.
+func (a *App) collect(ctx context.Context) {
+	tick := time.NewTicker(collectEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if err := a.registry.GC(ctx, collectEvery); err != nil && ctx.Err() == nil {
+			a.log.Warn("removing unreferenced files", "error", err)
+		}
+	}
 }
 
 // Close closes the parts that are open, in the order of their use: jobs,

@@ -56,8 +56,8 @@ var _ http.Store = store{}
 
 // PutModel publishes the body as a version. The first one of a model is its
 // default and is loaded at once; validation has opened it before.
-func (s store) PutModel(ctx context.Context, name string, body io.Reader, _ int64) (string, error) {
-	v, err := s.a.registry.Upload(ctx, name, body, -1, registry.About{})
+func (s store) PutModel(ctx context.Context, name string, body io.Reader, size int64) (string, error) {
+	v, err := s.a.registry.Upload(ctx, name, body, size, registry.About{})
 	if err != nil {
 		return "", err
 	}
@@ -69,8 +69,8 @@ func (s store) PutModel(ctx context.Context, name string, body io.Reader, _ int6
 	return v.ID(), nil
 }
 
-func (s store) PutDataset(ctx context.Context, name string, body io.Reader, contentType string, _ int64) (http.DatasetInfo, error) {
-	d, err := s.a.registry.PutDataset(ctx, name, body, -1, contentType)
+func (s store) PutDataset(ctx context.Context, name string, body io.Reader, contentType string, size int64) (http.DatasetInfo, error) {
+	d, err := s.a.registry.PutDataset(ctx, name, body, size, contentType)
 	return datasetInfo(d), err
 }
 

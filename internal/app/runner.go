@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/fewbit/fewbit/internal/data"
-	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/jobs"
 	"github.com/fewbit/fewbit/internal/pipeline"
@@ -246,24 +245,11 @@ func firstSample(ctx context.Context, file string, m *graph.Model, dir string) e
 	if st, err := os.Stat(file); err != nil || st.Size() > maxChecked {
 		return nil // the job will tell
 	}
-	ds, err := data.Open(file, data.Options{Spec: inputsOf(m), ModelDir: dir})
+	ds, err := data.Open(file, data.Options{Spec: pipeline.SpecOf(m), ModelDir: dir})
 	if err != nil {
 		return err
 	}
 	defer ds.Close()
 	_, err = ds.Next(ctx)
 	return err
-}
-
-// inputsOf describes a model's inputs without opening a session.
-func inputsOf(m *graph.Model) (spec engine.IOSpec) {
-	for _, v := range m.Graph.Inputs {
-		io := engine.IO{Name: v.Name, Type: v.Type}
-		for _, d := range v.Dims {
-			io.Dims = append(io.Dims, d.N)
-			io.DimNames = append(io.DimNames, d.Name)
-		}
-		spec.Inputs = append(spec.Inputs, io)
-	}
-	return spec
 }

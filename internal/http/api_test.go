@@ -260,7 +260,6 @@ func TestJobs(t *testing.T) {
 		`{"model":"echo","scheme":"fp16","max_loss":2}`:                 "max_loss",
 		`{"model":"echo","scheme":"fp16","samples":-1}`:                 "samples",
 		`{"model":"echo","scheme":"fp16","slo_ms":"fast"}`:              "expected a number",
-		`{"model":"echo","scheme":"fp16","method":"best"}`:              "minmax",
 		`{"model":"echo","scheme":"fp16","exclude":[""]}`:               "exclude",
 		`{"model":"echo","scheme":"fp16"}{}`:                            "expected the end",
 	} {

@@ -66,6 +66,7 @@ var errorStatus = []struct {
 	{registry.ErrNotReady, http.StatusServiceUnavailable, 1},
 	{jobs.ErrBusy, http.StatusServiceUnavailable, 5},
 	{jobs.ErrClosed, http.StatusServiceUnavailable, 5},
+	{engine.ErrMemory, http.StatusServiceUnavailable, 5},
 	{engine.ErrUnavailable, http.StatusServiceUnavailable, 5},
 	{engine.ErrClosed, http.StatusServiceUnavailable, 1},
 	{context.DeadlineExceeded, http.StatusServiceUnavailable, 1},

@@ -18,7 +18,6 @@ import (
 // The words that a job's request may hold, by field.
 var (
 	schemes       = []string{"int8", "int8-dynamic", "int4", "fp16", "mixed"}
-	methods       = []string{"minmax", "entropy", "percentile", "mse", "auto"}
 	granularities = []string{"per-channel", "per-tensor"}
 	targets       = []string{"cpu", "cuda", "ort-cpu", "qdq", "qoperator", "tensorrt"}
 	// needCalibration are the schemes whose activations have fixed ranges.
@@ -32,6 +31,7 @@ const (
 	maxSamples   = 10_000_000
 	maxSLOMillis = 3_600_000
 	maxJobKey    = 256
+	maxMethod    = 64 // bytes of a name; CheckJob knows the names
 )
 
 // jobAccepted answers POST /quantize.
@@ -102,12 +102,14 @@ func (s *Server) checkSpec(spec *jobs.Spec) error {
 	for _, f := range []struct {
 		field, value string
 		allowed      []string
-	}{{"scheme", spec.Scheme, schemes}, {"method", spec.Method, methods}, {"granularity", spec.Granularity, granularities}, {"target", spec.Target, targets}} {
+	}{{"scheme", spec.Scheme, schemes}, {"granularity", spec.Granularity, granularities}, {"target", spec.Target, targets}} {
 		if f.value != "" && !slices.Contains(f.allowed, f.value) {
 			return badf("field %q is %s, expected one of %s", f.field, clip([]byte(f.value)), strings.Join(f.allowed, ", "))
 		}
 	}
 	switch {
+	case len(spec.Method) > maxMethod:
+		return badf("field \"method\" has %d bytes, at most %d are allowed", len(spec.Method), maxMethod)
 	case spec.Samples < 0 || spec.Samples > maxSamples:
 		return badf("field \"samples\" is %d, expected 0 to %d", spec.Samples, maxSamples)
 	case spec.MaxLoss < 0 || spec.MaxLoss > 1:

@@ -64,8 +64,8 @@ type Preparer interface {
 type Store interface {
 	// PutModel stores a raw ONNX body or a zip as a new version of name.
 	// It reads at most limit bytes and returns registry.ErrTooLarge past it.
-	PutModel(ctx context.Context, name string, body io.Reader, limit int64) (version string, err error)
-	PutDataset(ctx context.Context, name string, body io.Reader, contentType string, limit int64) (DatasetInfo, error)
+	PutModel(ctx context.Context, name string, body io.Reader, size int64) (version string, err error)
+	PutDataset(ctx context.Context, name string, body io.Reader, contentType string, size int64) (DatasetInfo, error)
 	Datasets() ([]DatasetInfo, error)
 	DeleteDataset(ctx context.Context, name string) error
 	Versions(ctx context.Context, name string) ([]VersionInfo, error)

@@ -106,6 +106,15 @@ func (s *Server) upload(c *gin.Context, put func(io.Reader) error) error {
 	return err
 }
 
+// declaredSize is the length of the upload where the client says it, else -1,
+// so that a store without room refuses before the first byte.
+func declaredSize(r *http.Request) int64 {
+	if r.Header.Get("Content-Encoding") != "" {
+		return -1
+	}
+	return r.ContentLength
+}
+
 func (s *Server) putModel(c *gin.Context) error {
 	st, name, err := s.storeAnd(c, "model")
 	if err != nil {
@@ -113,7 +122,7 @@ func (s *Server) putModel(c *gin.Context) error {
 	}
 	var version string
 	err = s.upload(c, func(r io.Reader) (err error) {
-		version, err = st.PutModel(c.Request.Context(), name, r, s.cfg.MaxUpload)
+		version, err = st.PutModel(c.Request.Context(), name, r, declaredSize(c.Request))
 		return err
 	})
 	if err != nil {
@@ -202,7 +211,7 @@ func (s *Server) putDataset(c *gin.Context) error {
 	}
 	var info DatasetInfo
 	err = s.upload(c, func(r io.Reader) (err error) {
-		info, err = st.PutDataset(c.Request.Context(), name, r, c.ContentType(), s.cfg.MaxUpload)
+		info, err = st.PutDataset(c.Request.Context(), name, r, c.ContentType(), declaredSize(c.Request))
 		return err
 	})
 	if err != nil {

@@ -48,7 +48,7 @@ type Spec struct {
 	Samples     int          `json:"samples,omitempty"` // calibration samples; 0 is the default of the command line
 	Calibration *Calibration `json:"calibration,omitempty"`
 	Evaluation  *Evaluation  `json:"evaluation,omitempty"`
-	MaxLoss     float64      `json:"max_loss,omitempty"` // accuracy budget as a fraction: 0.01 is one point in a hundred
+	MaxLoss     float64      `json:"max_loss,omitempty"` // accuracy budget as a share of FP32's accuracy: 0.01 keeps 99 % of it
 	SLOms       float64      `json:"slo_ms,omitempty"`   // latency target; 0 is 50 ms
 	Promote     bool         `json:"promote,omitempty"`
 	Force       bool         `json:"force,omitempty"`

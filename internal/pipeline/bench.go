@@ -78,7 +78,7 @@ func Synthetic(m *graph.Model, s Shape) (engine.Feeds, error) {
 	limits := idLimits(m)
 	rng := rand.New(rand.NewPCG(1, 2))
 	feeds := engine.Feeds{}
-	for _, in := range specOf(m).Inputs {
+	for _, in := range SpecOf(m).Inputs {
 		if in.Dims == nil {
 			return nil, fmt.Errorf("%w: input %q has no declared rank; give --data", ErrSynthetic, in.Name)
 		}
@@ -323,7 +323,7 @@ func (p *Pipeline) benchFeeds(ctx context.Context, m *graph.Model, req BenchRequ
 		}
 		s := req.Shape.withDefaults()
 		res.Batch, res.Seq = 1, s.Seq
-		for _, in := range specOf(m).Inputs {
+		for _, in := range SpecOf(m).Inputs {
 			if len(in.Dims) > 0 {
 				res.Batch = s.of(in)[0]
 				break
@@ -335,7 +335,7 @@ func (p *Pipeline) benchFeeds(ctx context.Context, m *graph.Model, req BenchRequ
 	if n == 0 {
 		n = eval.DefaultLatencySamples
 	}
-	ds, err := data.Open(req.Data, data.Options{Spec: specOf(m), ModelDir: assets(req.Assets, req.Model), MaxTokens: req.MaxTokens, Samples: n})
+	ds, err := data.Open(req.Data, data.Options{Spec: SpecOf(m), ModelDir: assets(req.Assets, req.Model), MaxTokens: req.MaxTokens, Samples: n})
 	if err != nil {
 		return nil, fmt.Errorf("data: %w", err)
 	}

@@ -95,7 +95,7 @@ func (c *comparing) work(shapes map[string][]int64) {
 }
 
 func (c *comparing) open() (data.Dataset, error) {
-	ds, err := data.Open(c.req.Data, data.Options{Spec: specOf(c.float), ModelDir: filepath.Dir(c.req.Float), MaxTokens: c.req.MaxTokens, Samples: c.req.Samples})
+	ds, err := data.Open(c.req.Data, data.Options{Spec: SpecOf(c.float), ModelDir: filepath.Dir(c.req.Float), MaxTokens: c.req.MaxTokens, Samples: c.req.Samples})
 	if err != nil {
 		return nil, fmt.Errorf("data: %w", err)
 	}

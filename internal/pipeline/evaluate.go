@@ -41,7 +41,7 @@ func (p *Pipeline) Evaluate(ctx context.Context, req EvalRequest, progress Progr
 		return nil, err
 	}
 	defer m.Close()
-	ds, err := data.Open(req.Data, data.Options{Spec: specOf(m), ModelDir: assets(req.Assets, req.Model), MaxTokens: req.MaxTokens, Samples: req.Samples})
+	ds, err := data.Open(req.Data, data.Options{Spec: SpecOf(m), ModelDir: assets(req.Assets, req.Model), MaxTokens: req.MaxTokens, Samples: req.Samples})
 	if err != nil {
 		return nil, fmt.Errorf("data: %w", err)
 	}

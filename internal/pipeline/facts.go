@@ -117,6 +117,7 @@ func (r *run) cover() {
 			}
 		}
 		r.rep.Operators = append(r.rep.Operators, op)
+		r.covered = append(r.covered, c.Node.Outputs[0])
 	}
 	r.rep.Integer = report.CountMACs(r.rep.Operators)
 }
@@ -266,7 +267,7 @@ func (r *run) operators(ctx context.Context) error {
 		if op.Kind != quant.Linear && op.Kind != quant.Conv {
 			continue
 		}
-		t := eval.Tap{Name: op.Node.Name, Ref: op.Out, Quant: op.Out}
+		t := eval.Tap{Name: op.Node.Outputs[0], Ref: op.Out, Quant: op.Out}
 		if op.QuantOut {
 			t.Quant = r.insert.Dequantized[op.Out]
 		}
@@ -297,7 +298,7 @@ func (r *run) operators(ctx context.Context) error {
 		at[t.Name] = t
 	}
 	for i := range r.rep.Operators {
-		if t, ok := at[r.rep.Operators[i].Name]; ok {
+		if t, ok := at[r.covered[i]]; ok {
 			r.rep.Operators[i].SQNR, r.rep.Operators[i].Cosine = report.Num(t.SQNR), report.Num(t.Cosine)
 		}
 	}

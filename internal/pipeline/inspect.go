@@ -225,7 +225,7 @@ func domainName(d string) string {
 // sample would have.
 func typicalShapes(m *graph.Model) map[string][]int64 {
 	shapes := map[string][]int64{}
-	for _, in := range specOf(m).Inputs {
+	for _, in := range SpecOf(m).Inputs {
 		if in.Dims != nil {
 			shapes[in.Name] = (Shape{}).of(in)
 		}

@@ -13,7 +13,7 @@ const (
 	// DefaultSamples calibrate when the request names no number. Threshold
 	// statistics of encoders settle well below it; see docs/numerics.md.
 	DefaultSamples = 64
-	// DefaultMaxLoss is the accuracy budget: one point in a hundred, absolute.
+	// DefaultMaxLoss is the accuracy budget, as a share of FP32's accuracy.
 	DefaultMaxLoss = 0.01
 	// DefaultSLO is the latency target.
 	DefaultSLO = 50 * time.Millisecond

@@ -71,6 +71,7 @@ type run struct {
 	tabled   bool // the evidence comes from a calibration table: there are no samples
 	choices  quant.Choices
 	insert   *quant.Insert
+	covered  []string // first output of each of rep.Operators, which may have no names
 	progress Progress
 	rep      *report.Report
 }
@@ -93,7 +94,7 @@ func (r *run) quantize(ctx context.Context) error {
 		return err
 	}
 	r.float = r.m.Clone()
-	r.spec = specOf(r.m)
+	r.spec = SpecOf(r.m)
 	if err := r.checkEval(); err != nil {
 		return err
 	}
@@ -254,8 +255,8 @@ func (r *run) openEval() (data.Dataset, error) {
 	return data.Open(path, o)
 }
 
-// specOf describes a model's inputs and outputs without opening a session.
-func specOf(m *graph.Model) engine.IOSpec {
+// SpecOf describes a model's inputs and outputs without opening a session.
+func SpecOf(m *graph.Model) engine.IOSpec {
 	list := func(vs []*graph.Value) []engine.IO {
 		out := make([]engine.IO, len(vs))
 		for i, v := range vs {

@@ -458,3 +458,42 @@ func TestMiniLM(t *testing.T) {
 		t.Errorf("%.2f of the work in integers", share)
 	}
 }
+
+// TestDeadChannelKeepsItsBias: a channel whose weights are all zero (what
+// folding a batch normalization with gamma 0 leaves) is its bias, also in INT8.
+func TestDeadChannelKeepsItsBias(t *testing.T) {
+	p := testPipeline(t)
+	m := cnn()
+	k := append([]float32(nil), tensor.View[float32](m.Graph.Init("k1"))...)
+	clear(k[3*27 : 4*27])
+	m.Graph.SetInit("k1", tensor.From(k, 16, 3, 3, 3))
+	b := append([]float32(nil), tensor.View[float32](m.Graph.Init("b1"))...)
+	b[3] = 5
+	m.Graph.SetInit("b1", tensor.From(b, 16))
+	for _, target := range []quant.Target{quant.ORTCPU, quant.QDQ} {
+		rep, err := p.Quantize(context.Background(), Request{Model: save(t, m), Calib: npy(t, 3, 96, 3, 16, 16), Eval: npy(t, 4, 96, 3, 16, 16), Config: quant.Config{Target: target}, NoLatency: true, Force: true}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rep.Evaluation.SQNR < 28 {
+			t.Errorf("%s: SQNR %.1f dB", target, rep.Evaluation.SQNR)
+		}
+	}
+}
+
+// TestUnnamedOperatorsAreToldApart: two operators without names get the errors
+// of their own outputs.
+func TestUnnamedOperatorsAreToldApart(t *testing.T) {
+	p := testPipeline(t)
+	m := mlp()
+	for _, n := range m.Graph.Nodes {
+		n.Name = ""
+	}
+	rep, err := p.Quantize(context.Background(), Request{Model: save(t, m), Calib: npy(t, 3, 96, 9, 64), Eval: npy(t, 4, 96, 9, 64), NoLatency: true, Force: true}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(rep.Operators) != 2 || rep.Operators[0].SQNR == rep.Operators[1].SQNR || !rep.Operators[0].SQNR.Finite() {
+		t.Errorf("operators: %+v", rep.Operators)
+	}
+}

@@ -60,6 +60,7 @@ func (p *Insert) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 type weightKey struct {
 	name, smooth string // smooth is the activation whose smoothing the weight carries
 	axis         int
+	bias         string // the bias that the scales were raised for, see fitBias
 }
 
 type inserter struct {
@@ -314,6 +315,12 @@ func (w *inserter) weight(op *Op) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if w.fitBias(op, q, vals) {
+		key.bias = op.Bias
+		if base, ok := w.weights[key]; ok {
+			return base, nil
+		}
+	}
 	base := w.freeBase(op.W)
 	w.weights[key] = base
 	w.g.SetInit(base+"_quantized", q.Tensor())
@@ -420,9 +427,42 @@ func (p *Insert) Rebias(g *graph.Graph, name string, values []float32) {
 	g.SetInit(name+"_quantized", tensor.From(codes, int64(len(codes))))
 }
 
-// biasCode saturates: a channel of near-zero weights has so small a scale that
-// its bias does not fit; such a channel's scale is too small to matter only if
-// the caller keeps it above minWeightScale.
+// fitBias raises the scales of channels whose weights are so small beside their
+// bias that the bias would not fit into INT32 (a dead channel after batch
+// normalization was folded: weights 0, bias not), and quantizes those channels
+// anew. It reports whether it raised any. What such weights lose is below
+// 2^-30 of the bias for each code of the input.
+func (w *inserter) fitBias(op *Op, q *Weight, vals []float32) bool {
+	c := w.Choices[w.Plan.Source(op.X[0])]
+	if op.Bias == "" || c == nil || (op.Kind != Conv && !op.Node.Is("Gemm")) {
+		return false
+	}
+	b, err := w.g.Init(op.Bias).F32()
+	if err != nil {
+		return false
+	}
+	raised := false
+	for i, v := range b {
+		i = min(i, len(q.Scales)-1)
+		need := float32(math.Abs(float64(v)) / (float64(c.Params.Scale) * biasCodes))
+		if need > q.Scales[i] {
+			q.Scales[i] = need
+			raised = true
+		}
+	}
+	if raised {
+		_, top := w.Plan.Config.weightScheme().Codes()
+		q.each(func(i, ch int) { q.Codes[i] = roundCode(float64(vals[i])/float64(q.Scales[ch]), top) })
+	}
+	return raised
+}
+
+// biasCodes is the largest INT32 code that a bias may get: half the range,
+// so that the accumulated products still fit beside it.
+const biasCodes = 1 << 30
+
+// biasCode rounds half to even; the bounds guard against biases that a pass
+// changed after the scales were fixed.
 func biasCode(v, scale float32) int32 {
 	r := math.RoundToEven(float64(v) / float64(scale))
 	return int32(max(min(r, math.MaxInt32), math.MinInt32))
