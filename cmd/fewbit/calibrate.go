@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/fewbit/fewbit/internal/bare"
+
 	"github.com/spf13/cobra"
 
 	"github.com/fewbit/fewbit/internal/calib"
@@ -182,7 +184,7 @@ func readTable(path string) (*calib.Table, error) {
 	name := filepath.Base(path)
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, bare(err))
+		return nil, fmt.Errorf("%s: %w", name, bare.Error(err))
 	}
 	defer f.Close()
 	t, err := calib.ReadTable(f)

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/fewbit/fewbit/internal/bare"
+
 	"github.com/spf13/cobra"
 )
 
@@ -107,7 +109,7 @@ func openManifest() (*manifest, error) {
 func readManifest(root string) (*manifest, error) {
 	b, err := os.ReadFile(filepath.Join(root, fetchManifest))
 	if err != nil {
-		return nil, fmt.Errorf("models: %s: %w", fetchManifest, bare(err))
+		return nil, fmt.Errorf("models: %s: %w", fetchManifest, bare.Error(err))
 	}
 	m := &manifest{root: root}
 	if err := json.Unmarshal(b, m); err != nil {

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/fewbit/fewbit/internal/bare"
+
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
 )
@@ -26,12 +28,12 @@ func applyRecipe(flags *pflag.FlagSet, path string) error {
 	name := filepath.Base(path)
 	f, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("recipe %s: %w", name, bare(err))
+		return fmt.Errorf("recipe %s: %w", name, bare.Error(err))
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxRecipeBytes+1))
 	if err != nil {
-		return fmt.Errorf("recipe %s: %w", name, bare(err))
+		return fmt.Errorf("recipe %s: %w", name, bare.Error(err))
 	}
 	if len(b) > maxRecipeBytes {
 		return usagef("recipe %s: longer than %d kB", name, maxRecipeBytes>>10)

@@ -1,12 +1,13 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/fewbit/fewbit/internal/bare"
 
 	"github.com/spf13/cobra"
 
@@ -56,7 +57,7 @@ func writeFile(path string, write func(io.Writer) error) (err error) {
 	name := filepath.Base(path)
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("write %s: %w", name, bare(err))
+			err = fmt.Errorf("write %s: %w", name, bare.Error(err))
 		}
 	}()
 	f, err := os.CreateTemp(filepath.Dir(path), ".fewbit-*.tmp")
@@ -82,15 +83,4 @@ func writeFile(path string, write func(io.Writer) error) (err error) {
 		return err
 	}
 	return os.Rename(f.Name(), path)
-}
-
-// bare strips the path of the temporary file from a file error.
-func bare(err error) error {
-	if e := (*os.PathError)(nil); errors.As(err, &e) {
-		return e.Err
-	}
-	if e := (*os.LinkError)(nil); errors.As(err, &e) {
-		return e.Err
-	}
-	return err
 }

@@ -17,6 +17,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/fewbit/fewbit/internal/bare"
+
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/engine/ort"
 	"github.com/fewbit/fewbit/internal/http"
@@ -120,7 +122,7 @@ func (a *App) open(ctx context.Context, version string) error {
 func (a *App) openDataDir() error {
 	dir := a.cfg.DataDir
 	if err := os.MkdirAll(filepath.Join(dir, reportsDir), 0o755); err != nil {
-		return fmt.Errorf("data directory %s cannot be used: %w; choose another with --data-dir", dir, bare(err))
+		return fmt.Errorf("data directory %s cannot be used: %w; choose another with --data-dir", dir, bare.Error(err))
 	}
 	if a.cfg.NATSURL != "" {
 		return nil

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"math"
 	"net/url"
 	"os"
@@ -13,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/fewbit/fewbit/internal/bare"
 
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
@@ -125,13 +126,13 @@ func (c *Config) Check() error {
 func ReadFile(path string, flags *pflag.FlagSet) error {
 	f, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("--config %s: %w", path, bare(err))
+		return fmt.Errorf("--config %s: %w", path, bare.Error(err))
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
 	switch {
 	case err != nil:
-		return fmt.Errorf("--config %s: %w", path, bare(err))
+		return fmt.Errorf("--config %s: %w", path, bare.Error(err))
 	case len(b) > maxConfigBytes:
 		return fmt.Errorf("--config %s: more than %d bytes", path, maxConfigBytes)
 	}
@@ -188,14 +189,6 @@ func settings(flags *pflag.FlagSet) (names []string) {
 	return names
 }
 
-// bare strips a file error of its path.
-func bare(err error) error {
-	if pe := (*fs.PathError)(nil); errors.As(err, &pe) {
-		return pe.Err
-	}
-	return err
-}
-
 // bytesValue is a flag in bytes: 1000, 64KiB, 64MiB, 16GiB, 10MB.
 type bytesValue int64
 
@@ -243,7 +236,7 @@ func (c *Config) readKeys() (*http.Keys, error) {
 	}
 	f, err := os.Open(c.Keys)
 	if err != nil {
-		return nil, fmt.Errorf("--keys %s: %w", c.Keys, bare(err))
+		return nil, fmt.Errorf("--keys %s: %w", c.Keys, bare.Error(err))
 	}
 	defer f.Close()
 	keys, err := http.ParseKeys(f)

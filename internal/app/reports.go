@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/fewbit/fewbit/internal/bare"
+
 	"github.com/fewbit/fewbit/internal/http"
 	"github.com/fewbit/fewbit/internal/jobs"
 	"github.com/fewbit/fewbit/internal/registry"
@@ -107,13 +109,13 @@ func (a *App) readReport(id string) (*report.Report, error) {
 func (a *App) keepReport(id string, data []byte) (err error) {
 	f, err := os.CreateTemp(filepath.Join(a.cfg.DataDir, reportsDir), tempReport+"*")
 	if err != nil {
-		return fmt.Errorf("keep the report: %w", bare(err))
+		return fmt.Errorf("keep the report: %w", bare.Error(err))
 	}
 	defer func() {
 		if err != nil {
 			f.Close()
 			os.Remove(f.Name())
-			err = fmt.Errorf("keep the report: %w", bare(err))
+			err = fmt.Errorf("keep the report: %w", bare.Error(err))
 		}
 	}()
 	if _, err := f.Write(data); err != nil {

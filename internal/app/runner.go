@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fewbit/fewbit/internal/bare"
+
 	"github.com/fewbit/fewbit/internal/data"
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/jobs"
@@ -56,7 +58,7 @@ func (a *App) runJob(ctx context.Context, id string, spec jobs.Spec, progress fu
 	}
 	rep, err := a.readReport(id)
 	if err != nil {
-		return nil, fmt.Errorf("the report of version %s of %s: %w", v.ID(), name, bare(err))
+		return nil, fmt.Errorf("the report of version %s of %s: %w", v.ID(), name, bare.Error(err))
 	}
 	f, _ := v.File(registry.ModelFile)
 	return json.Marshal(result{Model: name, Version: v.ID(), Source: v.About.Source, SHA256: f.SHA256, Promoted: promoted, Report: summarize(rep)})
@@ -173,7 +175,7 @@ func (a *App) quantize(ctx context.Context, id, name string, spec jobs.Spec, pro
 				pipeline.ErrRefused, strings.Join(rep.Verdict.Reasons, "; "), id)
 		}
 		if err := os.WriteFile(filepath.Join(out.Dir(), reportFile), b.Bytes(), 0o644); err != nil {
-			return registry.Version{}, fmt.Errorf("keep the report: %w", bare(err))
+			return registry.Version{}, fmt.Errorf("keep the report: %w", bare.Error(err))
 		}
 	}
 	if err != nil {

@@ -4,9 +4,10 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/fewbit/fewbit/internal/onnx/pb"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/fewbit/fewbit/internal/onnx/pb"
 )
 
 // streamMin is the size from which a tensor's bytes are streamed from where

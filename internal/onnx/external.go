@@ -7,9 +7,10 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fewbit/fewbit/internal/onnx/pb"
 	"github.com/fewbit/fewbit/internal/tensor"
-	"golang.org/x/sys/unix"
 )
 
 // resolveExternal maps every external data file below dir and points the

@@ -11,10 +11,11 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/fewbit/fewbit/internal/onnx/pb"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/fewbit/fewbit/internal/onnx/pb"
 )
 
 // field appends a length-delimited field.

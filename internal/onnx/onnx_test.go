@@ -6,8 +6,9 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/fewbit/fewbit/internal/onnx/pb"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/fewbit/fewbit/internal/onnx/pb"
 )
 
 func small() *pb.ModelProto {

@@ -11,10 +11,11 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/fewbit/fewbit/internal/onnx/pb"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/fewbit/fewbit/internal/onnx/pb"
 )
 
 // Limits on a model file. Real models stay far below them; a file beyond one

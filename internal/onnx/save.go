@@ -2,15 +2,17 @@ package onnx
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 
-	"github.com/fewbit/fewbit/internal/onnx/pb"
+	"github.com/fewbit/fewbit/internal/bare"
+
 	"golang.org/x/sys/unix"
+
+	"github.com/fewbit/fewbit/internal/onnx/pb"
 )
 
 // inlineLimit: a model whose message would pass it is written with external
@@ -145,13 +147,13 @@ type staged struct{ tmp, path string }
 func stage(path string, write func(io.Writer) error) (s staged, err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), ".fewbit-*.tmp")
 	if err != nil {
-		return s, fmt.Errorf("write %s: %w", filepath.Base(path), cause(err))
+		return s, fmt.Errorf("write %s: %w", filepath.Base(path), bare.Error(err))
 	}
 	defer func() {
 		if err != nil {
 			f.Close()
 			os.Remove(f.Name())
-			err = fmt.Errorf("write %s: %w", filepath.Base(path), cause(err))
+			err = fmt.Errorf("write %s: %w", filepath.Base(path), bare.Error(err))
 		}
 	}()
 	bw := bufio.NewWriterSize(&flusher{f: f}, writeBuffer)
@@ -200,7 +202,7 @@ func (w *flusher) Write(b []byte) (int, error) {
 func (s staged) publish() error {
 	if err := os.Rename(s.tmp, s.path); err != nil {
 		s.drop()
-		return fmt.Errorf("write %s: %w", filepath.Base(s.path), cause(err))
+		return fmt.Errorf("write %s: %w", filepath.Base(s.path), bare.Error(err))
 	}
 	if d, err := os.Open(filepath.Dir(s.path)); err == nil {
 		_ = d.Sync() // best effort: some file systems refuse to sync a folder
@@ -210,16 +212,3 @@ func (s staged) publish() error {
 }
 
 func (s staged) drop() { os.Remove(s.tmp) }
-
-// cause strips the path from an *os.PathError: callers name the file themselves.
-func cause(err error) error {
-	var pe *os.PathError
-	if errors.As(err, &pe) {
-		return pe.Err
-	}
-	var le *os.LinkError
-	if errors.As(err, &le) {
-		return le.Err
-	}
-	return err
-}

@@ -13,9 +13,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fewbit/fewbit/internal/onnx/pb"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/fewbit/fewbit/internal/onnx/pb"
 )
 
 // The bars for a model of BERT-base's size (438 MB). Open maps and splits, so

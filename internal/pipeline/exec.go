@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/fewbit/fewbit/internal/bare"
+
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/onnx"
@@ -34,7 +36,7 @@ type Lab struct {
 func NewLab(e engine.Engine, threads int, parent string) (*Lab, error) {
 	dir, err := os.MkdirTemp(parent, ".fewbit-lab-*")
 	if err != nil {
-		return nil, fmt.Errorf("make a scratch folder: %w", unwrapPath(err))
+		return nil, fmt.Errorf("make a scratch folder: %w", bare.Error(err))
 	}
 	return &Lab{Engine: e, Threads: threads, dir: dir}, nil
 }
@@ -148,15 +150,4 @@ func (l *Lab) gemmSession(ctx context.Context) (engine.Session, error) {
 	}
 	l.gemm = s
 	return s, nil
-}
-
-// unwrapPath strips paths from file-system errors: they reach clients.
-func unwrapPath(err error) error {
-	switch e := err.(type) {
-	case *os.PathError:
-		return e.Err
-	case *os.LinkError:
-		return e.Err
-	}
-	return err
 }

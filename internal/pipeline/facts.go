@@ -11,13 +11,16 @@ import (
 	"path/filepath"
 	"runtime"
 
+	"github.com/fewbit/fewbit/internal/bare"
+
+	"github.com/klauspost/cpuid/v2"
+
 	"github.com/fewbit/fewbit/internal/calib"
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/eval"
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/quant"
 	"github.com/fewbit/fewbit/internal/report"
-	"github.com/klauspost/cpuid/v2"
 )
 
 // describe fills the report's facts about model, recipe and machine.
@@ -51,7 +54,11 @@ func (r *run) describeResult(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	r.rep.Quantized = modelFacts(r.m, r.rep.Model.Name)
+	name := r.rep.Model.Name
+	if r.req.Name == "" && r.req.Out != "" {
+		name = filepath.Base(r.req.Out)
+	}
+	r.rep.Quantized = modelFacts(r.m, name)
 	r.rep.Quantized.SHA256 = sum
 	for _, suffix := range []string{"", ".data"} {
 		if st, err := os.Stat(path + suffix); err == nil {
@@ -84,7 +91,7 @@ func SaturatesU8S8() bool {
 func fileSHA256(ctx context.Context, path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return "", fmt.Errorf("%s: %w", filepath.Base(path), unwrapPath(err))
+		return "", fmt.Errorf("%s: %w", filepath.Base(path), bare.Error(err))
 	}
 	defer f.Close()
 	h := sha256.New()
@@ -99,7 +106,7 @@ func fileSHA256(ctx context.Context, path string) (string, error) {
 			return hex.EncodeToString(h.Sum(nil)), nil
 		}
 		if err != nil {
-			return "", fmt.Errorf("%s: %w", filepath.Base(path), unwrapPath(err))
+			return "", fmt.Errorf("%s: %w", filepath.Base(path), bare.Error(err))
 		}
 	}
 }

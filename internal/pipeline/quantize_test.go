@@ -5,7 +5,7 @@ import (
 	"context"
 	"errors"
 	"math"
-	"math/rand"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -74,7 +74,7 @@ func mlp() *graph.Model {
 	m := newModel([]*graph.Value{value("x", -1, -1, 64)}, []*graph.Value{value("logits", -1, -1, 32)},
 		node("MatMul", "up", "x w1", "h"), node("Add", "up/bias", "h b1", "hb"),
 		node("Relu", "act", "hb", "a"), node("MatMul", "down", "a w2", "logits"))
-	r := rand.New(rand.NewSource(1))
+	r := rand.New(rand.NewPCG(1, 0))
 	w1 := gauss(r, 64*256, .1)
 	for i := range 64 {
 		w1[i*256+7] *= 40 // channel 7 of the hidden layer is 40 times the others
@@ -97,7 +97,7 @@ func cnn() *graph.Model {
 		node("GlobalAveragePool", "gap", "s", "p"),
 		node("Flatten", "flat", "p", "f"),
 		node("Gemm", "head", "f w b", "logits", graph.AttrInt("transB", 1)))
-	r := rand.New(rand.NewSource(2))
+	r := rand.New(rand.NewPCG(2, 0))
 	set := func(name string, scale float64, dims ...int64) {
 		n, _ := tensor.Elems(dims)
 		m.Graph.SetInit(name, tensor.From(gauss(r, int(n), scale), dims...))
@@ -127,7 +127,7 @@ func save(t *testing.T, m *graph.Model) string {
 func npy(t *testing.T, seed int64, shape ...int64) string {
 	t.Helper()
 	n, _ := tensor.Elems(shape)
-	x := tensor.From(gauss(rand.New(rand.NewSource(seed)), int(n), 1), shape...)
+	x := tensor.From(gauss(rand.New(rand.NewPCG(uint64(seed), 0)), int(n), 1), shape...)
 	dims := make([]string, len(shape))
 	for i, d := range shape {
 		dims[i] = itoa(d)

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/fewbit/fewbit/internal/bare"
 )
 
 // stage is a folder in which a result is made before it is published: on the
@@ -20,7 +22,7 @@ func newStage(out, scratch string) (*stage, error) {
 	}
 	dir, err := os.MkdirTemp(filepath.Dir(out), ".fewbit-stage-*")
 	if err != nil {
-		return nil, fmt.Errorf("write %s: %w", filepath.Base(out), unwrapPath(err))
+		return nil, fmt.Errorf("write %s: %w", filepath.Base(out), bare.Error(err))
 	}
 	return &stage{dir: dir, path: filepath.Join(dir, filepath.Base(out)), out: out}, nil
 }
@@ -39,11 +41,11 @@ func (s *stage) publish() error {
 			continue
 		}
 		if err := os.Rename(s.path+suffix, s.out+suffix); err != nil {
-			return fmt.Errorf("write %s: %w", filepath.Base(s.out), unwrapPath(err))
+			return fmt.Errorf("write %s: %w", filepath.Base(s.out), bare.Error(err))
 		}
 	}
 	if d, err := os.Open(filepath.Dir(s.out)); err == nil {
-		d.Sync() // best effort: some file systems refuse to sync a folder
+		_ = d.Sync() // best effort: some file systems refuse to sync a folder
 		d.Close()
 	}
 	return nil

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/fewbit/fewbit/internal/bare"
+
 	"github.com/fewbit/fewbit/internal/calib"
 	"github.com/fewbit/fewbit/internal/data"
 	"github.com/fewbit/fewbit/internal/graph"
@@ -143,7 +145,7 @@ func OpenTable(path string) (t *calib.Table, ok bool, err error) {
 		return nil, false, nil // shorter than any table
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return nil, true, fmt.Errorf("%s: %w", filepath.Base(path), unwrapPath(err))
+		return nil, true, fmt.Errorf("%s: %w", filepath.Base(path), bare.Error(err))
 	}
 	if t, err = calib.ReadTable(f); err != nil {
 		return nil, true, fmt.Errorf("%s: %w", filepath.Base(path), err)

@@ -3,7 +3,7 @@ package quant
 import (
 	"errors"
 	"math"
-	"math/rand"
+	"math/rand/v2"
 	"testing"
 
 	"github.com/fewbit/fewbit/internal/calib"
@@ -11,7 +11,7 @@ import (
 )
 
 func randoms(seed int64, n int) []float32 {
-	r := rand.New(rand.NewSource(seed))
+	r := rand.New(rand.NewPCG(uint64(seed), 0))
 	x := make([]float32, n)
 	for i := range x {
 		x[i] = float32(r.NormFloat64() * math.Exp(r.NormFloat64()))
@@ -123,9 +123,9 @@ func TestRowsDoNotDependOnOrder(t *testing.T) {
 		}
 		return r.Values()
 	}
-	order := rand.New(rand.NewSource(9)).Perm(samples)
+	order := rand.New(rand.NewPCG(9, 0)).Perm(samples)
 	a := run(order)
-	rand.New(rand.NewSource(10)).Shuffle(samples, func(i, j int) { order[i], order[j] = order[j], order[i] })
+	rand.New(rand.NewPCG(10, 0)).Shuffle(samples, func(i, j int) { order[i], order[j] = order[j], order[i] })
 	b := run(order)
 	for i := range a {
 		if a[i] != b[i] {
