@@ -155,6 +155,9 @@ func (r *run) rewriting() []quant.Pass {
 	if !cfg.NoEmbeddings {
 		table = append(table, quant.Embeddings{Config: cfg})
 	}
+	if cfg.Target == quant.ORTCPU {
+		table = append(table, quant.Residuals{})
+	}
 	if cfg.Scheme == quant.INT4 {
 		p := &quant.BlockWeights{Plan: r.plan}
 		if r.evidence != nil {

@@ -377,6 +377,30 @@ func TestPlanOn(t *testing.T) {
 	}
 }
 
+// TestResiduals: only additions of two activations that a layer normalization
+// reads become Sum.
+func TestResiduals(t *testing.T) {
+	m := model([]*graph.Value{value("x", -1, 8), value("r", -1, 8)}, []*graph.Value{value("y", -1, 8), value("z", -1, 8)},
+		node("Add", "residual", "x r", "s"),
+		node("LayerNormalization", "ln", "s g b", "n"),
+		node("Add", "bias", "n b", "nb"),
+		node("ReduceMean", "mean", "nb", "mu"),
+		node("Add", "other", "n r", "z"),
+		node("Sub", "sub", "nb mu", "y"))
+	weight(m, "g", 1, 8)
+	weight(m, "b", 2, 8)
+	if _, err := Run(context.Background(), m, []Pass{Residuals{}}, Dump{}); err != nil {
+		t.Fatal(err)
+	}
+	var ops []string
+	for _, n := range m.Graph.Nodes {
+		ops = append(ops, n.Op)
+	}
+	if got := strings.Join(ops, " "); got != "Sum LayerNormalization Add ReduceMean Add Sub" {
+		t.Error(got)
+	}
+}
+
 func TestDump(t *testing.T) {
 	var b strings.Builder
 	cfg, _ := Config{}.WithDefaults()
