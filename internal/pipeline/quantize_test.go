@@ -62,7 +62,7 @@ func value(name string, dims ...int64) *graph.Value {
 	for i, d := range dims {
 		dim := graph.Dim{N: d}
 		if d < 0 {
-			dim.Name = []string{"batch", "length"}[i]
+			dim.Name = []string{"batch", "length", "rows", "columns"}[i]
 		}
 		v.Dims = append(v.Dims, dim)
 	}

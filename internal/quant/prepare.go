@@ -26,10 +26,14 @@ func Prepare(c Config) []Pass {
 	if c.Target == ORTCPU {
 		table = append(table, count("gemm-to-matmul", "Gemms rewritten", gemmToMatMul))
 	}
-	return append(table, count("own-biases", "biases separated or added", ownBiases), count("infer-shapes", "", func(m *graph.Model) int {
+	table = append(table, count("own-biases", "biases separated or added", ownBiases), count("infer-shapes", "", func(m *graph.Model) int {
 		graph.InferShapes(m)
 		return 0
 	}))
+	if c.Target == ORTCPU {
+		table = append(table, FuseAttention{})
+	}
+	return table
 }
 
 // gemmToMatMul rewrites Gemm with a constant weight as MatMul and Add, the form
