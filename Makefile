@@ -42,6 +42,7 @@ run: build deps ## quantize the news classifier, show FP32 against INT8, and ser
 
 test: deps ## vet and every test (at most 15 minutes on 2 cores)
 	$(PYTHON) -B -m unittest discover -s tools/fetch
+	$(GO) run ./tools/newsmodel
 	$(GO) vet ./...
 	$(GO) test -json -timeout 14m ./... | $(GO) run ./tools/testreport
 

@@ -91,7 +91,10 @@ func TestPutModelSendsAZip(t *testing.T) {
 	var got []string
 	api := serve(t, map[string]http.HandlerFunc{
 		"PUT /models/news": func(w http.ResponseWriter, r *http.Request) {
-			b, _ := io.ReadAll(r.Body)
+			b, err := io.ReadAll(r.Body)
+			if err != nil {
+				return // the upload broke off: the second case below
+			}
 			z, err := zip.NewReader(bytes.NewReader(b), int64(len(b)))
 			if err != nil {
 				t.Error(err)
