@@ -14,4 +14,5 @@ for name in ${ONLY:-bert_speed calibration fidelity vision news overhead}; do
   fi
 done
 ${PYTHON:-python3} tools/benchtable/benchtable.py
+${GO:-go} test ./tools/doccheck -update >/dev/null || true # the other places in docs/ that quote results
 exit $failed
