@@ -5,7 +5,8 @@ the 48 inputs of MatMuls with a weight. onnxruntime is measured twice: on every
 MatMul input, its own choice without the outputs (96 tensors; the bars are for
 this one), and on the same 48 tensors as fewbit. Each run is its own process; the
 time is the whole command's, with loading the model, and the memory is the
-kernel's maximum resident set size of that process.
+kernel's maximum resident set size of that process. The better of RUNS runs counts,
+on both sides.
 """
 import json
 import sys
@@ -17,10 +18,16 @@ from bert_speed import calibration_file
 SAMPLES, MANY = 64, 512
 BARS = {128: 3.0, 2048: 10.0}
 BAR_RSS, BAR_FLAT = 5.0, 0.05
+RUNS = 2 if c.FULL else 1
+
+
+def best(runs):
+    """The shortest time, the smallest memory and the last output of (seconds, bytes, output)."""
+    return min(r[0] for r in runs), min(r[1] for r in runs), runs[-1][2]
 
 
 def ours(samples, table):
-    return c.fewbit("calibrate", c.BERT / "model.onnx", "--calib", calibration_file(samples), "-o", table, "--method", "entropy", "--samples", samples)[:2]
+    return c.fewbit("calibrate", c.BERT / "model.onnx", "--calib", calibration_file(samples), "-o", table, "--method", "entropy", "--samples", samples)
 
 
 def tensor_names(table):
@@ -32,7 +39,8 @@ def tensor_names(table):
 def peer_run(npz, names_file, bins, samples):
     """Runs in a process of its own: onnxruntime's entropy calibration."""
     import numpy as np
-    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
+    from onnxruntime.quantization import CalibrationDataReader
+    from onnxruntime.quantization.calibrate import EntropyCalibrater
 
     import onnx
     names = set(json.load(open(names_file))) if names_file != "all" else {
@@ -48,12 +56,14 @@ def peer_run(npz, names_file, bins, samples):
             self.i += 1
             return {k: v[self.i - 1:self.i] for k, v in self.data.items()}
 
-    calibrator = create_calibrator(str(c.BERT / "model.onnx"), ["MatMul"], augmented_model_path=str(c.WORK / "augmented.onnx"),
-                                   calibrate_method=CalibrationMethod.Entropy, use_external_data_format=False,
-                                   extra_options={"num_bins": bins, "num_quantized_bins": 128})
-    # By default it would also keep every MatMul's output.
-    select = calibrator.select_tensors_to_calibrate
-    calibrator.select_tensors_to_calibrate = lambda model: (select(model)[0] & names, select(model)[1])
+    class Restricted(EntropyCalibrater):
+        """By default it would also keep every MatMul's output."""
+
+        def select_tensors_to_calibrate(self, model):
+            tensors, infos = super().select_tensors_to_calibrate(model)
+            return tensors & names, infos
+
+    calibrator = Restricted(str(c.BERT / "model.onnx"), ["MatMul"], str(c.WORK / "augmented.onnx"), num_bins=bins, num_quantized_bins=128)
     calibrator.augment_graph()
     calibrator.create_inference_session()
     calibrator.collect_data(Reader())
@@ -64,16 +74,16 @@ def main():
     r = c.Result("calibration", "Calibration speed and memory", __doc__.strip())
     samples, many = (SAMPLES, MANY) if c.FULL else (16, 64)
     table = c.WORK / "bert-table.json"
-    seconds, rss = ours(samples, table)
+    seconds, rss, _ = best([ours(samples, table) for _ in range(RUNS)])
     names = c.WORK / "bert-tensors.json"
     names.write_text(json.dumps(tensor_names(table)))
-    _, rss_many = ours(many, c.WORK / "bert-table-many.json")
+    _, rss_many, _ = ours(many, c.WORK / "bert-table-many.json")
     for bins, bar in BARS.items():
         for tensors, time_row, memory_row in (
                 ("all", "calibration time, %d samples, against %d bins" % (samples, bins), "calibration peak memory, against %d bins" % bins),
                 (names, "calibration time on the same 48 tensors, %d bins" % bins, "calibration memory on the same 48 tensors, %d bins" % bins)):
             judged = tensors == "all"
-            peer_seconds, peer_rss, out = c.command([sys.executable, Path(__file__).resolve(), "peer", calibration_file(samples), tensors, bins, samples])
+            peer_seconds, peer_rss, out = best([c.command([sys.executable, Path(__file__).resolve(), "peer", calibration_file(samples), tensors, bins, samples]) for _ in range(RUNS)])
             faster, smaller, n = peer_seconds / seconds, peer_rss / rss, int(out.split()[-1])
             r.row(time_row, "%.1f s" % seconds, "onnxruntime Entropy, %d tensors: %.1f s" % (n, peer_seconds), faster,
                   ">= %.0fx" % bar if judged else "", faster >= bar if judged else None, samples=samples)
