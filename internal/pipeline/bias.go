@@ -63,7 +63,7 @@ func (b *biasPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error)
 	}
 	var shifts float64
 	for i, op := range convs {
-		got, err := b.means(ctx, ancestors(q, raw[i]), raw[i:i+1], feeds)
+		got, err := b.means(ctx, upTo(q, raw[i:i+1]), raw[i:i+1], feeds)
 		if err != nil {
 			return quant.Stats{}, fmt.Errorf("operator %q: %w", op.Node.Name, err)
 		}
@@ -153,10 +153,14 @@ func only(spec engine.IOSpec, f engine.Feeds) engine.Feeds {
 	return out
 }
 
-// ancestors returns a view of m that computes value alone.
-func ancestors(m *graph.Model, value string) *graph.Model {
+// upTo returns a view of m that computes the given values and nothing else. It
+// has the inputs that they need.
+func upTo(m *graph.Model, values []string) *graph.Model {
 	c := m.Clone()
-	c.Graph.Outputs = []*graph.Value{{Name: value, Type: tensor.Float32}}
+	c.Graph.Outputs = nil
+	for _, v := range values {
+		c.Graph.Outputs = append(c.Graph.Outputs, &graph.Value{Name: v, Type: tensor.Float32})
+	}
 	c.Graph.Prune()
 	ix := c.Graph.Index()
 	inputs := c.Graph.Inputs[:0]

@@ -28,6 +28,7 @@ func (p Progress) say(phase string, frac float64) {
 type Evidence struct {
 	*calib.Collector
 	rows map[string]*quant.Rows
+	spec engine.IOSpec // of the whole model: what runs may be a part of it
 	// dims sums the dimensions of the inputs over the samples.
 	dims    map[string][]int64
 	Seconds float64
@@ -68,10 +69,12 @@ var ErrCalibration = errors.New("calibration failed")
 
 // Calibrate runs every sample of ds through m once and observes the tensors
 // that the plan needs. Memory does not grow with the number of samples: values
-// are counted while the engine still holds them.
-func Calibrate(ctx context.Context, lab *Lab, m *graph.Model, p *quant.Plan, ds data.Dataset, progress Progress) (*Evidence, error) {
+// are counted while the engine still holds them. keepRows keeps a bounded sample
+// of rows besides, on which output errors can be measured; a table has no use
+// for them.
+func Calibrate(ctx context.Context, lab *Lab, m *graph.Model, p *quant.Plan, ds data.Dataset, keepRows bool, progress Progress) (*Evidence, error) {
 	start := time.Now()
-	ev := &Evidence{rows: map[string]*quant.Rows{}, dims: map[string][]int64{}}
+	ev := &Evidence{rows: map[string]*quant.Rows{}, spec: SpecOf(m), dims: map[string][]int64{}}
 	specs := map[string]calib.Spec{}
 	for _, t := range p.Tensors {
 		specs[t] = calib.Spec{MovingAverage: p.Config.Method == quant.MovingAverage}
@@ -79,7 +82,9 @@ func Calibrate(ctx context.Context, lab *Lab, m *graph.Model, p *quant.Plan, ds 
 	for _, g := range p.Linears() {
 		if x := g[0].X[0]; !p.InChain(x) {
 			specs[x] = calib.Spec{ChannelMax: true, Axis: -1, MovingAverage: p.Config.Method == quant.MovingAverage}
-			ev.rows[x] = quant.NewRows(int(m.Graph.Init(g[0].W).Dims[g[0].InAxis]))
+			if keepRows {
+				ev.rows[x] = quant.NewRows(int(m.Graph.Init(g[0].W).Dims[g[0].InAxis]))
+			}
 		}
 	}
 	ev.Collector = calib.NewCollector(lab.Threads, specs)
@@ -92,6 +97,10 @@ func Calibrate(ctx context.Context, lab *Lab, m *graph.Model, p *quant.Plan, ds 
 		if !inputs[t] {
 			taps = append(taps, t)
 		}
+	}
+	// What lies behind the last observed tensor need not run.
+	if len(taps) > 0 {
+		m = upTo(m, taps)
 	}
 	s, err := lab.Open(ctx, m, taps, engine.Options{ShrinkMemory: true})
 	if err != nil {
@@ -127,7 +136,10 @@ func Calibrate(ctx context.Context, lab *Lab, m *graph.Model, p *quant.Plan, ds 
 
 func (e *Evidence) observe(ctx context.Context, s engine.Session, sample data.Sample, taps []string) error {
 	id := calib.SampleHash(sample.Feeds)
-	res, err := s.Run(ctx, sample.Feeds, taps)
+	if err := engine.CheckFeeds(e.spec, sample.Feeds); err != nil {
+		return err
+	}
+	res, err := s.Run(ctx, only(s.Spec(), sample.Feeds), taps)
 	if err != nil {
 		return err
 	}

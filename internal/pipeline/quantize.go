@@ -211,7 +211,7 @@ func (r *run) calibrate(ctx context.Context) error {
 		return fmt.Errorf("calibration data: %w", err)
 	}
 	defer ds.Close()
-	r.evidence, err = Calibrate(ctx, r.lab, r.m, r.plan, ds, r.progress)
+	r.evidence, err = Calibrate(ctx, r.lab, r.m, r.plan, ds, true, r.progress)
 	if err != nil {
 		return fmt.Errorf("calibration: %w", err)
 	}

@@ -80,7 +80,7 @@ func (p *Pipeline) CalibrationTable(ctx context.Context, req TableRequest, progr
 		return nil, err
 	}
 	defer lab.Close()
-	ev, err := Calibrate(ctx, lab, m, plan, ds, progress)
+	ev, err := Calibrate(ctx, lab, m, plan, ds, false, progress)
 	if err != nil {
 		return nil, fmt.Errorf("calibration: %w", err)
 	}
