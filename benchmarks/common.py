@@ -111,9 +111,14 @@ def fewbit(*argv):
     return command([FEWBIT, *argv])
 
 
-def session(path, threads=2):
+def session(path, threads=2, spinning=False):
+    """A session of the onnxruntime wheel. Its own default is spinning, which is
+    fastest on an idle machine and slowest on a busy one; either way it stops
+    when a run ends, so that it cannot disturb the next candidate."""
     import onnxruntime as ort
     o = ort.SessionOptions()
+    o.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    o.add_session_config_entry("session.force_spinning_stop", "1")
     o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = threads, 1, 3
     return ort.InferenceSession(str(path), o, providers=["CPUExecutionProvider"])
 
