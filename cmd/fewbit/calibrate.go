@@ -56,6 +56,9 @@ samples; merging their tables gives the bytes of one run.
 			if err != nil {
 				return fmt.Errorf("calibrate: %w", err)
 			}
+			if err := checkOutput("calibrate: -o", out, append(externalData(args[0]), args[0], path)...); err != nil {
+				return err
+			}
 			if err := checkFolder(out); err != nil {
 				return fmt.Errorf("calibrate: -o: %w", err)
 			}
@@ -110,6 +113,9 @@ func newMergeCommand() *cobra.Command {
 			if out == "" {
 				return usagef("merge: -o C.json is missing: say where the merged table goes")
 			}
+			if err := checkOutput("merge: -o", out, args...); err != nil {
+				return err
+			}
 			if err := checkFolder(out); err != nil {
 				return fmt.Errorf("merge: -o: %w", err)
 			}
@@ -156,6 +162,9 @@ ONNX Runtime's calibration.cache (ort).`,
 				return usagef("export: --format %q: expected tensorrt or ort", format)
 			case out == "":
 				return usagef("export: -o FILE is missing: say where the cache goes")
+			}
+			if err := checkOutput("export: -o", out, args...); err != nil {
+				return err
 			}
 			if err := checkFolder(out); err != nil {
 				return fmt.Errorf("export: -o: %w", err)

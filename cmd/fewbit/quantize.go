@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/fewbit/fewbit/internal/onnx"
 	"github.com/fewbit/fewbit/internal/pipeline"
 	"github.com/fewbit/fewbit/internal/quant"
 	"github.com/fewbit/fewbit/internal/report"
@@ -155,13 +156,51 @@ func (q *quantizeFlags) check(model string, cfg quant.Config) error {
 	case q.dumpPass != "" && q.dumpPass != "all" && !slices.Contains(pipeline.PassNames(cfg), q.dumpPass):
 		return usagef("quantize: --dump-pass %s: no such pass; use all, or one of %s", q.dumpPass, strings.Join(pipeline.PassNames(cfg), ", "))
 	}
-	if sameFile(model, q.out) {
-		return usagef("quantize: -o %s is the model itself: give another file", filepath.Base(q.out))
+	inputs := append([]string{model, q.calib, q.eval, q.recipe}, externalData(model)...)
+	if err := checkOutput("quantize: -o", q.out, inputs...); err != nil {
+		return err
+	}
+	if err := checkOutput("quantize: -o", q.out+".data", inputs...); err != nil {
+		return err
+	}
+	if err := checkOutput("quantize: --report", q.report, append(inputs, q.out)...); err != nil {
+		return err
 	}
 	if err := checkFolder(q.out); err != nil {
 		return fmt.Errorf("quantize: -o: %w", err)
 	}
 	return checkReport(q.report)
+}
+
+// checkOutput refuses an output that would replace one of the inputs, or that is
+// no ordinary file: results are renamed into place, which would remove a device.
+func checkOutput(flag, out string, inputs ...string) error {
+	if out == "" {
+		return nil
+	}
+	if st, err := os.Lstat(out); err == nil && !st.Mode().IsRegular() && st.Mode()&os.ModeSymlink == 0 {
+		return usagef("%s %s is not a regular file: give a file name", flag, filepath.Base(out))
+	}
+	for _, in := range inputs {
+		if in != "" && sameFile(in, out) {
+			return usagef("%s %s is also an input: give another file", flag, filepath.Base(out))
+		}
+	}
+	return nil
+}
+
+// externalData lists the files beside the model that hold its weights.
+func externalData(model string) []string {
+	f, err := onnx.Open(model)
+	if err != nil {
+		return nil // the command itself will say what is wrong
+	}
+	defer f.Close()
+	var paths []string
+	for _, loc := range f.External {
+		paths = append(paths, filepath.Join(filepath.Dir(model), loc))
+	}
+	return paths
 }
 
 func sameFile(a, b string) bool {

@@ -81,6 +81,9 @@ type Result struct {
 	SQNR     float64 `json:"sqnr_db"`
 	// BrokenSamples had a NaN or infinity where FP32 had a number.
 	BrokenSamples int `json:"broken_samples,omitempty"`
+	// BlindSamples have no finite number in FP32's own output: nothing can be
+	// said of them.
+	BlindSamples int `json:"blind_samples,omitempty"`
 
 	// Outputs and Tensors are ranked, worst first.
 	Outputs []TensorFidelity `json:"outputs"`
@@ -300,6 +303,10 @@ func (c *comparison) mainOutput(s Sample, r, q engine.Feeds) error {
 		return err
 	}
 	cos := e.Cosine()
+	if e.Count == 0 && e.RefNonFinite > 0 {
+		c.res.BlindSamples++
+		cos = 0
+	}
 	if !e.Sound() {
 		c.res.BrokenSamples++
 		cos = 0

@@ -428,3 +428,18 @@ func open(t *testing.T, path string) engine.Session {
 	t.Cleanup(func() { s.Close() })
 	return s
 }
+
+// TestCompareBlind: where FP32 itself gives no number, nothing was proven and
+// the gate says so.
+func TestCompareBlind(t *testing.T) {
+	r, err := Compare(t.Context(), session(t, "logits", same), session(t, "logits", same), vectors([]int{0, 0}, []float32{nan32, nan32}, []float32{2, 1}), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.BlindSamples != 1 || r.Cosines[0] != 0 || r.BrokenSamples != 0 {
+		t.Errorf("got %+v", r)
+	}
+	if refusals, _ := (Gate{}).Check(r); len(refusals) != 1 || !strings.Contains(refusals[0], "FP32 itself") {
+		t.Errorf("refusals %q", refusals)
+	}
+}

@@ -29,6 +29,9 @@ func (g Gate) Check(r *Result) (refusals, warnings []string) {
 	if r.BrokenSamples > 0 {
 		refuse("%d of %d samples give NaN or infinity where FP32 gives numbers", r.BrokenSamples, r.Samples)
 	}
+	if r.BlindSamples > 0 {
+		refuse("FP32 itself gives no finite number for %d of %d samples: look at the evaluation data and the model", r.BlindSamples, r.Samples)
+	}
 	switch {
 	case g.MaxLoss != nil && r.Difference != nil && r.RefAccuracy != nil && r.QuantAccuracy != nil:
 		budget := *g.MaxLoss * r.RefAccuracy.Value

@@ -382,3 +382,21 @@ func TestHidePaths(t *testing.T) {
 		}
 	}
 }
+
+// TestTokensAreBounded: a small body must not ask a language model for gigabytes.
+func TestTokensAreBounded(t *testing.T) {
+	ids := func(rows, length int64) engine.Feeds {
+		x, err := tensor.New(tensor.Int64, rows, length)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return engine.Feeds{"input_ids": x}
+	}
+	if err := checkTokens(ids(64, 256)); err != nil {
+		t.Errorf("16,384 tokens: %v", err)
+	}
+	err := checkTokens(ids(1000, 100))
+	if err == nil || !strings.Contains(err.Error(), "100000 tokens, at most 16384") {
+		t.Errorf("100,000 tokens: %v", err)
+	}
+}

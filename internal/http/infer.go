@@ -11,6 +11,7 @@ import (
 	"github.com/gin-gonic/gin"
 
 	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/tensor"
 	"github.com/fewbit/fewbit/internal/telemetry"
 )
 
@@ -196,6 +197,9 @@ func (s *Server) readInfer(c *gin.Context, spec engine.IOSpec, x *inferScratch, 
 	if err := engine.CheckFeeds(spec, x.feeds); err != nil {
 		return nil, nil, err
 	}
+	if err := checkTokens(x.feeds); err != nil {
+		return nil, nil, err
+	}
 	if err := x.wanted(spec); err != nil {
 		return nil, nil, err
 	}
@@ -274,4 +278,14 @@ func batchOf(spec engine.IOSpec, feeds engine.Feeds) int64 {
 		return 1
 	}
 	return feeds[io.Name].Dims[0]
+}
+
+// checkTokens bounds the integer matrices of a request, padding included.
+func checkTokens(feeds engine.Feeds) error {
+	for name, t := range feeds {
+		if (t.Type == tensor.Int64 || t.Type == tensor.Int32) && len(t.Dims) == 2 && t.Len() > MaxTokens {
+			return badf("input %s has %d tokens, at most %d are allowed in one request: send fewer rows", clip([]byte(name)), t.Len(), MaxTokens)
+		}
+	}
+	return nil
 }

@@ -21,6 +21,9 @@ const (
 	MaxTensorName = 512
 	// MaxRequestID bounds the id of a request, in bytes.
 	MaxRequestID = 1024
+	// MaxTokens bounds the elements of a request's integer matrices (token ids):
+	// a language model's memory grows by kilobytes for each of them.
+	MaxTokens = 16384
 	// MaxTexts and MaxTextBytes bound one classification request.
 	MaxTexts     = 256
 	MaxTextBytes = 1 << 20

@@ -304,3 +304,38 @@ func openFile2(t *testing.T, path string) *Session {
 	}
 	return s
 }
+
+// TestLargeRequestGivesItsMemoryBack: one request far larger than the usual
+// ones must not keep the session's memory at its peak.
+func TestLargeRequestGivesItsMemoryBack(t *testing.T) {
+	s := open(t, matmul(512), engine.Options{})
+	run := func(rows int64) {
+		x, err := tensor.New(tensor.Float32, rows, 512)
+		if err != nil {
+			t.Fatal(err)
+		}
+		in := engine.Feeds{}
+		for _, io := range s.Spec().Inputs {
+			in[io.Name] = x
+		}
+		r, err := s.Run(t.Context(), in, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Close()
+	}
+	for range 20 {
+		run(4)
+	}
+	if s.unusual(engine.Feeds{}) {
+		t.Error("an empty request counts as large")
+	}
+	before := s.usual.Load()
+	run(20000)
+	if after := s.usual.Load(); after > 2*before {
+		t.Errorf("one large request moved the usual size from %d to %d", before, after)
+	}
+	if s.large.get() == nil {
+		t.Error("the large request did not run with the arena shrunk")
+	}
+}

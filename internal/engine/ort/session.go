@@ -27,6 +27,10 @@ type Session struct {
 	names  []*C.char // of inputs, then outputs; an array in C memory
 	shrink bool
 	frames frames
+	// Requests far larger than usual run with the arena shrunk afterwards, so
+	// that one of them does not keep its memory for ever.
+	large frames
+	usual atomic.Int64 // moving average of the elements of a request
 
 	closed atomic.Bool
 	mu     sync.RWMutex // read-held by Runs, write-held by Close and EndProfile
@@ -111,20 +115,49 @@ func (s *Session) Run(ctx context.Context, in engine.Feeds, outs []string) (engi
 	if err := engine.CheckFeeds(s.spec, in); err != nil {
 		return nil, err
 	}
-	f := s.frames.get()
+	pool, shrink := &s.frames, s.shrink
+	if s.unusual(in) {
+		pool, shrink = &s.large, true
+	}
+	f := pool.get()
 	if f == nil {
 		var err error
-		if f, err = newFrame(len(s.spec.Inputs), len(s.spec.Outputs), s.shrink); err != nil {
+		if f, err = newFrame(len(s.spec.Inputs), len(s.spec.Outputs), shrink); err != nil {
 			return nil, s.runError(err)
 		}
 	}
 	r, err := s.run(ctx, f, in, outs)
 	f.clear()
-	s.frames.put(f)
+	pool.put(f)
 	if err != nil {
 		return nil, err
 	}
 	return r, nil
+}
+
+const (
+	// unusualTimes is how many times the usual size makes a request large, and
+	// unusualLeast the number of elements below which none is.
+	unusualTimes = 8
+	unusualLeast = 4096
+	// usualWeight is the weight of the newest request in the average.
+	usualWeight = 16
+)
+
+// unusual reports whether the request is far larger than the usual one, and
+// counts it towards what is usual. Lost updates under concurrency do no harm.
+func (s *Session) unusual(in engine.Feeds) bool {
+	var n int64
+	for _, t := range in {
+		n += t.Len()
+	}
+	usual := s.usual.Load()
+	if usual == 0 {
+		s.usual.Store(min(n, unusualLeast))
+		return n > unusualTimes*unusualLeast
+	}
+	s.usual.Store(usual + (min(n, unusualTimes*usual)-usual)/usualWeight)
+	return n >= unusualLeast && n > unusualTimes*usual
 }
 
 func (s *Session) run(ctx context.Context, f *frame, in engine.Feeds, outs []string) (*result, error) {
@@ -223,7 +256,7 @@ func (s *Session) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	_, err := s.endProfile()
-	err = errors.Join(err, s.frames.close(), s.inner.Destroy())
+	err = errors.Join(err, s.frames.close(), s.large.close(), s.inner.Destroy())
 	s.c = nil
 	for _, n := range s.names {
 		C.free(unsafe.Pointer(n))
