@@ -18,6 +18,8 @@ STATICCHECK   := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 export FEWBIT_ORT_LIB
+# go-nvml marks old functions of NVIDIA's header as deprecated, a page of warnings in every first build.
+export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 
 .PHONY: help build deps deps-bench run test check fuzz bench bench-full clean distclean
 
