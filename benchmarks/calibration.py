@@ -7,8 +7,7 @@ of every MatMul and offers no way to observe less; the bars are for this one),
 and changed to observe only the same 48 tensors as fewbit. Each run is its own
 process; the time is the whole command's, with loading the model, and the memory
 is the kernel's maximum resident set size of that process. The
-better of RUNS runs counts,
-on both sides.
+better of RUNS runs counts, on both sides.
 """
 import json
 import sys
