@@ -136,7 +136,7 @@ func externalBytes(t *pb.TensorProto, open func(string) ([]byte, error)) ([]byte
 		return nil, err
 	}
 	if offset < 0 || offset > int64(len(m)) || length > int64(len(m))-offset {
-		return nil, bad("bytes %d..%d lie past the end of %q (%d bytes)", offset, offset+length, loc, len(m))
+		return nil, bad("%d bytes from offset %d lie past the end of %q (%d bytes)", length, offset, loc, len(m))
 	}
 	return m[offset : offset+length : offset+length], nil
 }

@@ -327,14 +327,14 @@ func (p *parser) split(b []byte, hit func(protowire.Number, []byte) (bool, error
 	for off := 0; len(b) > 0; {
 		num, typ, n := protowire.ConsumeTag(b)
 		if n < 0 {
-			return nil, fmt.Errorf("%w: %w", ErrFormat, protowire.ParseError(n))
+			return nil, fmt.Errorf("%w: the bytes are no protobuf message; is it a text, an archive or another framework's file?", ErrFormat)
 		}
 		var size int
 		took := false
 		if typ == protowire.BytesType {
 			v, k := protowire.ConsumeBytes(b[n:])
 			if k < 0 {
-				return nil, fmt.Errorf("%w: truncated: %w", ErrFormat, protowire.ParseError(k))
+				return nil, fmt.Errorf("%w: it ends in the middle of a field: truncated, or no protobuf message", ErrFormat)
 			}
 			var err error
 			if took, err = hit(num, v); err != nil {
@@ -344,7 +344,7 @@ func (p *parser) split(b []byte, hit func(protowire.Number, []byte) (bool, error
 		} else {
 			k := protowire.ConsumeFieldValue(num, typ, b[n:])
 			if k < 0 {
-				return nil, fmt.Errorf("%w: %w", ErrFormat, protowire.ParseError(k))
+				return nil, fmt.Errorf("%w: the bytes are no protobuf message; is it a text, an archive or another framework's file?", ErrFormat)
 			}
 			size = n + k
 		}
