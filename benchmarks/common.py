@@ -13,6 +13,7 @@ import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -93,7 +94,7 @@ class Result:
 def command(argv, **kw):
     """Runs a command; returns (seconds, peak RSS in bytes, stdout). Raises with its last line when it fails."""
     start = time.monotonic()
-    with open(WORK / "stdout", "w+b") as out, open(WORK / "stderr", "w+b") as err:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         p = subprocess.Popen([str(a) for a in argv], stdout=out, stderr=err, cwd=ROOT, **kw)
         _, status, usage = os.wait4(p.pid, 0)
         p.returncode = os.waitstatus_to_exitcode(status)
