@@ -27,6 +27,8 @@ var (
 	ErrAllNaN = errors.New("every calibration value is NaN or infinite")
 	// ErrMethod: an unknown threshold method or a bad parameter of one.
 	ErrMethod = errors.New("unknown calibration method")
+	// ErrShard: text that names no shard.
+	ErrShard = errors.New("bad shard")
 	// ErrScheme: a quantization scheme that no target has.
 	ErrScheme = errors.New("bad quantization scheme")
 	// ErrTable: a calibration table or cache that cannot be read.

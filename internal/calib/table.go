@@ -197,7 +197,7 @@ type Shard struct {
 // ParseShard reads "2/4" (the second of four), "1,3/4" or "" (everything).
 func ParseShard(text string) (Shard, error) {
 	bad := func() (Shard, error) {
-		return Shard{}, fmt.Errorf("%w: shard %q, expected i/n with i from 1 to n and n at most %d, as in 2/4", ErrMethod, text, MaxShards)
+		return Shard{}, fmt.Errorf("%w %q: expected i/n, the i-th of n parts, with i from 1 to n and n at most %d, as in 1/2 and 2/2", ErrShard, text, MaxShards)
 	}
 	if text == "" {
 		return Shard{}, nil

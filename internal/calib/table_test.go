@@ -174,7 +174,7 @@ func TestShard(t *testing.T) {
 		}
 	}
 	for _, text := range []string{"/", "1", "0/2", "3/2", "1/0", "1/4097", "2,1/4", "1,1/4", "+1/2", "01/2", "1/02", "a/b", "-1/2", "1/2/3", ",1/2"} {
-		if _, err := ParseShard(text); !errors.Is(err, ErrMethod) {
+		if _, err := ParseShard(text); !errors.Is(err, ErrShard) {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
