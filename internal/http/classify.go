@@ -84,9 +84,9 @@ func (s *Server) classify(c *gin.Context) error {
 		if err != nil {
 			return err
 		}
-	if err := checkTokens(feeds); err != nil {
-		return err
-	}
+		if err := checkTokens(feeds); err != nil {
+			return err
+		}
 		ctx, cancel := context.WithDeadline(c.Request.Context(), t.arrival.Add(s.cfg.InferTimeout))
 		defer cancel()
 		return s.run(ctx, lease.Session(), m, feeds, nil, int64(len(texts)), t, func(res engine.Result) error {

@@ -11,8 +11,8 @@ import (
 	"github.com/gin-gonic/gin"
 
 	"github.com/fewbit/fewbit/internal/engine"
-	"github.com/fewbit/fewbit/internal/tensor"
 	"github.com/fewbit/fewbit/internal/telemetry"
+	"github.com/fewbit/fewbit/internal/tensor"
 )
 
 // inferScratch is the memory of one inference request.
