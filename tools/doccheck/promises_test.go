@@ -18,7 +18,8 @@ var promises = []struct{ text, bar, result, row string }{
 	{"the same, p50 on an idle pair of AVX-512-VNNI cores", "below 50 ms", "bert_speed", "BERT-base INT8 latency"},
 	{"calibration of BERT-base, time against onnxruntime's entropy at its 128 bins", "a third", "calibration", "calibration time, * samples, against 128 bins"},
 	{"the same at 2048 bins", "a tenth", "calibration", "calibration time, * samples, against 2048 bins"},
-	{"the same, peak memory", "a fifth", "calibration", "calibration peak memory, against * bins"},
+	{"the same, peak memory, at 128 bins", "a fifth", "calibration", "calibration peak memory, against 128 bins"},
+	{"the same, peak memory, at 2048 bins", "a fifth", "calibration", "calibration peak memory, against 2048 bins"},
 	{"peak memory with eight times the samples", "within 5 %", "calibration", "calibration peak memory, * against * samples"},
 	{"all-MiniLM-L6-v2, 200 sentences, cosine with smoothing, the default", "mean 0.997", "fidelity", "cosine, MiniLM plain file, default"},
 	{"the same without smoothing", "mean 0.993, minimum 0.978", "fidelity", "cosine, MiniLM plain file, static, no smoothing"},
@@ -73,6 +74,9 @@ func promiseTable(t *testing.T) string {
 	b.WriteString("| promise | bar | measured | |\n|---|---|---|---|\n")
 	for _, p := range promises {
 		rows := rowsOf(t, p.result, p.row)
+		if len(rows) > 1 {
+			t.Errorf("promise %q: %d rows of %s.json begin with %q, expected one", p.text, len(rows), p.result, p.row)
+		}
 		if rows == nil {
 			fmt.Fprintf(&b, "| %s | %s | not measured | |\n", p.text, p.bar)
 		}
