@@ -115,6 +115,7 @@ func (q *quantizeFlags) run(cmd *cobra.Command, model string) error {
 		Model: model, Out: q.out, Config: cfg, Calib: q.calib, Eval: q.eval, Samples: q.samples, EvalSamples: q.evalSamples,
 		MaxTokens: q.maxTokens, MaxLoss: float64(q.maxLoss), SLO: q.slo, Force: q.force, NoLatency: q.noLatency,
 		Dump: quant.Dump{Pass: q.dumpPass, W: side}, Command: os.Args,
+		Words: pipeline.Words{Calib: "--calib DATA", Eval: "--eval DATA", Force: "--force"},
 	}, m.show)
 	m.done()
 	if err != nil && !errors.Is(err, pipeline.ErrRefused) {

@@ -116,6 +116,7 @@ func (a *App) request(ctx context.Context, spec jobs.Spec, src registry.Version)
 			Symmetric: spec.Symmetric, Method: spec.Method, Exclude: spec.Exclude, ReduceRange: pipeline.SaturatesU8S8(),
 		},
 		Samples: spec.Samples, MaxLoss: spec.MaxLoss, SLO: time.Duration(spec.SLOms * float64(time.Millisecond)), Force: spec.Force,
+		Words: pipeline.Words{Calib: `"calibration": {"dataset": NAME}`, Eval: `"evaluation": {"dataset": NAME}`, Force: `"force": true`},
 	}
 	dir, err := a.registry.Path(src.Model, src.ID())
 	if err != nil {

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -67,4 +68,16 @@ type Request struct {
 	Dump quant.Dump
 	// Command is recorded in the report.
 	Command []string
+	// Words are how the one who asks gives what a warning or an error advises.
+	Words Words
 }
+
+// Words name settings as one gives them: "--eval DATA" on the command line,
+// a field of JSON to the server. Empty ones become plain words.
+type Words struct {
+	Calib, Eval, Force string
+}
+
+func (w Words) calib() string { return cmp.Or(w.Calib, "calibration data") }
+func (w Words) eval() string  { return cmp.Or(w.Eval, "evaluation data") }
+func (w Words) force() string { return cmp.Or(w.Force, "forcing") }

@@ -34,7 +34,7 @@ func (p *Pipeline) Quantize(ctx context.Context, req Request, progress Progress)
 	}
 	req.Config = cfg
 	if cfg.Scheme.Static() && req.Calib == "" {
-		return nil, fmt.Errorf("%w: give --calib DATA, or use scheme %s, which measures ranges as it runs", ErrNeedsCalibration, quant.INT8Dynamic)
+		return nil, fmt.Errorf("%w: give %s, or use scheme %s, which measures ranges as it runs", ErrNeedsCalibration, req.Words.calib(), quant.INT8Dynamic)
 	}
 	progress.say("open", 0)
 	m, err := graph.Open(req.Model)
@@ -252,7 +252,7 @@ func (r *run) openEval() (data.Dataset, error) {
 		}
 		// Every sample calibrated and there is no other data: better measured
 		// on those than not at all, and said.
-		r.rep.Warnings = append(r.rep.Warnings, "judged on the calibration data itself, which flatters; give --eval DATA")
+		r.rep.Warnings = append(r.rep.Warnings, "judged on the calibration data itself, which flatters; give "+r.req.Words.eval())
 		o.Skip = 0
 	}
 	return data.Open(path, o)
@@ -295,10 +295,10 @@ func (r *run) finish(ctx context.Context) error {
 			return err
 		}
 	} else {
-		r.rep.Warnings = append(r.rep.Warnings, "not judged: there is no data; give --eval DATA to measure what was lost")
+		r.rep.Warnings = append(r.rep.Warnings, "not judged: there is no data; give "+r.req.Words.eval()+" to measure what was lost")
 	}
 	if v := r.rep.Judge(r.req.Force); v.Status == report.Refused {
-		return fmt.Errorf("%w: %s (--force keeps it)", ErrRefused, v.Reasons[0])
+		return fmt.Errorf("%w: %s (%s keeps it)", ErrRefused, v.Reasons[0], r.req.Words.force())
 	}
 	if r.req.Out == "" {
 		return nil

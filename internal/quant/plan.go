@@ -323,7 +323,7 @@ func (b *planner) conv(n *graph.Node) (*Op, string) {
 		return nil, "4-bit weights exist for matrix products only"
 	}
 	if b.Config.Scheme == INT8Dynamic {
-		return nil, "convolutions need static ranges (ConvInteger is slower than float); use --scheme int8 with --calib"
+		return nil, "convolutions need static ranges (ConvInteger is slower than float); use scheme int8 with calibration data"
 	}
 	if !b.isActivation(x) {
 		return nil, "its input is a constant"

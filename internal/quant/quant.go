@@ -117,7 +117,7 @@ func (c Config) WithDefaults() (Config, error) {
 	switch c.Scheme {
 	case INT8, INT8Dynamic, INT4, FP16:
 	case "mixed":
-		return c, fmt.Errorf("%w: scheme %q is not built yet; use int8 with --exclude to keep operators in float", ErrConfig, c.Scheme)
+		return c, fmt.Errorf("%w: scheme %q is not built yet; use int8 and exclude the operators that must stay in float", ErrConfig, c.Scheme)
 	default:
 		return c, fmt.Errorf("%w: unknown scheme %q; use %s, %s, %s or %s", ErrConfig, c.Scheme, INT8, INT8Dynamic, INT4, FP16)
 	}
