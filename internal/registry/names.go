@@ -69,7 +69,7 @@ const maxEntryDepth = 5
 func parseVersion(s string) (int, error) {
 	n, err := strconv.Atoi(s)
 	if err != nil || n < 1 || n > MaxVersions || strconv.Itoa(n) != s {
-		return 0, fmt.Errorf("%w: version %.20q, versions are 1, 2, 3 ...", ErrName, s)
+		return 0, fmt.Errorf("%w: version %.20q, versions are whole numbers from 1", ErrName, s)
 	}
 	return n, nil
 }
