@@ -1,0 +1,120 @@
+//go:build cuda
+
+package device
+
+/*
+#include <cuda.h>
+*/
+import "C"
+
+import (
+	"fmt"
+	"sync/atomic"
+	"unsafe"
+
+	"gorgonia.org/cu"
+)
+
+// Memory is a block of device memory, aligned to 256 bytes or more. What it holds at
+// first is not defined.
+type Memory struct {
+	Span
+	d    *Device
+	gone atomic.Bool
+}
+
+// Alloc takes device memory: one block for a plan's arena, one for its weights,
+// cut with Span.Slice. It waits for the device in no documented order, so it does
+// not belong on a request's path, and it fails inside Stream.Capture.
+func (d *Device) Alloc(bytes int64) (*Memory, error) {
+	if bytes <= 0 {
+		return nil, fmt.Errorf("allocate %d bytes of device memory: at least 1 is needed", bytes)
+	}
+	var p cu.DevicePtr
+	err := d.call("allocate", func() (err error) {
+		p, err = cu.MemAlloc(bytes)
+		return err
+	})
+	if err != nil {
+		return nil, d.sizes(err, bytes)
+	}
+	return &Memory{Span: Span{Ptr(p), bytes}, d: d}, nil
+}
+
+// Close gives the memory back once the device has done what it has been told so far.
+// A second Close, or one after the device's, does nothing.
+func (m *Memory) Close() error {
+	if m.gone.Swap(true) || m.d.Err() != nil {
+		return nil
+	}
+	return m.d.call("free memory", func() error { return cu.MemFree(cu.DevicePtr(m.Ptr)) })
+}
+
+// HostMemory is pinned host memory: what streams copy to and from without waiting.
+type HostMemory struct {
+	bytes []byte
+	p     unsafe.Pointer
+	d     *Device
+	gone  atomic.Bool
+}
+
+// AllocHost pins host memory. It is taken from the whole system, so pin what is
+// copied often and no more. Zeroed.
+func (d *Device) AllocHost(bytes int64) (*HostMemory, error) {
+	if bytes <= 0 {
+		return nil, fmt.Errorf("allocate %d bytes of pinned memory: at least 1 is needed", bytes)
+	}
+	var p unsafe.Pointer
+	err := d.Do(func() error {
+		return d.status("allocate pinned memory", C.cuMemHostAlloc(&p, C.size_t(bytes), C.CU_MEMHOSTALLOC_PORTABLE))
+	})
+	if err != nil {
+		return nil, d.sizes(err, bytes)
+	}
+	h := &HostMemory{bytes: unsafe.Slice((*byte)(p), bytes), p: p, d: d}
+	clear(h.bytes)
+	return h, nil
+}
+
+// Bytes are the memory itself; nil after Close.
+func (h *HostMemory) Bytes() []byte {
+	if h.gone.Load() {
+		return nil
+	}
+	return h.bytes
+}
+
+// Close gives the memory back. Slices of Bytes must not be used afterwards. Closing
+// the device does not do this: a lost device's results may still be read.
+func (h *HostMemory) Close() error {
+	if h.gone.Swap(true) {
+		return nil
+	}
+	if h.d.Err() != nil {
+		return nil // it went with the context
+	}
+	return h.d.call("free pinned memory", func() error { return cu.MemFreeHost(h.p) })
+}
+
+// sizes adds to an error of an allocation what was asked for and what there is.
+func (d *Device) sizes(err error, bytes int64) error {
+	e, ok := err.(*Error) //nolint:errorlint // made above, not wrapped
+	if !ok {
+		return err
+	}
+	e.Detail = fmt.Sprintf("%d bytes asked for", bytes)
+	if e.Kind == ErrOutOfMemory { //nolint:errorlint // compares kinds, not errors
+		if free, total, err := d.MemInfo(); err == nil {
+			e.Detail += fmt.Sprintf(", %d of %d free", free, total)
+		}
+	}
+	return e
+}
+
+// status is result for the calls that go to the driver without cu.
+func (d *Device) status(op string, r C.CUresult) error {
+	if r == C.CUDA_SUCCESS {
+		return nil
+	}
+	return d.failed(op, int(r))
+}
