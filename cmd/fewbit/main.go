@@ -17,7 +17,7 @@ const (
 	exitGood        = 0
 	exitFailed      = 1 // the work failed: a gate refused, a file is bad
 	exitUsage       = 2 // wrong use
-	exitInterrupted = 130
+	exitInterrupted = 130 // by Ctrl-C or SIGTERM, as shells count: 128 + SIGINT
 )
 
 func main() { os.Exit(run()) }

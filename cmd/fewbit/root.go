@@ -22,7 +22,8 @@ func newRoot() *cobra.Command {
 		Long: `fewbit takes a trained FP32 ONNX model, quantizes it after training, proves on
 data that it is still right and on this machine that it is faster, and serves it.
 
-Exit status: 0 good; 1 the work failed (a gate refused, a file is bad); 2 wrong use.`,
+Exit status: 0 good; 1 the work failed (a gate refused, a file is bad); 2 wrong use;
+130 interrupted (Ctrl-C or SIGTERM; a server that was asked to stop ends with 0).`,
 		Example: `  fewbit inspect model.onnx
   fewbit quantize model.onnx -o small.onnx --calib texts.jsonl
   fewbit compare model.onnx small.onnx --data labelled.jsonl`,
