@@ -97,14 +97,15 @@ func explain(err error) *httpError {
 // clientText words err for a client: its own text without paths, or only the
 // sentinel's when an operating-system error is inside.
 func clientText(err, sentinel error) string {
-	switch sentinel {
-	case context.DeadlineExceeded:
+	is := func(target error) bool { return errors.Is(sentinel, target) }
+	switch {
+	case is(context.DeadlineExceeded):
 		return "the request's deadline passed before the model answered; retry later or allow more time (parameter timeout, in microseconds)"
-	case os.ErrDeadlineExceeded:
+	case is(os.ErrDeadlineExceeded):
 		return "the body did not arrive in time"
-	case io.ErrUnexpectedEOF:
+	case is(io.ErrUnexpectedEOF):
 		return "the body ended early"
-	case syscall.ENOSPC:
+	case is(syscall.ENOSPC):
 		return "no space left on the server's disk"
 	}
 	var pe *fs.PathError

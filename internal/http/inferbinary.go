@@ -90,7 +90,7 @@ func (in *inferInput) setBytes(b []byte, a *arena) error {
 			}
 		}
 	}
-	in.tensor.Data = aligned(b, int(in.dtype.Bits()/8), a)
+	in.tensor.Data = aligned(b, in.dtype.Bits()/8, a)
 	return nil
 }
 
@@ -139,7 +139,7 @@ func rawInput(r *inferRequest, spec engine.IOSpec, body []byte, a *arena) error 
 	io := spec.Inputs[0]
 	in := r.input()
 	in.name, in.dtype = []byte(io.Name), io.Type
-	known, free := int64(1), -1
+	free := -1
 	for i, d := range io.Dims {
 		if d < 0 {
 			if free >= 0 && io.Type != tensor.String {

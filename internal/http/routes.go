@@ -140,7 +140,7 @@ func (s *Server) report(c *gin.Context, err error) {
 // fail answers with an error. It is the only place that does.
 func (s *Server) fail(c *gin.Context, err error) {
 	e := explain(err)
-	if e.status == http.StatusInternalServerError && err != error(e) {
+	if worded := new(httpError); e.status == http.StatusInternalServerError && !errors.As(err, &worded) {
 		s.report(c, err)
 	}
 	if c.Writer.Written() {

@@ -1,6 +1,7 @@
 package http
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -62,7 +63,7 @@ type uploadReader struct {
 func (u *uploadReader) Read(p []byte) (int, error) {
 	_ = u.ctl.SetReadDeadline(time.Now().Add(u.patient))
 	n, err := u.r.Read(p)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		_ = u.ctl.SetReadDeadline(time.Time{}) // checking the upload may take longer
 	} else if err != nil {
 		err = codingError(err, u.coding)

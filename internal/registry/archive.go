@@ -200,7 +200,7 @@ type zipReader struct {
 
 func (z zipReader) Read(p []byte) (int, error) {
 	n, err := z.r.Read(p)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = fmt.Errorf("%w: zip entry %.60q: %v", ErrInvalid, z.name, noPath(err))
 	}
 	return n, err
