@@ -269,7 +269,11 @@ func (r *Registry) DeleteDataset(name string) error {
 		return err
 	}
 	return r.locked(func() error {
-		if err := os.Remove(r.path(datasetsDir, name+".json")); err != nil {
+		err := os.Remove(r.path(datasetsDir, name+".json"))
+		if errors.Is(err, fs.ErrNotExist) { // somebody else was faster
+			return fmt.Errorf("data set %s: %w", name, ErrNotFound)
+		}
+		if err != nil {
 			return noPath(err)
 		}
 		return noPath(syncDir(r.path(datasetsDir)))

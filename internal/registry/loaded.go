@@ -361,7 +361,7 @@ func (l *Loaded) dropLocked(m *model) {
 
 // Delete removes a version from the registry, or with "" the whole model, and
 // stops serving it. Requests that run finish.
-// Errors: ErrNotFound, ErrInUse (the default while there are other versions).
+// Errors: ErrNotFound, ErrInUse (the default version alone).
 func (l *Loaded) Delete(ctx context.Context, name, version string) error {
 	if _, err := l.r.Model(name); errors.Is(err, ErrNotFound) || errors.Is(err, ErrName) {
 		return err

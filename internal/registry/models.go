@@ -454,9 +454,9 @@ func (r *Registry) changeState(model string, f func(*state) error) error {
 	})
 }
 
-// DeleteVersion removes one version. The default is refused with ErrInUse
-// while there are others: promote another one first. With the last version
-// the model is gone. Numbers are not used again while the model exists.
+// DeleteVersion removes one version. The default is refused with ErrInUse, be
+// it the only one or not: promote another first, or delete the model. Numbers
+// are not used again while the model exists.
 func (r *Registry) DeleteVersion(model, version string) error {
 	if version == "" {
 		return fmt.Errorf("%w: say which version to delete", ErrName)
@@ -471,11 +471,17 @@ func (r *Registry) DeleteVersion(model, version string) error {
 		if err != nil {
 			return noPath(err)
 		}
-		if last = len(ns) <= 1; last {
-			return nil
+		if _, ok := slices.BinarySearch(ns, v.Number); !ok { // somebody else was faster
+			return fmt.Errorf("version %d of model %s: %w", v.Number, model, ErrNotFound)
 		}
-		if st.Default == v.Number {
+		switch only := len(ns) == 1; {
+		case st.Default == v.Number && only:
+			return fmt.Errorf("version %d is the only one of model %s and its default, delete the model itself: %w", v.Number, model, ErrInUse)
+		case st.Default == v.Number:
 			return fmt.Errorf("version %d is the default of model %s, promote another first: %w", v.Number, model, ErrInUse)
+		case only: // without a default: what is left is no model
+			last = true
+			return nil
 		}
 		if err := r.writeJSON(r.path(modelsDir, model, "state.json"), st); err != nil { // keeps Next
 			return space(noPath(err))
@@ -501,7 +507,11 @@ func (r *Registry) DeleteModel(model string) error {
 		if err != nil {
 			return space(noPath(err))
 		}
-		if err := os.Rename(r.path(modelsDir, model), filepath.Join(dead, model)); err != nil {
+		err = os.Rename(r.path(modelsDir, model), filepath.Join(dead, model))
+		if errors.Is(err, fs.ErrNotExist) { // somebody else was faster
+			return errors.Join(fmt.Errorf("model %s: %w", model, ErrNotFound), os.RemoveAll(dead))
+		}
+		if err != nil {
 			return noPath(err)
 		}
 		if err := syncDir(r.path(modelsDir)); err != nil {

@@ -140,6 +140,13 @@ func TestVersionsAndDefault(t *testing.T) {
 	if v := upload(t, r, "m", "graph 4"); v.Number != 4 {
 		t.Errorf("number %d was used again, want 4", v.Number)
 	}
+	if err := r.DeleteVersion("m", "4"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.DeleteVersion("m", "2"); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "delete the model itself") {
+		t.Errorf("deleting the only version: %v", err)
+	}
+	wantDefault(2)
 	if err := r.DeleteModel("m"); err != nil {
 		t.Fatal(err)
 	}
@@ -446,5 +453,42 @@ func TestDamagedManifest(t *testing.T) {
 	}
 	if _, err := r.Path("a", "2"); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestConcurrentDeletes: of many who delete the same thing one succeeds, and the
+// others are told that it is not there.
+func TestConcurrentDeletes(t *testing.T) {
+	r := open(t, "", Options{})
+	for round := range 20 {
+		upload(t, r, "m", fmt.Sprint("graph ", round))
+		upload(t, r, "m", fmt.Sprint("graph ", round, "b"))
+		if _, err := r.PutDataset(t.Context(), "d", strings.NewReader("{}\n"), -1, ""); err != nil {
+			t.Fatal(err)
+		}
+		deleteAtOnce(t, "data set", func() error { return r.DeleteDataset("d") })
+		deleteAtOnce(t, "version", func() error { return r.DeleteVersion("m", "2") })
+		deleteAtOnce(t, "model", func() error { return r.DeleteModel("m") })
+	}
+}
+
+func deleteAtOnce(t *testing.T, what string, f func() error) {
+	t.Helper()
+	const n = 8
+	errs := make(chan error, n)
+	for range n {
+		go func() { errs <- f() }()
+	}
+	done := 0
+	for range n {
+		switch err := <-errs; {
+		case err == nil:
+			done++
+		case !errors.Is(err, ErrNotFound):
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if done != 1 {
+		t.Errorf("%s: %d of %d deletions succeeded", what, done, n)
 	}
 }
