@@ -71,7 +71,7 @@ type Status struct {
 	ID         string          `json:"id"`
 	Status     State           `json:"status"`
 	Phase      string          `json:"phase,omitempty"` // what the job is doing, for people
-	Progress   float64         `json:"progress"`        // 0..1
+	Progress   float64         `json:"progress"`        // 0..1, never less than before, after a restart too
 	ETASeconds *float64        `json:"eta_seconds,omitempty"`
 	Result     json.RawMessage `json:"result,omitempty"`
 	Error      string          `json:"error,omitempty"`

@@ -127,8 +127,7 @@ func (q *JetStream) claim(id string) (record, error) {
 		r.Status.Status = Running
 		r.Attempts++
 		r.Started = &now
-		r.Phase = "starting"
-		r.Progress = 0
+		r.Phase = "starting" // Progress stays where an interrupted attempt left it
 		r.ETASeconds = nil
 		return nil
 	})
@@ -272,7 +271,7 @@ func (a *attempt) report(check func(record)) {
 		if !r.CancelAsked {
 			r.Phase = phase
 		}
-		r.Progress = frac
+		r.Progress = max(r.Progress, frac) // a second attempt catches up unseen
 		r.ETASeconds = eta(time.Since(a.started), frac)
 		return nil
 	})
@@ -339,7 +338,7 @@ func (a *attempt) trySettle(result json.RawMessage, runErr error) (final bool, e
 			r.finish(Cancelled, now)
 		case errors.Is(runErr, ErrStopped):
 			r.Status.Status = Queued
-			r.Phase, r.Progress, r.ETASeconds = "", 0, nil
+			r.Phase, r.ETASeconds = "", nil
 		default:
 			r.finish(Failed, now)
 			r.Error = clip(a.q.o.Public(runErr), maxErrorBytes)

@@ -317,3 +317,42 @@ func BenchmarkOpen(b *testing.B) {
 		b.StartTimer()
 	}
 }
+
+// TestProgressSurvivesRestarts: a client that watches through orderly stops and
+// a takeover sees the progress stand still while the work is repeated, and the
+// estimate follow the new attempt.
+func TestProgressSurvivesRestarts(t *testing.T) {
+	dir := t.TempDir()
+	var id string
+	last := 0.0
+	for _, reached := range []float64{0.6, 0.2, 0.8} {
+		q := open(t, Options{Dir: dir, ProgressEvery: time.Millisecond, Runner: func(ctx context.Context, _ string, _ Spec, progress func(string, float64)) (json.RawMessage, error) {
+			for f := 0.1; f < reached+0.05; f += 0.1 {
+				progress(fmt.Sprintf("at %.1f", f), f)
+				time.Sleep(20 * time.Millisecond)
+			}
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}})
+		if id == "" {
+			id = submit(t, q, Spec{})
+		}
+		await(t, q, id, func(s Status) bool {
+			if s.Progress < last {
+				t.Errorf("progress %v after %v (%s, attempt %d)", s.Progress, last, s.Phase, s.Attempts)
+			}
+			last = s.Progress
+			return s.Phase == fmt.Sprintf("at %.1f", reached)
+		})
+		if err := q.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if last < 0.79 || last > 0.81 {
+		t.Errorf("at the end the progress is %v", last)
+	}
+	q := open(t, Options{Dir: dir})
+	if s, err := q.Get(t.Context(), id); err != nil || s.Status != Queued || s.Progress != last {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
