@@ -130,6 +130,9 @@ func (n *Node) label(i int) string {
 // already, or "".
 func (m *Model) Quantized() string {
 	for _, n := range m.Graph.Nodes {
+		if n.Domain == DomainFewbit {
+			return n.Op
+		}
 		switch n.Op {
 		case "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
 			"MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits",

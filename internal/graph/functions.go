@@ -2,6 +2,7 @@ package graph
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/fewbit/fewbit/internal/onnx"
 	"github.com/fewbit/fewbit/internal/onnx/pb"
@@ -25,6 +26,33 @@ func functionsOf(p *pb.ModelProto) map[callee]*pb.FunctionProto {
 		r[callee{domain(f.GetDomain()), f.GetName(), f.GetOverload()}] = f
 	}
 	return r
+}
+
+// Function returns the function of the given name that the model defines
+// itself (without overload), or nil.
+func (m *Model) Function(domain, name string) *pb.FunctionProto {
+	return m.functions[callee{domain, name, ""}]
+}
+
+// Functions returns the functions that the model defines itself, in file order.
+// They are shared: replace them, never write in place.
+func (m *Model) Functions() []*pb.FunctionProto {
+	return slices.Clone(m.shell.GetFunctions())
+}
+
+// AddFunction defines f in the model, in place of one of the same name. Clones
+// made before do not get it.
+func (m *Model) AddFunction(f *pb.FunctionProto) {
+	p := &pb.ModelProto{}
+	if m.shell != nil {
+		p = cloneShell(m.shell)
+	}
+	key := callee{domain(f.GetDomain()), f.GetName(), f.GetOverload()}
+	p.Functions = slices.DeleteFunc(slices.Clone(p.Functions), func(have *pb.FunctionProto) bool {
+		return callee{domain(have.GetDomain()), have.GetName(), have.GetOverload()} == key
+	})
+	p.Functions = append(p.Functions, f)
+	m.shell, m.functions = p, functionsOf(p)
 }
 
 // isLocal reports whether n calls a function that the model defines itself:

@@ -60,6 +60,9 @@ var (
 func allOps() []string {
 	var ops []string
 	for d, rules := range shapeRules {
+		if d == DomainFewbit {
+			continue // a model must define these itself; see rules_fewbit_test.go
+		}
 		for op := range rules {
 			ops = append(ops, d+":"+op)
 		}

@@ -15,7 +15,7 @@ func MACs(m *Model, bind map[string]int64) map[*Node]int64 {
 	f := infer(m, bind, true)
 	r := map[*Node]int64{}
 	for _, n := range m.Graph.Nodes {
-		if m.isLocal(n) {
+		if m.isLocal(n) && n.Domain != DomainFewbit {
 			continue
 		}
 		if d := f.macs(n); d.N >= 0 {
@@ -28,7 +28,7 @@ func MACs(m *Model, bind map[string]int64) map[*Node]int64 {
 // macs returns unknownDim for operators without a product, and where a
 // dimension is unknown.
 func (f *inferrer) macs(n *Node) Dim {
-	if n.Domain != DomainONNX && n.Domain != DomainMS {
+	if n.Domain != DomainONNX && n.Domain != DomainMS && n.Domain != DomainFewbit {
 		return unknownDim
 	}
 	switch n.Op {
@@ -42,7 +42,7 @@ func (f *inferrer) macs(n *Node) Dim {
 		return f.productMACs(n, f.in(n, 0).Dims, n.Int("transA", 0) != 0)
 	case "QGemm":
 		return f.productMACs(n, f.in(n, 0).Dims, n.Int("transA", 0) != 0)
-	case "MatMul", "MatMulInteger", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits":
+	case "MatMul", "MatMulInteger", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits", "MatMulQuantized":
 		return f.productMACs(n, f.in(n, 0).Dims, false)
 	case "FusedMatMul", "TransposeMatMul":
 		a, _ := f.fusedMatMulOperands(n)

@@ -94,7 +94,7 @@ func infer(m *Model, bind map[string]int64, trust bool) *inferrer {
 		f.set(v.Name, v.Type, dims)
 	}
 	for _, n := range g.Nodes {
-		if !m.isLocal(n) {
+		if !m.isLocal(n) || n.Domain == DomainFewbit {
 			if rule := shapeRules[n.Domain][n.Op]; rule != nil {
 				rule(f, n)
 				f.contentOf(n)

@@ -1,0 +1,35 @@
+package graph
+
+import (
+	"slices"
+
+	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+// DomainFewbit holds the operators of docs/ops.md. Models carry them as
+// functions of their own with bodies of standard operators; their names are
+// reserved, so their shapes are known all the same.
+const DomainFewbit = "fewbit"
+
+func init() {
+	shapeRules[DomainFewbit] = map[string]shapeRule{
+		"QuantizeRows":    (*inferrer).quantizeRows,
+		"MatMulQuantized": (*inferrer).matMulQuantized,
+	}
+}
+
+// quantizeRows: codes like X, and a scale and a zero point for each row.
+func (f *inferrer) quantizeRows(n *Node) {
+	x := f.in(n, 0)
+	f.set(n.out(0), tensor.Uint8, x.Dims)
+	rows := slices.Clone(x.Dims)
+	if len(rows) > 0 {
+		rows[len(rows)-1] = Dim{N: 1}
+	}
+	f.set(n.out(1), tensor.Float32, rows)
+	f.set(n.out(2), tensor.Uint8, rows)
+}
+
+func (f *inferrer) matMulQuantized(n *Node) {
+	f.set(n.out(0), tensor.Float32, matmulDims(f.in(n, 0).Dims, f.in(n, 3).Dims))
+}
