@@ -47,6 +47,13 @@ typedef struct fb_device_info {
 } fb_device_info;
 int fb_device(fb_device_info *out);
 
+/* ---- memory.cu: of the current device, synchronous; for tests and small tools. The executor has its own arena. */
+int fb_malloc(void **out, size_t bytes);
+int fb_free(void *p);
+int fb_copy_in(void *dst, const void *src /* host */, size_t bytes);
+int fb_copy_out(void *dst /* host */, const void *src, size_t bytes);
+int fb_sync(fb_stream s);
+
 /* ---- quantize.cu: activations to integers and back ---------------------------------------------------------------
  * Device activations are s8 = u8 - 128 and zero points are shifted the same way (zp - 128): what docs/ops.md specifies
  * on u8 gives the same products, and every tensor core takes s8 x s8. */
@@ -63,7 +70,7 @@ int fb_quantize_channels(const float *x, int64_t outer, int64_t c, int64_t inner
 int fb_dequantize_channels(const int8_t *q, int64_t outer, int64_t c, int64_t inner, const float *scale, float *x, fb_stream s);
 /* y = (q - zero_s8) * scale, dense. */
 int fb_dequantize_tensor(const int8_t *q, int64_t n, float scale, int32_t zero_s8, float *x, fb_stream s);
-/* Blocks along k, symmetric INT4, two per byte, low nibble first, stored + 8: x [n, k] -> q [n, k/2], scale [n, k/block]. block 16..256, power of 2. */
+/* Blocks along k, symmetric INT4, two per byte, low nibble first, stored + 8, the value of largest magnitude becomes -8: x [n, k] -> q [n, k/2], scale [n, k/block]. block 16..256, power of 2. */
 int fb_quantize_blocks_s4(const float *x, int64_t n, int64_t k, int block, uint8_t *q, float *scale, fb_stream s);
 int fb_dequantize_blocks_s4(const uint8_t *q, const float *scale, int64_t n, int64_t k, int block, float *x, fb_stream s);
 

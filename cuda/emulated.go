@@ -1,0 +1,33 @@
+//go:build cuda && cudaemu
+
+package cuda
+
+/*
+#cgo CXXFLAGS: -DFB_EMU -Wno-unknown-pragmas -Wno-unused-variable
+#include "emulate/emulate_api.h"
+const char *fb_emu_selftest(int defect);
+*/
+import "C"
+
+import "embed"
+
+// Sources makes the kernels, which the go command does not know as sources,
+// part of what a build of the emulation depends on.
+//
+//go:embed *.cu *.cuh emulate/*
+var Sources embed.FS
+
+// Emulate sets how emulated launches are scheduled from now on (see
+// emulate_api.h) and the compute capability that Device reports.
+func Emulate(seed uint32, sm int) { C.fb_emu_configure(C.uint(seed), C.int(sm)) }
+
+// EmulatorMessage says what the last failed launch was.
+func EmulatorMessage() string {
+	var text [512]C.char
+	C.fb_emu_message(&text[0], C.size_t(len(text)))
+	return C.GoString(&text[0])
+}
+
+// defect runs the self-test kernel with the given defect and returns what was
+// found; cgo is not for test files.
+func defect(n int) string { return C.GoString(C.fb_emu_selftest(C.int(n))) }
