@@ -217,7 +217,8 @@ func (a *App) checkJob(spec jobs.Spec) error {
 	if err != nil {
 		return err
 	}
-	if _, err := req.Config.WithDefaults(); err != nil {
+	cfg, err := req.Config.WithDefaults()
+	if err != nil {
 		return err
 	}
 	m, err := graph.Open(req.Model)
@@ -236,7 +237,7 @@ func (a *App) checkJob(spec jobs.Spec) error {
 			return fmt.Errorf("%s data: %w", field, err)
 		}
 	}
-	return nil
+	return pipeline.CheckExclude(ctx, m, cfg)
 }
 
 // maxChecked bounds the data sets that checkJob looks into: a request should

@@ -144,10 +144,20 @@ func (s *Server) checkSpec(spec *jobs.Spec) error {
 	}
 	if s.cfg.CheckJob != nil {
 		if err := s.cfg.CheckJob(*spec); err != nil {
-			return badf("%s", hidePaths(err.Error()))
+			return badf("%s", publicText(err))
 		}
 	}
 	return nil
+}
+
+// publicText words err for a client. An error that words itself by Public has no
+// path of this server in it; those of others lose what looks like one.
+func publicText(err error) string {
+	var p interface{ Public() string }
+	if errors.As(err, &p) {
+		return p.Public()
+	}
+	return hidePaths(err.Error())
 }
 
 // checkDataset refuses a dataset that is not stored.

@@ -90,9 +90,15 @@ func (r *run) quantize(ctx context.Context) error {
 	}
 	cfg := r.req.Config
 	r.progress.say("prepare", 0)
+	ops := operatorsOf(r.m)
 	if err := r.passes(ctx, quant.Prepare(cfg)...); err != nil {
 		return err
 	}
+	var err error
+	if cfg.Exclude, err = ops.resolve(r.m, cfg.Exclude); err != nil {
+		return err
+	}
+	r.req.Config = cfg
 	r.float = r.m.Clone()
 	r.spec = SpecOf(r.m)
 	if err := r.checkEval(); err != nil {
@@ -107,7 +113,6 @@ func (r *run) quantize(ctx context.Context) error {
 		r.stamp()
 		return nil
 	}
-	var err error
 	if r.plan, err = quant.NewPlan(r.m, cfg); err != nil {
 		return err
 	}

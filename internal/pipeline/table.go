@@ -56,7 +56,11 @@ func (p *Pipeline) CalibrationTable(ctx context.Context, req TableRequest, progr
 	if op := m.Quantized(); op != "" {
 		return nil, fmt.Errorf("%w: it contains %s; give the float model it was made from", quant.ErrQuantized, op)
 	}
+	ops := operatorsOf(m)
 	if _, err := quant.Run(ctx, m, quant.Prepare(c), quant.Dump{}); err != nil {
+		return nil, err
+	}
+	if c.Exclude, err = ops.resolve(m, c.Exclude); err != nil {
 		return nil, err
 	}
 	plan, err := quant.NewPlan(m, c)
