@@ -12,6 +12,7 @@ import (
 
 	"gorgonia.org/cu"
 
+	"github.com/fewbit/fewbit/cuda"
 	"github.com/fewbit/fewbit/internal/engine/cuda/driver"
 )
 
@@ -117,18 +118,15 @@ func (d *Device) Do(f func() error) error {
 	return f()
 }
 
-// Check turns the status that an entry of package cuda returned into an error:
-// nil for 0, what CUDA said (with ErrLost or ErrOutOfMemory) from FB_CUDA_ERROR on,
-// and otherwise an error that names the status. op says what was tried, with shapes.
-func (d *Device) Check(op string, status int) error {
-	const cudaError = 1000 // FB_CUDA_ERROR of cuda/fewbit_cuda.h
-	switch {
-	case status == 0:
-		return nil
-	case status > cudaError:
-		return d.failed(op, status-cudaError)
+// Check makes the error of an entry of package cuda one of this package: where CUDA
+// refused the launch it is an *Error, an ErrLost or ErrOutOfMemory where it is one,
+// and the device takes note. Other errors come back as they are.
+func (d *Device) Check(err error) error {
+	var e *cuda.DeviceError
+	if errors.As(err, &e) {
+		return d.failed(e.Entry, e.Code)
 	}
-	return fmt.Errorf("%s: kernel status %d", op, status)
+	return err
 }
 
 // Sync waits until the device has done all its work.

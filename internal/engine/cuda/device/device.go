@@ -20,7 +20,6 @@ package device
 import (
 	"errors"
 	"fmt"
-	"unsafe"
 )
 
 // What every error of this package is one of, or none: then it is a mistake in the call.
@@ -60,14 +59,8 @@ type Info struct {
 // String is for people: "NVIDIA H100 80GB HBM3 (GPU 0, sm_90)".
 func (i Info) String() string { return fmt.Sprintf("%s (GPU %d, sm_%d)", i.Name, i.Ordinal, i.SM) }
 
-// Ptr is an address in device memory; 0 is null. It is only ever dereferenced by a device.
+// Ptr is an address in device memory, a cuda.Ptr; 0 is null.
 type Ptr uintptr
-
-// C returns p for a call of cgo.
-func (p Ptr) C() unsafe.Pointer {
-	// A conversion of the bits: the address is not Go's, so the collector has no part in it.
-	return *(*unsafe.Pointer)(unsafe.Pointer(&p))
-}
 
 // Span is a stretch of device memory.
 type Span struct {

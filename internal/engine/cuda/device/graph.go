@@ -10,6 +10,7 @@ import "C"
 import (
 	"errors"
 	"sync/atomic"
+	"unsafe"
 )
 
 // Graph is work that was recorded once and is launched as a whole, without the cost
@@ -28,7 +29,7 @@ type Graph struct {
 func (s *Stream) Capture(f func() error) (*Graph, error) {
 	g := &Graph{d: s.d}
 	err := s.d.Do(func() error {
-		stream := C.CUstream(s.Handle())
+		stream := C.CUstream(unsafe.Pointer(s.s.C()))
 		// Thread-local: other threads may allocate meanwhile.
 		if err := s.d.status("begin capture", C.cuStreamBeginCapture(stream, C.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)); err != nil {
 			return err
@@ -61,7 +62,9 @@ func (g *Graph) Nodes() int { return g.nodes }
 // Launch queues the graph on s. One graph runs once at a time: a second launch waits
 // for the first, on whichever stream.
 func (g *Graph) Launch(s *Stream) error {
-	return g.d.Do(func() error { return g.d.status("launch graph", C.cuGraphLaunch(g.exec, C.CUstream(s.Handle()))) })
+	return g.d.Do(func() error {
+		return g.d.status("launch graph", C.cuGraphLaunch(g.exec, C.CUstream(unsafe.Pointer(s.s.C()))))
+	})
 }
 
 // Close gives the graph up; a launch that runs is still completed.

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"unsafe"
 
+	"golang.org/x/sys/unix"
 	"gorgonia.org/cu"
 )
 
@@ -53,30 +54,34 @@ func (m *Memory) Close() error {
 // HostMemory is pinned host memory: what streams copy to and from without waiting.
 type HostMemory struct {
 	bytes []byte
-	p     unsafe.Pointer
 	d     *Device
 	gone  atomic.Bool
 }
 
-// AllocHost pins host memory. It is taken from the whole system, so pin what is
-// copied often and no more. Zeroed.
+// AllocHost takes memory from the system, zeroed and in whole pages, and pins it. The
+// system cannot use pinned memory otherwise, so pin what is copied often and no more.
 func (d *Device) AllocHost(bytes int64) (*HostMemory, error) {
 	if bytes <= 0 {
 		return nil, fmt.Errorf("allocate %d bytes of pinned memory: at least 1 is needed", bytes)
 	}
-	var p unsafe.Pointer
-	err := d.Do(func() error {
-		return d.status("allocate pinned memory", C.cuMemHostAlloc(&p, C.size_t(bytes), C.CU_MEMHOSTALLOC_PORTABLE))
+	// Memory of the process that CUDA registers, not memory that CUDA makes: the latter goes
+	// with the context, and a slice of it that someone still reads would end the process.
+	b, err := unix.Mmap(-1, 0, int(bytes), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		return nil, fmt.Errorf("map %d bytes to pin them: %w: %w", bytes, err, ErrOutOfMemory)
+	}
+	err = d.Do(func() error {
+		return d.status("pin memory", C.cuMemHostRegister(unsafe.Pointer(&b[0]), C.size_t(bytes), C.CU_MEMHOSTREGISTER_PORTABLE))
 	})
 	if err != nil {
+		unmap(b)
 		return nil, d.sizes(err, bytes)
 	}
-	h := &HostMemory{bytes: unsafe.Slice((*byte)(p), bytes), p: p, d: d}
-	clear(h.bytes)
-	return h, nil
+	return &HostMemory{bytes: b, d: d}, nil
 }
 
-// Bytes are the memory itself; nil after Close.
+// Bytes are the memory itself; nil after Close. They stay readable when the device is
+// lost or closed.
 func (h *HostMemory) Bytes() []byte {
 	if h.gone.Load() {
 		return nil
@@ -84,17 +89,20 @@ func (h *HostMemory) Bytes() []byte {
 	return h.bytes
 }
 
-// Close gives the memory back. Slices of Bytes must not be used afterwards. Closing
-// the device does not do this: a lost device's results may still be read.
+// Close gives the memory back. Slices of Bytes must not be used afterwards.
 func (h *HostMemory) Close() error {
 	if h.gone.Swap(true) {
 		return nil
 	}
+	defer unmap(h.bytes)
 	if h.d.Err() != nil {
-		return nil // it went with the context
+		return nil // a context that is gone has unpinned it
 	}
-	return h.d.call("free pinned memory", func() error { return cu.MemFreeHost(h.p) })
+	return h.d.Do(func() error { return h.d.status("unpin memory", C.cuMemHostUnregister(unsafe.Pointer(&h.bytes[0]))) })
 }
+
+// unmap cannot fail for what Mmap returned.
+func unmap(b []byte) { _ = unix.Munmap(b) }
 
 // sizes adds to an error of an allocation what was asked for and what there is.
 func (d *Device) sizes(err error, bytes int64) error {

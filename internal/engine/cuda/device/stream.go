@@ -38,8 +38,8 @@ func (d *Device) NewStream() (*Stream, error) {
 	return s, nil
 }
 
-// Handle is the stream for package cuda's entries (a CUstream, an fb_stream).
-func (s *Stream) Handle() unsafe.Pointer { return unsafe.Pointer(s.s.C()) }
+// Handle is the stream for package cuda's entries: cuda.Stream(s.Handle()).
+func (s *Stream) Handle() uintptr { return uintptr(unsafe.Pointer(s.s.C())) }
 
 // Device is the one that the stream belongs to.
 func (s *Stream) Device() *Device { return s.d }
