@@ -11,8 +11,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/fewbit/fewbit/internal/bare"
-
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/onnx"
@@ -26,7 +24,7 @@ type Lab struct {
 	Engine  engine.Engine
 	Threads int
 
-	dir  string
+	dir  *scratchDir
 	next atomic.Int64
 	mu   sync.Mutex
 	gemm engine.Session
@@ -34,9 +32,9 @@ type Lab struct {
 
 // NewLab makes the scratch folder inside parent ("" is the system's).
 func NewLab(e engine.Engine, threads int, parent string) (*Lab, error) {
-	dir, err := os.MkdirTemp(parent, ".fewbit-lab-*")
+	dir, err := newScratch(parent, labPrefix)
 	if err != nil {
-		return nil, fmt.Errorf("make a scratch folder: %w", bare.Error(err))
+		return nil, fmt.Errorf("make a scratch folder: %w", err)
 	}
 	return &Lab{Engine: e, Threads: threads, dir: dir}, nil
 }
@@ -49,7 +47,7 @@ func (l *Lab) Close() error {
 		l.gemm.Close()
 		l.gemm = nil
 	}
-	return os.RemoveAll(l.dir)
+	return l.dir.remove()
 }
 
 // inlineMax is the size up to which a scratch model is one file; larger ones
@@ -59,7 +57,7 @@ const inlineMax = 64 << 20
 // Open opens m with the inner tensors named in taps as additional outputs.
 // The files are removed as soon as the engine has them.
 func (l *Lab) Open(ctx context.Context, m *graph.Model, taps []string, o engine.Options) (engine.Session, error) {
-	path := filepath.Join(l.dir, fmt.Sprintf("m%d.onnx", l.next.Add(1)))
+	path := filepath.Join(l.dir.path, fmt.Sprintf("m%d.onnx", l.next.Add(1)))
 	defer os.Remove(path)
 	defer os.Remove(path + ".data")
 	large := weightBytes(m) > inlineMax

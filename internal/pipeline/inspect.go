@@ -124,7 +124,7 @@ func operatorFacts(n *graph.Node, macs int64, integer bool, rule string) report.
 // integerOps multiply integers by definition.
 var integerOps = map[string]bool{
 	"QLinearConv": true, "QLinearMatMul": true, "MatMulInteger": true, "ConvInteger": true, "MatMulIntegerToFloat": true,
-	"DynamicQuantizeMatMul": true, "QGemm": true, "QAttention": true,
+	"DynamicQuantizeMatMul": true, "QGemm": true, "QAttention": true, "MatMulQuantized": true,
 }
 
 // fusedToInteger are the float operators that engines run in integers when
@@ -268,7 +268,10 @@ func PassNames(c quant.Config) []string {
 	case c.Scheme == quant.INT4:
 		table = append(table, quant.Embeddings{}, &quant.BlockWeights{})
 	case c.Scheme.Static():
-		table = append(table, &quant.Ranges{}, &autoPass{}, &biasPass{}, quant.Embeddings{}, &quant.Insert{}, quant.Lower{})
+		table = append(table, &quant.Ranges{}, &autoPass{}, &biasPass{}, quant.Embeddings{}, &quant.Insert{})
+		if c.Lowered() {
+			table = append(table, quant.Lower{})
+		}
 	default:
 		table = append(table, &quant.Ranges{}, quant.Embeddings{}, &quant.Insert{})
 	}

@@ -160,7 +160,7 @@ func (r *run) rewriting() []quant.Pass {
 	if !cfg.NoEmbeddings {
 		table = append(table, quant.Embeddings{Config: cfg})
 	}
-	if cfg.Target == quant.ORTCPU {
+	if cfg.Target.Encoder() {
 		table = append(table, quant.Residuals{})
 	}
 	if cfg.Scheme == quant.INT4 {
@@ -172,7 +172,7 @@ func (r *run) rewriting() []quant.Pass {
 	}
 	r.insert = &quant.Insert{Plan: r.plan, Choices: r.choices}
 	table = append(table, r.insert)
-	if cfg.Target != quant.QDQ && cfg.Scheme.Static() {
+	if cfg.Lowered() {
 		table = append(table, snapshot{&r.qdq}, quant.Lower{})
 	}
 	return table
@@ -282,7 +282,7 @@ func SpecOf(m *graph.Model) engine.IOSpec {
 
 // finish saves the model beside its destination, judges it and publishes it.
 func (r *run) finish(ctx context.Context) error {
-	st, err := newStage(r.req.Out, r.lab.dir)
+	st, err := newStage(r.req.Out, r.lab.dir.path)
 	if err != nil {
 		return err
 	}

@@ -193,6 +193,9 @@ func TestEveryForm(t *testing.T) {
 			{"int4", quant.Config{Scheme: quant.INT4}, 14, 20},
 			{"fp16", quant.Config{Scheme: quant.FP16}, 50, 50},
 			{"dynamic", quant.Config{Scheme: quant.INT8Dynamic}, 24, 24},
+			{"cuda", quant.Config{Target: quant.CUDA}, 24, 24},
+			{"cuda dynamic", quant.Config{Target: quant.CUDA, Scheme: quant.INT8Dynamic}, 24, 24},
+			{"cuda int4", quant.Config{Target: quant.CUDA, Scheme: quant.INT4}, 14, 20},
 		} {
 			t.Run(k.name+"/"+c.name, func(t *testing.T) {
 				out := filepath.Join(t.TempDir(), "q.onnx")

@@ -11,7 +11,8 @@ import (
 // stage is a folder in which a result is made before it is published: on the
 // destination's file system, so that publishing is a rename.
 type stage struct {
-	dir, path, out string
+	dir       *scratchDir // nil when nothing is published
+	path, out string
 }
 
 // newStage prepares for publishing to out; with out "" the result stays in
@@ -20,16 +21,16 @@ func newStage(out, scratch string) (*stage, error) {
 	if out == "" {
 		return &stage{path: filepath.Join(scratch, "result.onnx")}, nil
 	}
-	dir, err := os.MkdirTemp(filepath.Dir(out), ".fewbit-stage-*")
+	dir, err := newScratch(filepath.Dir(out), stagePrefix)
 	if err != nil {
-		return nil, fmt.Errorf("write %s: %w", filepath.Base(out), bare.Error(err))
+		return nil, fmt.Errorf("write %s: %w", filepath.Base(out), err)
 	}
-	return &stage{dir: dir, path: filepath.Join(dir, filepath.Base(out)), out: out}, nil
+	return &stage{dir: dir, path: filepath.Join(dir.path, filepath.Base(out)), out: out}, nil
 }
 
 func (s *stage) discard() {
-	if s.dir != "" {
-		os.RemoveAll(s.dir)
+	if s.dir != nil {
+		s.dir.remove()
 	}
 }
 

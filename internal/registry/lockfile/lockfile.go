@@ -18,16 +18,19 @@ type Lock struct{ f *os.File }
 // Exclusive creates path if needed and locks it without waiting. It returns
 // ErrLocked when it is held elsewhere. The file stays after Release: removing
 // it would let a second holder lock a different inode of the same name.
-func Exclusive(path string) (*Lock, error) { return open(path, true, false) }
+func Exclusive(path string) (*Lock, error) { return open(path, os.O_CREATE, true, false) }
+
+// ExclusiveExisting is Exclusive that does not create the file.
+func ExclusiveExisting(path string) (*Lock, error) { return open(path, 0, true, false) }
 
 // ExclusiveWait is Exclusive that waits.
-func ExclusiveWait(path string) (*Lock, error) { return open(path, true, true) }
+func ExclusiveWait(path string) (*Lock, error) { return open(path, os.O_CREATE, true, true) }
 
 // SharedWait waits for a lock that many may hold while nobody is exclusive.
-func SharedWait(path string) (*Lock, error) { return open(path, false, true) }
+func SharedWait(path string) (*Lock, error) { return open(path, os.O_CREATE, false, true) }
 
-func open(path string, exclusive, wait bool) (*Lock, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+func open(path string, create int, exclusive, wait bool) (*Lock, error) {
+	f, err := os.OpenFile(path, create|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock file: %w", err)
 	}

@@ -2,6 +2,7 @@ package lockfile
 
 import (
 	"errors"
+	"io/fs"
 	"path/filepath"
 	"testing"
 	"time"
@@ -26,6 +27,12 @@ func TestExclusiveExcludes(t *testing.T) {
 	l.Release()
 	l.Release()
 	lock(t, Exclusive, path)
+	if _, err := ExclusiveExisting(path); !errors.Is(err, ErrLocked) {
+		t.Errorf("second holder: %v", err)
+	}
+	if _, err := ExclusiveExisting(path + "2"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
+	}
 	if _, err := Exclusive(filepath.Join(path, "below", "a file")); err == nil || errors.Is(err, ErrLocked) {
 		t.Errorf("a path that cannot be: %v", err)
 	}
