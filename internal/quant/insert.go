@@ -6,6 +6,7 @@ import (
 	"math"
 
 	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/ops"
 	"github.com/fewbit/fewbit/internal/tensor"
 )
 
@@ -15,7 +16,8 @@ const perAxisOpset = 13
 // Insert is the pass that writes the plan into the graph: QuantizeLinear and
 // DequantizeLinear around every planned operator, weights as INT8, convolution
 // biases as INT32. The result is the portable form; Lower makes integer
-// operators of it. Dynamic plans are written in their final form at once.
+// operators of it. Dynamic plans, and matrix products that take their activation
+// by row, are written in their final form at once.
 type Insert struct {
 	Plan    *Plan
 	Choices Choices
@@ -36,7 +38,7 @@ func (p *Insert) Name() string { return "insert" }
 // Run implements Pass.
 func (p *Insert) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 	p.Dequantized, p.Biases = map[string]string{}, map[string]string{}
-	w := &inserter{Insert: p, m: m, g: m.Graph, ix: m.Graph.Index(), dq: p.Dequantized, weights: map[weightKey]string{}}
+	w := &inserter{Insert: p, m: m, g: m.Graph, ix: m.Graph.Index(), dq: p.Dequantized, rows: map[string][]string{}, weights: map[weightKey]string{}}
 	w.tag = w.freeTag()
 	if err := w.tensors(); err != nil {
 		return Stats{}, err
@@ -49,12 +51,17 @@ func (p *Insert) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 			return Stats{}, fmt.Errorf("operator %q: %w", op.Node.Name, err)
 		}
 	}
+	if len(w.rows) > 0 {
+		if err := ops.Install(m); err != nil {
+			return Stats{}, err
+		}
+	}
 	m.Graph.Nodes = append(m.Graph.Nodes, w.added...)
 	if err := m.Graph.Sort(); err != nil {
 		return Stats{}, err
 	}
 	m.Graph.Prune()
-	return Stats{Changed: len(p.Plan.Ops), Note: fmt.Sprintf("%d operators, %d activations, %d weights", len(p.Plan.Ops), len(w.dq), len(w.weights))}, nil
+	return Stats{Changed: len(p.Plan.Ops), Note: fmt.Sprintf("%d operators, %d activations, %d weights", len(p.Plan.Ops), len(w.dq)+len(w.rows), len(w.weights))}, nil
 }
 
 type weightKey struct {
@@ -69,6 +76,7 @@ type inserter struct {
 	g       *graph.Graph
 	ix      *graph.Index
 	added   []*graph.Node
+	rows    map[string][]string  // activation -> outputs of its QuantizeRows
 	dq      map[string]string    // activation -> name of its dequantized copy
 	tag     string               // between a name and its suffix, see freeTag
 	weights map[weightKey]string // -> base name of NAME_quantized / NAME_scale / NAME_dequantized
@@ -90,7 +98,8 @@ func (w *inserter) freeTag() string {
 			used[o] = true
 		}
 	}
-	suffixes := []string{"_quantized", "_dequantized", "_scale", "_zero_point", "_smooth", "_smoothed", "_weight_zero_point"}
+	suffixes := []string{"_quantized", "_dequantized", "_scale", "_zero_point", "_smooth", "_smoothed", "_weight_zero_point",
+		"_rows_quantized", "_rows_scale", "_rows_zero_point", "_sum"}
 	taken := func(tag string) bool {
 		for _, op := range w.Plan.Ops {
 			for _, base := range append([]string{op.W, op.Bias, op.Out}, op.X...) {
@@ -143,7 +152,7 @@ func (w *inserter) tensors() error {
 	seen := map[string]bool{}
 	for _, op := range w.Plan.Ops {
 		for _, t := range op.X {
-			if !seen[t] {
+			if !seen[t] && !w.Plan.Config.byRow(op) {
 				seen[t] = true
 				names = append(names, t)
 			}
@@ -167,7 +176,7 @@ func (w *inserter) tensors() error {
 		w.dq[t] = out
 		for _, u := range w.ix.Uses(t) {
 			op := planned[u.Node]
-			if exclusive[t] || (op != nil && u.Input < len(op.X)) {
+			if exclusive[t] || (op != nil && u.Input < len(op.X) && !w.Plan.Config.byRow(op)) {
 				if w.Plan.Config.Scheme != INT8Dynamic {
 					u.Node.Inputs[u.Input] = out
 				}
@@ -228,6 +237,9 @@ func (w *inserter) dynamic(t string) (string, error) {
 func (w *inserter) op(op *Op) error {
 	switch op.Kind {
 	case Linear:
+		if w.Plan.Config.byRow(op) {
+			return w.nativeLinear(op)
+		}
 		if w.Plan.Config.Scheme == INT8Dynamic {
 			return w.dynamicLinear(op)
 		}
@@ -324,6 +336,9 @@ func (w *inserter) weight(op *Op) (string, error) {
 	base := w.freeBase(op.W)
 	w.weights[key] = base
 	w.g.SetInit(base+"_quantized", q.Tensor())
+	if w.Plan.Config.byRow(op) {
+		return base, w.nativeWeight(base, q)
+	}
 	w.g.SetInit(base+"_scale", q.ScaleTensor())
 	if w.Plan.Config.Scheme != INT8Dynamic {
 		in := []string{base + "_quantized", base + "_scale", base + "_weight_zero_point"}

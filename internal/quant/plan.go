@@ -6,6 +6,7 @@ import (
 	"sort"
 
 	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/ops"
 	"github.com/fewbit/fewbit/internal/tensor"
 )
 
@@ -116,6 +117,10 @@ func NewPlan(m *graph.Model, c Config) (*Plan, error) {
 			return nil, fmt.Errorf("%w: exclude %q names no operator and no operator type of the model", ErrConfig, e)
 		}
 	}
+	b.trim()
+	if err := b.checkOpset(m); err != nil {
+		return nil, err
+	}
 	b.collect()
 	if len(p.Ops) == 0 {
 		return nil, fmt.Errorf("%w: %s", ErrNothing, p.whyNothing())
@@ -209,6 +214,9 @@ func (b *planner) consider(n *graph.Node) (*Op, string) {
 	case n.Op == "MultiHeadAttention" || n.Op == "Attention":
 		return nil, "attention scores and their product with V stay in float (softmax needs the range)"
 	case hasMACs(n):
+		if b.Config.Target == CUDA {
+			return nil, fmt.Sprintf("%s has no integer kernel", n.Op)
+		}
 		return nil, fmt.Sprintf("%s has no integer kernel in ONNX Runtime's CPU engine", n.Op)
 	}
 	return nil, ""
@@ -248,6 +256,9 @@ func (b *planner) matmul(n *graph.Node) (*Op, string) {
 	}
 	if t.Dims[1] < minLinearOut {
 		return nil, fmt.Sprintf("%d outputs: too few to gain (at least %d)", t.Dims[1], minLinearOut)
+	}
+	if b.Config.rows() && t.Dims[0] > ops.MaxK {
+		return nil, fmt.Sprintf("%d inputs: INT32 sums hold %d products", t.Dims[0], ops.MaxK)
 	}
 	op := &Op{Node: n, Kind: Linear, X: []string{x}, W: w, OutAxis: 1, InAxis: 0, Out: n.Outputs[0]}
 	if b.Config.Target == QOperator { // QLinearMatMul gives codes; a bias is added after them
@@ -451,8 +462,10 @@ func (b *planner) collect() {
 		}
 	}
 	for _, op := range b.Ops {
-		for _, x := range op.X {
-			add(x)
+		if !b.Config.byRow(op) {
+			for _, x := range op.X {
+				add(x)
+			}
 		}
 		if op.QuantOut {
 			add(op.Out)

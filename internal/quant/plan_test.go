@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -91,7 +92,11 @@ func cnn() *graph.Model {
 // fixed gives every tensor of the plan the same range; "a" is smoothed.
 func fixed(p *Plan, smooth string) Choices {
 	c := Choices{}
-	for _, t := range p.Tensors {
+	tensors := p.Tensors
+	if smooth != "" && !slices.Contains(tensors, smooth) {
+		tensors = append(slices.Clone(tensors), smooth)
+	}
+	for _, t := range tensors {
 		ch := &Choice{Tensor: t, Method: "minmax"}
 		r := calib.Range{Lo: -2, Hi: 6}
 		if t == "r1" || t == "cl" || t == "gp" {
@@ -125,7 +130,7 @@ func rewrite(t *testing.T, m *graph.Model, c Config, smooth string) (*graph.Mode
 		t.Fatal(err)
 	}
 	table := []Pass{Embeddings{c}, &Insert{Plan: p, Choices: fixed(p, smooth)}}
-	if c.Target != QDQ && c.Scheme == INT8 {
+	if c.Lowered() {
 		table = append(table, Lower{})
 	}
 	if _, err := Run(ctx, m, table, Dump{}); err != nil {
@@ -150,6 +155,9 @@ func TestGolden(t *testing.T) {
 		{"cnn-qdq", cnn(), Config{Target: QDQ}, ""},
 		{"cnn-ort-cpu", cnn(), Config{Target: ORTCPU}, ""},
 		{"cnn-qoperator", cnn(), Config{Target: QOperator}, ""},
+		{"mlp-cuda", mlp(), Config{Target: CUDA}, "a"},
+		{"mlp-cuda-dynamic", mlp(), Config{Target: CUDA, Scheme: INT8Dynamic, Granularity: PerTensor}, ""},
+		{"cnn-cuda", cnn(), Config{Target: CUDA}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m, p := rewrite(t, c.m, c.c, c.smooth)

@@ -23,14 +23,17 @@ func Prepare(c Config) []Pass {
 		count("drop-identities", "identities dropped", graph.DropIdentities),
 		count("fold-batchnorm", "batch normalizations folded", graph.FoldBatchNorm),
 	}
-	if c.Target == ORTCPU {
+	if c.Target.Encoder() {
 		table = append(table, count("gemm-to-matmul", "Gemms rewritten", gemmToMatMul))
 	}
 	table = append(table, count("own-biases", "biases separated or added", ownBiases), count("infer-shapes", "", func(m *graph.Model) int {
 		graph.InferShapes(m)
 		return 0
 	}))
-	if c.Target == ORTCPU {
+	if c.Target == CUDA {
+		table = append(table, FuseNormalization{}, FuseGelu{})
+	}
+	if c.Target.Encoder() {
 		table = append(table, FuseAttention{})
 	}
 	return table

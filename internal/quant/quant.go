@@ -59,10 +59,22 @@ const (
 	// ORTCPU is for ONNX Runtime's CPU engine: u8 activations, s8 weights,
 	// MatMulIntegerToFloat with float outputs, QLinearConv chains.
 	ORTCPU Target = "ort-cpu"
+	// CUDA is the native form (docs/ops.md), for fewbit's kernels: matrix products
+	// take activations by row through operators of the fewbit domain, which the
+	// file carries as functions of standard operators, so that ONNX Runtime runs
+	// it too; convolutions are those of QDQ.
+	CUDA Target = "cuda"
 	// QOperator is QLinearConv, QLinearMatMul and their like, with integer
 	// tensors between them wherever ONNX Runtime has the operator.
 	QOperator Target = "qoperator"
 )
+
+// targetNames lists the targets for people.
+const targetNames = "cpu, ort-cpu, cuda, qdq or qoperator"
+
+// Encoder reports whether the form keeps the outputs of matrix products in
+// float and fuses what stands between them.
+func (t Target) Encoder() bool { return t == ORTCPU || t == CUDA }
 
 // Granularity of weight scales.
 type Granularity string
@@ -122,14 +134,14 @@ func (c Config) WithDefaults() (Config, error) {
 		return c, fmt.Errorf("%w: unknown scheme %q; use %s, %s, %s or %s", ErrConfig, c.Scheme, INT8, INT8Dynamic, INT4, FP16)
 	}
 	switch c.Target {
-	case QDQ, ORTCPU, QOperator:
-	case "cuda", "tensorrt":
-		return c, fmt.Errorf("%w: target %q is not built yet; use cpu, ort-cpu, qdq or qoperator", ErrConfig, c.Target)
+	case QDQ, ORTCPU, QOperator, CUDA:
+	case "tensorrt":
+		return c, fmt.Errorf("%w: target %q is not built yet; use %s", ErrConfig, c.Target, targetNames)
 	default:
-		return c, fmt.Errorf("%w: unknown target %q; use cpu, ort-cpu, qdq or qoperator", ErrConfig, c.Target)
+		return c, fmt.Errorf("%w: unknown target %q; use %s", ErrConfig, c.Target, targetNames)
 	}
-	if (c.Scheme == INT8Dynamic || c.Scheme == INT4) && c.Target != ORTCPU {
-		return c, fmt.Errorf("%w: scheme %s needs target cpu; %s has no form of it", ErrConfig, c.Scheme, c.Target)
+	if (c.Scheme == INT8Dynamic || c.Scheme == INT4) && !c.Target.Encoder() {
+		return c, fmt.Errorf("%w: scheme %s needs target cpu or cuda; %s has no form of it", ErrConfig, c.Scheme, c.Target)
 	}
 	if c.Granularity != PerChannel && c.Granularity != PerTensor {
 		return c, fmt.Errorf("%w: unknown granularity %q; use %s or %s", ErrConfig, c.Granularity, PerChannel, PerTensor)
@@ -140,6 +152,11 @@ func (c Config) WithDefaults() (Config, error) {
 		}
 	}
 	return c, nil
+}
+
+// Lowered reports whether Lower makes integer operators of what Insert wrote.
+func (c Config) Lowered() bool {
+	return c.Scheme.Static() && c.Target != QDQ && c.Target != CUDA
 }
 
 // weightScheme is the integer type of weights: symmetric s8, 7 bits with

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 
 	"github.com/fewbit/fewbit/internal/calib"
@@ -73,10 +74,14 @@ func (r *Ranges) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 	for _, g := range r.Plan.Linears() {
 		groups[g[0].X[0]] = g
 	}
-	tensors := r.Plan.Tensors
-	if r.Plan.Config.Scheme == INT8Dynamic {
+	tensors := slices.Clone(r.Plan.Tensors)
+	free := map[string]bool{} // those that need no range
+	if r.Plan.Config.Scheme == INT8Dynamic || r.Plan.Config.rows() {
 		for _, g := range r.Plan.Linears() {
-			tensors = append(tensors, g[0].X[0])
+			if x := g[0].X[0]; !slices.Contains(r.Plan.Tensors, x) {
+				tensors = append(tensors, x)
+				free[x] = true
+			}
 		}
 	}
 	smoothed := 0
@@ -89,10 +94,12 @@ func (r *Ranges) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 		g := groups[t]
 		var err error
 		switch {
-		case r.Plan.Config.Scheme == INT8Dynamic && rows.empty():
-			continue // nothing was calibrated: dynamic ranges need nothing
+		case free[t] && rows.empty():
+			continue // nothing to choose smoothing by
 		case g != nil && !rows.empty() && r.GEMM != nil && !r.Plan.InChain(t) && r.Plan.Config.Method != MovingAverage:
 			err = r.linear(ctx, m.Graph, c, g, rows)
+		case free[t] && r.Plan.Config.rows():
+			continue
 		default:
 			err = r.plain(c)
 		}
@@ -161,7 +168,7 @@ func (r *Ranges) linear(ctx context.Context, g *graph.Graph, c *Choice, group []
 	if m := r.Plan.Config.Method; m != Auto {
 		methods = []string{m}
 	}
-	if r.Plan.Config.Scheme == INT8Dynamic {
+	if r.Plan.Config.Scheme == INT8Dynamic || r.Plan.Config.rows() {
 		methods = []string{"minmax"}
 	}
 	h, err := r.histogram(c.Tensor)
@@ -394,9 +401,14 @@ func (t *trial) errors(ctx context.Context, s []float32, cands []candidate) ([]f
 	out := make([]float64, len(cands))
 	for i, c := range cands {
 		var xq []float32
-		if t.cfg.Scheme == INT8Dynamic {
+		switch {
+		case t.cfg.rows():
+			if xq, err = fakeQuantRows(xs, t.k); err != nil {
+				return nil, err
+			}
+		case t.cfg.Scheme == INT8Dynamic:
 			xq = fakeQuantDynamic(xs, t.scheme)
-		} else {
+		default:
 			xq = FakeQuantize(xs, calib.ParamsFor(c.r, t.scheme), t.scheme)
 		}
 		y, err := t.gemm.MatMul(ctx, xq, t.m, t.k, wq, t.n)
