@@ -8,6 +8,7 @@ package device
 import "C"
 
 import (
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"unsafe"
@@ -104,19 +105,18 @@ func (h *HostMemory) Close() error {
 // unmap cannot fail for what Mmap returned.
 func unmap(b []byte) { _ = unix.Munmap(b) }
 
-// sizes adds to an error of an allocation what was asked for and what there is.
+// sizes adds to an allocation's ErrOutOfMemory what was asked for and what there is.
 func (d *Device) sizes(err error, bytes int64) error {
-	e, ok := err.(*Error) //nolint:errorlint // made above, not wrapped
-	if !ok {
+	var e *Error
+	if !errors.As(err, &e) || !errors.Is(e, ErrOutOfMemory) {
 		return err
 	}
-	e.Detail = fmt.Sprintf("%d bytes asked for", bytes)
-	if e.Kind == ErrOutOfMemory { //nolint:errorlint // compares kinds, not errors
-		if free, total, err := d.MemInfo(); err == nil {
-			e.Detail += fmt.Sprintf(", %d of %d free", free, total)
-		}
+	sized := *e
+	sized.Detail = fmt.Sprintf("%d bytes asked for", bytes)
+	if free, total, err := d.MemInfo(); err == nil {
+		sized.Detail += fmt.Sprintf(", %d of %d free", free, total)
 	}
-	return e
+	return &sized
 }
 
 // status is result for the calls that go to the driver without cu.
