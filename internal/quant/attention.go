@@ -2,6 +2,7 @@ package quant
 
 import (
 	"context"
+	"fmt"
 	"slices"
 
 	"github.com/fewbit/fewbit/internal/graph"
@@ -28,7 +29,7 @@ func (FuseAttention) Name() string { return "fuse-attention" }
 
 // Run implements Pass. Shapes must have been inferred.
 func (FuseAttention) Run(_ context.Context, m *graph.Model) (Stats, error) {
-	f := &attentionFuser{fuser: newFuser(m), bias: map[string]string{}}
+	f := &attentionFuser{m: m, g: m.Graph, ix: m.Graph.Index(), drop: map[*graph.Node]bool{}, bias: map[string]string{}}
 	count := 0
 	for _, n := range m.Graph.Nodes {
 		if n.Is("Softmax") {
@@ -40,13 +41,23 @@ func (FuseAttention) Run(_ context.Context, m *graph.Model) (Stats, error) {
 	}
 	if count > 0 {
 		m.Require(graph.DomainMS, 1)
+		m.Graph.Nodes = append(without(m.Graph.Nodes, f.drop), f.added...)
+		if err := m.Graph.Sort(); err != nil {
+			return Stats{}, err
+		}
+		m.Graph.Prune()
+		graph.InferShapes(m)
 	}
-	return f.finish(count, "attention blocks")
+	return Stats{Changed: count, Note: fmt.Sprintf("%d attention blocks", count)}, nil
 }
 
 type attentionFuser struct {
-	*fuser
-	bias map[string]string // mask -> its form [batch, 1, length, length]
+	m     *graph.Model
+	g     *graph.Graph
+	ix    *graph.Index
+	drop  map[*graph.Node]bool
+	added []*graph.Node
+	bias  map[string]string // mask -> its form [batch, 1, length, length]
 }
 
 // attention is one matched block.
@@ -174,6 +185,18 @@ func (f *attentionFuser) split(a *attention, value string, perm []int64) string 
 		return ""
 	}
 	return r.In(0)
+}
+
+func (f *attentionFuser) dims(value string) []graph.Dim {
+	if v := f.g.Info[value]; v != nil {
+		return v.Dims
+	}
+	for _, v := range f.g.Inputs {
+		if v.Name == value {
+			return v.Dims
+		}
+	}
+	return nil
 }
 
 // shapesFit: the result is [batch, length, heads*size] and the mask, if there

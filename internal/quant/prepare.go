@@ -30,9 +30,6 @@ func Prepare(c Config) []Pass {
 		graph.InferShapes(m)
 		return 0
 	}))
-	if c.Target == CUDA {
-		table = append(table, FuseNormalization{}, FuseGelu{})
-	}
 	if c.Target.Encoder() {
 		table = append(table, FuseAttention{})
 	}
