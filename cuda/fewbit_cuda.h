@@ -31,7 +31,7 @@ enum {
   FB_CUDA_ERROR = 1000 /* FB_CUDA_ERROR + cudaError_t of the launch */
 };
 
-enum { FB_F32 = 0, FB_F16 = 1, FB_BF16 = 2, FB_S8 = 3, FB_U8 = 4, FB_S32 = 5, FB_S64 = 6, FB_U32 = 7 };
+enum { FB_F32 = 0, FB_F16 = 1, FB_BF16 = 2, FB_S8 = 3, FB_U8 = 4, FB_S32 = 5, FB_S64 = 6, FB_U32 = 7, FB_BOOL = 8 /* a byte, 0 or 1 */ };
 
 enum { /* activations of epilogues and of fb_unary */
   FB_ACT_NONE = 0, FB_ACT_RELU = 1, FB_ACT_GELU = 2 /* erf */, FB_ACT_GELU_TANH = 3, FB_ACT_QUICK_GELU = 4 /* x sigmoid(1.702 x) */,
