@@ -1,0 +1,66 @@
+package batch
+
+import (
+	"math"
+	"time"
+)
+
+// cost predicts how long a run takes from its padded size: a line fitted by
+// least squares to what was measured, recent runs counting more. The intercept
+// is what a run costs by itself, and so what running two requests as one saves.
+type cost struct {
+	n, x, xx, y, xy float64 // decayed sums of weights, sizes, seconds
+	dev             float64 // decayed mean of |measured - predicted|
+}
+
+const (
+	// costDecay gives a run half its weight after 34 more.
+	costDecay = 0.98
+	// costSpread is the relative spread of sizes (variance over squared mean)
+	// from which on intercept and slope can be told apart.
+	costSpread = 1e-3
+)
+
+func (c *cost) observe(size float64, d time.Duration) {
+	s := d.Seconds()
+	if c.n > 0 {
+		e, _ := c.predict(size)
+		c.dev += (1 - costDecay) * (math.Abs(s-e.Seconds()) - c.dev)
+	}
+	c.n = c.n*costDecay + 1
+	c.x = c.x*costDecay + size
+	c.xx = c.xx*costDecay + size*size
+	c.y = c.y*costDecay + s
+	c.xy = c.xy*costDecay + size*s
+}
+
+// line returns intercept and slope in seconds; known is false before runs of
+// different sizes have been seen, and the line then goes through the origin.
+func (c *cost) line() (a, b float64, known bool) {
+	if c.n == 0 {
+		return 0, 0, false
+	}
+	mx, my := c.x/c.n, c.y/c.n
+	v := c.xx/c.n - mx*mx
+	if v <= costSpread*mx*mx {
+		return 0, my / math.Max(mx, 1), false
+	}
+	b = math.Max((c.xy/c.n-mx*my)/v, 0)
+	if a = my - b*mx; a < 0 {
+		return 0, my / mx, true
+	}
+	return a, b, true
+}
+
+// predict returns the expected duration of a run of that size, 0 before the
+// first, and whether it rests on runs of different sizes.
+func (c *cost) predict(size float64) (time.Duration, bool) {
+	a, b, known := c.line()
+	return time.Duration((a + b*size) * float64(time.Second)), known
+}
+
+// late is a duration that few runs exceed.
+func (c *cost) late(size float64) time.Duration {
+	d, _ := c.predict(size)
+	return d + time.Duration(2*c.dev*float64(time.Second))
+}
