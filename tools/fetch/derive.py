@@ -58,3 +58,46 @@ def stamps_tree(deb, deps, publish, say):
     (tmp / "README").write_text("Unpacked from the Debian package tuxpaint-stamps-default (GPL-2+), for benchmarks only.\n")
     shutil.rmtree(str(to), ignore_errors=True)
     tmp.rename(to)
+
+
+# Where the wheels of the CUDA toolkit keep it, and its programs.
+CUDA_ROOT = "nvidia/cu13/"
+CUDA_PROGRAM = re.compile(r"(bin/[^./]+|bin/cudafe\+\+|nvvm/bin/[^/]+)$")
+
+
+def cuda_part(wheel, deps, publish, say):
+    """One wheel's part of cuda-toolkit/, and parts/NAME.txt with the size and path of each file.
+
+    The list is what the manifest pins. It is written last: where it is, all of the part is.
+    """
+    root = deps / "cuda-toolkit"
+    name = wheel.name.split("-")[0]
+    lines = []
+    with zipfile.ZipFile(str(wheel)) as z:
+        for info in sorted(z.infolist(), key=lambda i: i.filename):
+            path = info.filename[len(CUDA_ROOT):]
+            if info.filename.endswith("/licenses/License.txt"):
+                path = "LICENSE.txt"
+            elif info.is_dir() or not info.filename.startswith(CUDA_ROOT) or path.startswith(".metadata/"):
+                continue
+            if path.startswith("/") or ".." in path.split("/"):
+                raise ValueError("%s holds the path %s" % (wheel.name, info.filename))
+            to = root / path
+            to.parent.mkdir(parents=True, exist_ok=True)
+            with z.open(info) as src, open(str(to) + ".part", "wb") as dst:
+                shutil.copyfileobj(src, dst, 1 << 20)
+            (to.parent / (to.name + ".part")).replace(to)
+            to.chmod(0o755 if CUDA_PROGRAM.match(path) else 0o644)
+            lines.append("%10d %s\n" % (info.file_size, path))
+            if re.match(r"lib/libcudart\.so\.\d+$", path):
+                link(root / "lib64", "lib")  # where CMake looks
+                link(root / "lib" / "libcudart.so", to.name)
+    publish(root / "parts" / (name + ".txt"), lambda f: f.write("".join(lines).encode()))
+    say("%s: %d files" % (name, len(lines)))
+
+
+def link(at, to):
+    """Makes at a symbolic link to its neighbour."""
+    if at.is_symlink() or at.exists():
+        at.unlink()
+    at.symlink_to(to)

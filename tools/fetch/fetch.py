@@ -58,13 +58,12 @@ def machine():
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(m, m)
 
 
-def for_machine(value, what):
+def for_machine(value, item):
     """Picks this machine's entry where the manifest gives one per architecture."""
     if not isinstance(value, dict):
         return value
     if machine() not in value:
-        raise FetchError("%s is not pinned for %s (only %s); build it there and set FEWBIT_ORT_LIB to the library"
-                         % (what, machine(), ", ".join(sorted(value))))
+        raise FetchError("%s is not pinned for %s (only %s); %s" % (item["title"], machine(), ", ".join(sorted(value)), item["elsewhere"]))
     return value[machine()]
 
 
@@ -177,7 +176,7 @@ def complete(name, item):
     """True where the receipt fits the manifest and every file still has the size it was verified at."""
     try:
         receipt = json.loads((RECEIPTS / (name + ".json")).read_text())
-        want = {e["to"]: for_machine(e["sha256"], item["title"]) for e in item["files"]}
+        want = {e["to"]: for_machine(e["sha256"], item) for e in item["files"]}
         return receipt["sha256"] == want and all((DEPS / to).stat().st_size == receipt["bytes"][to] for to in want)
     except (OSError, ValueError, KeyError):
         return False
@@ -185,12 +184,12 @@ def complete(name, item):
 
 def verified(item):
     """True where every file of item is there with its pinned hash."""
-    return all((DEPS / e["to"]).is_file() and sha256(DEPS / e["to"]) == for_machine(e["sha256"], item["title"])
+    return all((DEPS / e["to"]).is_file() and sha256(DEPS / e["to"]) == for_machine(e["sha256"], item)
                for e in item["files"])
 
 
 def write_receipt(name, item):
-    receipt = {"sha256": {e["to"]: for_machine(e["sha256"], item["title"]) for e in item["files"]},
+    receipt = {"sha256": {e["to"]: for_machine(e["sha256"], item) for e in item["files"]},
                "bytes": {e["to"]: (DEPS / e["to"]).stat().st_size for e in item["files"]}}
     publish(RECEIPTS / (name + ".json"), lambda f: f.write(json.dumps(receipt, indent=1).encode()))
 
@@ -208,7 +207,7 @@ def provide(manifest, name, check):
     if verified(item):
         write_receipt(name, item)
         return
-    pkg = manifest["packages"][for_machine(item["package"], item["title"])]
+    pkg = manifest["packages"][for_machine(item["package"], item)]
     archive = download(pkg, override)
     say("unpacking %s" % item["title"])
     if "make" in item:
@@ -218,7 +217,7 @@ def provide(manifest, name, check):
         for entry in item["files"]:
             extract(archive, entry)
     for entry in item["files"]:
-        got, want = sha256(DEPS / entry["to"]), for_machine(entry["sha256"], item["title"])
+        got, want = sha256(DEPS / entry["to"]), for_machine(entry["sha256"], item)
         if got != want:
             raise FetchError("%s came out with sha256 %s, manifest.json pins %s; delete %s and run again"
                              % (shown(DEPS / entry["to"]), got, want, shown(archive)))

@@ -86,9 +86,9 @@ class FetchTest(unittest.TestCase):
                 self.provide()
 
     def test_another_architecture(self):
-        self.manifest["items"]["box"]["package"] = {"riscv64": "box"}
+        self.manifest["items"]["box"].update(package={"riscv64": "box"}, elsewhere="build it there")
         with mock.patch.object(fetch, "machine", return_value="x86_64"):
-            with self.assertRaisesRegex(fetch.FetchError, "not pinned for x86_64"):
+            with self.assertRaisesRegex(fetch.FetchError, r"box is not pinned for x86_64 \(only riscv64\); build it there"):
                 self.provide()
 
 
@@ -112,6 +112,7 @@ class ManifestTest(unittest.TestCase):
             for p in packages:
                 self.assertIn(p, self.manifest["packages"])
             self.assertTrue("make" not in item or hasattr(derive, item["make"]))
+            self.assertTrue("elsewhere" in item or not isinstance(item["package"], dict))
         for names in self.manifest["sets"].values():
             self.assertLessEqual(set(names), set(self.manifest["items"]))
 
@@ -119,6 +120,36 @@ class ManifestTest(unittest.TestCase):
         for item in self.manifest["items"].values():
             for f in item["files"]:
                 self.assertFalse(f["to"].startswith("/") or ".." in f["to"].split("/"))
+
+
+class ToolkitTest(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.deps = Path(folder.name)
+
+    def unpack(self, name, files):
+        wheel = self.deps / name
+        with zipfile.ZipFile(str(wheel), "w") as z:
+            for path, text in files.items():
+                z.writestr(path, text)
+        derive.cuda_part(wheel, self.deps, fetch.publish, lambda text: None)
+
+    def test_parts_are_laid_into_one_tree(self):
+        self.unpack("nvidia_cuda_runtime-13.0.96-py3-none-any.whl", {
+            "nvidia/cu13/include/cuda.h": "h", "nvidia/cu13/lib/libcudart.so.13": "so", "nvidia/cu13/.metadata/x": "no",
+            "nvidia_cuda_runtime-13.0.96.dist-info/licenses/License.txt": "license", "nvidia_cuda_runtime-13.0.96.dist-info/METADATA": "no"})
+        self.unpack("nvidia_cuda_nvcc-13.0.88-py3-none-any.whl", {"nvidia/cu13/bin/nvcc": "p", "nvidia/cu13/bin/cudafe++": "p", "nvidia/cu13/bin/nvcc.profile": "t"})
+        root = self.deps / "cuda-toolkit"
+        self.assertEqual((root / "lib64/libcudart.so").read_text(), "so")
+        self.assertEqual((root / "LICENSE.txt").read_text(), "license")
+        self.assertFalse((root / ".metadata").exists())
+        self.assertEqual([os.access(str(root / "bin" / n), os.X_OK) for n in ("nvcc", "cudafe++", "nvcc.profile")], [True, True, False])
+        self.assertEqual((root / "parts/nvidia_cuda_nvcc.txt").read_text(), "         1 bin/cudafe++\n         1 bin/nvcc\n         1 bin/nvcc.profile\n")
+
+    def test_a_path_that_leaves_the_tree_is_refused(self):
+        with self.assertRaises(ValueError):
+            self.unpack("nvidia_nvvm-1-py3-none-any.whl", {"nvidia/cu13/../../x": "x"})
 
 
 class SplitTest(unittest.TestCase):
