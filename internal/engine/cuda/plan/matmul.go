@@ -1,0 +1,626 @@
+package plan
+
+import (
+	"fmt"
+	"unsafe"
+
+	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+// How the second operand of a matrix product is held.
+const (
+	weightNone = iota // computed
+	weightF32         // a constant matrix of floats, or codes that no kernel multiplies
+	weightS8          // s8 codes with a scale for each column
+	weightS4          // INT4 blocks
+)
+
+// weightForm is the constant operand of a product.
+type weightForm struct {
+	kind  int
+	k, n  int64
+	trans bool   // the constant is [n, k]
+	bias  string // the node's own
+	codes *weightCodes
+}
+
+// weightCodes is a constant s8 weight with its scales along one axis.
+type weightCodes struct {
+	t      *tensor.Tensor
+	codes  []int8
+	scales []float32 // one, or one for each index of the axis
+	scale  *tensor.Tensor
+}
+
+// weightOf looks at the second operand of a matrix product; ok is false when n
+// is none.
+func (b *builder) weightOf(n *graph.Node) (weightForm, bool) {
+	if w, ok := b.forms[n]; ok {
+		return w, w.kind >= 0
+	}
+	w, ok := b.findWeight(n)
+	if !ok {
+		w.kind = -1
+	}
+	b.forms[n] = w
+	return w, ok
+}
+
+func (b *builder) findWeight(n *graph.Node) (w weightForm, ok bool) {
+	matrix := func(t *tensor.Tensor) bool { return t != nil && len(t.Dims) == 2 && t.Dims[0] > 0 && t.Dims[1] > 0 }
+	switch {
+	case n.Domain == graph.DomainFewbit && n.Op == "MatMulQuantized":
+		t := b.g.Init(n.In(3))
+		if !matrix(t) || t.Type != tensor.Int8 {
+			return w, false
+		}
+		return weightForm{kind: weightS8, k: t.Dims[0], n: t.Dims[1]}, true
+	case n.Domain == graph.DomainMS && n.Op == "MatMulNBits":
+		w = weightForm{kind: weightS4, k: n.Int("K", 0), n: n.Int("N", 0), bias: n.In(5)}
+		return w, w.k > 0 && w.n > 0
+	case n.Is("MatMul") || n.Is("Gemm"):
+		w.trans = n.Is("Gemm") && n.Int("transB", 0) != 0
+		if n.Is("Gemm") {
+			w.bias = n.In(2)
+			if n.Int("transA", 0) != 0 || n.Float("alpha", 1) != 1 || (w.bias != "" && (n.Float("beta", 1) != 1 || b.constFloats(w.bias) == nil)) {
+				return w, false // emitted without an epilogue
+			}
+		}
+		t := b.g.Init(n.In(1))
+		axis := 1
+		if w.trans {
+			axis = 0
+		}
+		if t == nil && b.activationCodes(n.In(0)) {
+			if c, is := b.weightCodes(n.In(1), axis); is && matrix(c.t) {
+				w.kind, w.codes, t = weightS8, c, c.t
+			}
+		}
+		if t == nil {
+			if d := b.ix.Producer(n.In(1)); d != nil && d.Op == "DequantizeLinear" && b.g.Init(d.In(0)) != nil {
+				t, w.kind = b.g.Init(d.In(0)), weightF32
+			}
+		} else if w.kind == 0 {
+			w.kind = weightF32
+		}
+		if !matrix(t) {
+			w.kind = weightNone
+			return w, n.Is("MatMul")
+		}
+		w.k, w.n = t.Dims[0], t.Dims[1]
+		if w.trans {
+			w.k, w.n = w.n, w.k
+		}
+		if w.bias != "" && int64(len(b.constFloats(w.bias))) != w.n {
+			return w, false
+		}
+		return w, true
+	}
+	return w, false
+}
+
+// weightCodes returns the codes behind a DequantizeLinear of a constant, when
+// they are symmetric with one scale or one for each index of axis.
+func (b *builder) weightCodes(value string, axis int) (*weightCodes, bool) {
+	d := b.ix.Producer(value)
+	if d == nil || d.Op != "DequantizeLinear" || d.Int("block_size", 0) != 0 {
+		return nil, false
+	}
+	t, s := b.g.Init(d.In(0)), b.g.Init(d.In(1))
+	if t == nil || s == nil || s.Type != tensor.Float32 || (t.Type != tensor.Int8 && t.Type != tensor.Uint8) || len(t.Dims) <= axis {
+		return nil, false
+	}
+	if s.Len() != 1 {
+		at := d.Int("axis", 1)
+		if at < 0 {
+			at += int64(len(t.Dims))
+		}
+		if at != int64(axis) || len(s.Dims) != 1 || s.Len() != t.Dims[axis] {
+			return nil, false
+		}
+	}
+	want := byte(0)
+	if t.Type == tensor.Uint8 {
+		want = 128
+	}
+	if d.In(2) == "" {
+		if want != 0 {
+			return nil, false // u8 codes with zero point 0
+		}
+	} else {
+		z := b.g.Init(d.In(2))
+		if z == nil || z.Type != t.Type {
+			return nil, false
+		}
+		for _, v := range z.Data {
+			if v != want {
+				return nil, false
+			}
+		}
+	}
+	return &weightCodes{t: t, codes: signed(t), scales: tensor.View[float32](s), scale: s}, true
+}
+
+// signed returns 8-bit codes as s8, u8 ones shifted.
+func signed(t *tensor.Tensor) []int8 {
+	v := tensor.View[int8](&tensor.Tensor{Type: tensor.Int8, Data: t.Data})
+	if t.Type == tensor.Uint8 {
+		s := make([]int8, len(v))
+		for i := range v {
+			s[i] = int8(uint8(v[i]) - 128)
+		}
+		return s
+	}
+	return v
+}
+
+// constFloats returns the values of a constant, dequantized when a
+// DequantizeLinear reads it; nil when it is not one or has no floats.
+func (b *builder) constFloats(name string) []float32 {
+	if t := b.g.Init(name); t != nil {
+		if t.Type != tensor.Float32 {
+			return nil
+		}
+		return tensor.View[float32](t)
+	}
+	d := b.ix.Producer(name)
+	if d == nil || d.Op != "DequantizeLinear" {
+		return nil
+	}
+	return b.hostDequantize(d)
+}
+
+// dequantizable reports whether hostDequantize knows the form of d.
+func (b *builder) dequantizable(d *graph.Node) bool {
+	t, s := b.g.Init(d.In(0)), b.g.Init(d.In(1))
+	if t == nil || s == nil || s.Type != tensor.Float32 || d.Int("block_size", 0) != 0 || t.Len() == 0 || s.Len() == 0 {
+		return false
+	}
+	if t.Type != tensor.Int32 && t.Type != tensor.Int8 && t.Type != tensor.Uint8 {
+		return false
+	}
+	if d.In(2) != "" {
+		z := b.g.Init(d.In(2))
+		if z == nil || z.Type != t.Type || z.Len() != s.Len() {
+			return false
+		}
+	}
+	if s.Len() == 1 {
+		return true
+	}
+	at := d.Int("axis", 1)
+	if at < 0 {
+		at += int64(len(t.Dims))
+	}
+	return at >= 0 && at < int64(len(t.Dims)) && s.Len() == t.Dims[at]
+}
+
+// hostDequantize evaluates DequantizeLinear of a constant; nil when it is not
+// one or has another form.
+func (b *builder) hostDequantize(d *graph.Node) []float32 {
+	if !b.dequantizable(d) {
+		return nil
+	}
+	t := b.g.Init(d.In(0))
+	scales, v := tensor.View[float32](b.g.Init(d.In(1))), integers(t)
+	var zeros []int32
+	if d.In(2) != "" {
+		zeros = integers(b.g.Init(d.In(2)))
+	}
+	inner := int64(1)
+	if len(scales) > 1 {
+		at := d.Int("axis", 1)
+		if at < 0 {
+			at += int64(len(t.Dims))
+		}
+		inner = product64(t.Dims[at+1:])
+	}
+	out := make([]float32, len(v))
+	for i := range v {
+		c := int64(i) / inner % int64(len(scales))
+		x := v[i]
+		if zeros != nil {
+			x -= zeros[c]
+		}
+		out[i] = float32(x) * scales[c]
+	}
+	return out
+}
+
+// integers widens 8- and 32-bit integers.
+func integers(t *tensor.Tensor) []int32 {
+	switch t.Type {
+	case tensor.Int32:
+		return tensor.View[int32](t)
+	case tensor.Int8, tensor.Uint8:
+		r := make([]int32, len(t.Data))
+		for i, v := range t.Data {
+			if r[i] = int32(v); t.Type == tensor.Int8 {
+				r[i] = int32(int8(v))
+			}
+		}
+		return r
+	}
+	return nil
+}
+
+// bytesOf is the memory of v.
+func bytesOf[T any](v []T) []byte {
+	if len(v) == 0 {
+		return nil
+	}
+	return unsafe.Slice((*byte)(unsafe.Pointer(&v[0])), len(v)*int(unsafe.Sizeof(v[0])))
+}
+
+// gemmOperand is B of an s8 product on the device.
+type gemmOperand struct{ b, scale, sum Ref }
+
+// rowsS8 uploads s8 weights as [n, ldb], the padding zero, with their scales
+// and row sums.
+func (b *builder) rowsS8(t *tensor.Tensor, codes []int8, scale *tensor.Tensor, k, n int64, trans bool) gemmOperand {
+	layout := "|rows"
+	if trans {
+		layout = "|rows_t"
+	}
+	ld := round16(k)
+	at := func(row, col int64) int8 { // row of n, col of k
+		if trans {
+			return codes[row*k+col]
+		}
+		return codes[col*n+row]
+	}
+	o := gemmOperand{b: b.weight(t, layout, n*ld, func() []byte { return bytesOf(transposeRows(codes, k, n, ld, trans)) })}
+	o.sum = b.weight(t, layout+"_sums", n*4, func() []byte {
+		sums := make([]int32, n)
+		for r := range n {
+			for c := range k {
+				sums[r] += int32(at(r, c))
+			}
+		}
+		return bytesOf(sums)
+	})
+	o.scale = b.scales(scale, n)
+	return o
+}
+
+// transposeRows lays codes of [k, n] (or [n, k] when trans) out as [n, ld].
+func transposeRows(codes []int8, k, n, ld int64, trans bool) []int8 {
+	out := make([]int8, n*ld)
+	for r := range n {
+		if trans {
+			copy(out[r*ld:], codes[r*k:(r+1)*k])
+			continue
+		}
+		for c := range k {
+			out[r*ld+c] = codes[c*n+r]
+		}
+	}
+	return out
+}
+
+// scales uploads n scales; one is repeated.
+func (b *builder) scales(t *tensor.Tensor, n int64) Ref {
+	v := tensor.View[float32](t)
+	if int64(len(v)) == n {
+		return b.weight(t, "", n*4, func() []byte { return bytesOf(v) })
+	}
+	return b.weight(t, fmt.Sprintf("|x%d", n), n*4, func() []byte {
+		r := make([]float32, n)
+		for i := range r {
+			r[i] = v[0]
+		}
+		return bytesOf(r)
+	})
+}
+
+// vector uploads a constant float vector, or returns NULL for "".
+func (b *builder) vector(name string) Ref {
+	if name == "" {
+		return Ref{}
+	}
+	v := b.constFloats(name)
+	t := b.g.Init(name)
+	if t == nil {
+		t = tensor.From(v, int64(len(v)))
+	}
+	return b.weight(t, "", int64(len(v))*4, func() []byte { return bytesOf(v) })
+}
+
+// constant uploads values that planning computed.
+func constant[T tensor.Elem](b *builder, v ...T) Ref {
+	t := tensor.From(v, int64(len(v)))
+	return b.weight(t, "", int64(len(t.Data)), func() []byte { return t.Data })
+}
+
+// emitProduct emits a matrix product with its epilogue.
+func (b *builder) emitProduct(p *product) error {
+	w, ok := b.weightOf(p.core)
+	if !ok {
+		return unsupported(p.core, "form of its operands")
+	}
+	switch w.kind {
+	case weightS8:
+		return b.emitGemmS8(p, w)
+	case weightS4:
+		return b.emitGemmW4(p, w)
+	}
+	return b.emitGemmFloat(p, w)
+}
+
+// target makes room for a product's result: dense rows of n.
+func (b *builder) target(p *product, m, n int64) (*value, Ref, error) {
+	y, err := b.value(p.out)
+	if err != nil {
+		return nil, Ref{}, err
+	}
+	if y.elems != m*n || y.last() != n {
+		return nil, Ref{}, unsupported(p.core, "result %v for a product [%d,%d]", y.dims, m, n)
+	}
+	return y, b.fresh(y), nil
+}
+
+// sum returns the residual of an epilogue, dense, or NULL.
+func (b *builder) sum(p *product) (Ref, error) {
+	if p.residual == "" {
+		return Ref{}, nil
+	}
+	r, err := b.value(p.residual)
+	if err != nil {
+		return Ref{}, err
+	}
+	if r.dtype != tensor.Float32 {
+		return Ref{}, unsupported(p.core, "residual of type %v", r.dtype)
+	}
+	return b.dense(r)
+}
+
+// bias uploads a product's bias, its node's own or that of the Add after it.
+func (b *builder) bias(p *product, w weightForm) Ref {
+	if w.bias != "" {
+		return b.vector(w.bias)
+	}
+	return b.vector(p.bias)
+}
+
+func (b *builder) emitGemmS8(p *product, w weightForm) error {
+	s := &GemmS8{N: w.n, K: w.k, LdB: round16(w.k), LdC: w.n, Act: p.act.act, ActMin: p.act.lo, ActMax: p.act.hi}
+	a, err := b.gemmRows(p.core, w.k)
+	if err != nil {
+		return err
+	}
+	c := a.codes
+	s.M, s.LdA, s.A = a.elems/w.k, c.ld, c.ref
+	if s.Rows = c.scales != (Ref{}); s.Rows {
+		s.AScale, s.AZero = c.scales, c.zeros
+	} else {
+		s.AScale, s.AZero = constant(b, c.scale), constant(b, c.zero)
+	}
+	var op gemmOperand
+	if w.codes != nil {
+		op = b.rowsS8(w.codes.t, w.codes.codes, w.codes.scale, w.k, w.n, w.trans)
+	} else if op, err = b.nativeWeight(p.core, w); err != nil {
+		return err
+	}
+	s.B, s.BScale, s.BSum = op.b, op.scale, op.sum
+	s.Bias = b.bias(p, w)
+	if s.Residual, err = b.sum(p); err != nil {
+		return err
+	}
+	if p.quant != nil {
+		return b.gemmCodes(p, s)
+	}
+	if _, s.C, err = b.target(p, s.M, s.N); err != nil {
+		return err
+	}
+	s.Work, s.WorkBytes = b.work(s)
+	b.step(s)
+	return nil
+}
+
+// gemmCodes writes the result as codes.
+func (b *builder) gemmCodes(p *product, s *GemmS8) error {
+	y, err := b.value(p.out)
+	if err != nil {
+		return err
+	}
+	if y.elems != s.M*s.N || y.last() != s.N {
+		return unsupported(p.core, "result %v for a product [%d,%d]", y.dims, s.M, s.N)
+	}
+	s.Out = S8
+	s.OutScale, s.OutZero, _ = b.static(p.quant)
+	s.C = b.alloc(y.name, s.M*s.N)
+	y.codes = &codes{ref: s.C, ld: s.N, scale: s.OutScale, zero: s.OutZero}
+	s.Work, s.WorkBytes = b.work(s)
+	b.step(s)
+	return nil
+}
+
+// gemmRows returns the first operand of an s8 product as rows of k codes.
+func (b *builder) gemmRows(n *graph.Node, k int64) (*value, error) {
+	a, err := b.in(n, 0)
+	if err != nil {
+		return nil, err
+	}
+	if a.codes == nil {
+		return nil, unsupported(n, "its first operand is not quantized")
+	}
+	if a.last() != k || len(a.dims) < 2 {
+		return nil, unsupported(n, "operand %v for %d rows of weights", a.dims, k)
+	}
+	if a.codes.scales != (Ref{}) { // the three results of one QuantizeRows
+		q := b.ix.Producer(n.In(0))
+		if n.Op != "MatMulQuantized" || q == nil || q.Op != "QuantizeRows" || len(q.Outputs) != 3 || n.In(1) != q.Outputs[1] || n.In(2) != q.Outputs[2] {
+			return nil, unsupported(n, "codes, scale and zero point are not of one QuantizeRows")
+		}
+	} else if n.Op == "MatMulQuantized" {
+		return nil, unsupported(n, "codes are not of a QuantizeRows")
+	}
+	if a.codes.nhwc || a.codes.ld%16 != 0 {
+		// Through floats, which give the same codes again.
+		x, err := b.dense(a)
+		if err != nil {
+			return nil, err
+		}
+		c := *a.codes
+		c.nhwc, c.ld = false, round16(k)
+		c.ref = b.alloc(a.name+" (rows)", a.elems/k*c.ld)
+		b.step(&QuantizeTensor{M: a.elems / k, K: k, LdQ: c.ld, Scale: c.scale, Zero: c.zero + 128, X: x, Q: c.ref})
+		r := *a
+		r.codes = &c
+		return &r, nil
+	}
+	return a, nil
+}
+
+// nativeWeight uploads the weight of fewbit.MatMulQuantized(Q, scale, zero, W,
+// w_scale, w_sum).
+func (b *builder) nativeWeight(n *graph.Node, w weightForm) (o gemmOperand, err error) {
+	t, scale, sum := b.g.Init(n.In(3)), b.g.Init(n.In(4)), b.g.Init(n.In(5))
+	if scale == nil || scale.Type != tensor.Float32 || scale.Len() != w.n || sum == nil || sum.Type != tensor.Int32 || sum.Len() != w.n {
+		return o, unsupported(n, "w_scale and w_sum must be constants of %d elements", w.n)
+	}
+	codes := tensor.View[int8](t)
+	// The kernel shifts codes by 128, which is only the same product when
+	// w_sum is what it says.
+	if !b.checked[t] {
+		want := make([]int32, w.n)
+		for r := range w.k {
+			for c, v := range codes[r*w.n : (r+1)*w.n] {
+				want[c] += int32(v)
+			}
+		}
+		for i, v := range tensor.View[int32](sum) {
+			if v != want[i] {
+				return o, unsupported(n, "w_sum[%d] is %d, the weights add up to %d", i, v, want[i])
+			}
+		}
+		b.checked[t] = true
+	}
+	return b.rowsS8(t, codes, scale, w.k, w.n, false), nil
+}
+
+// emitGemmFloat emits products that stay in float.
+func (b *builder) emitGemmFloat(p *product, w weightForm) error {
+	x, err := b.in(p.core, 0)
+	if err != nil {
+		return err
+	}
+	if w.kind == weightNone {
+		return b.emitBatched(p.core)
+	}
+	if x.dtype != tensor.Float32 || x.last() != w.k {
+		return unsupported(p.core, "operand %v%v for weights [%d,%d]", x.dtype, x.dims, w.k, w.n)
+	}
+	s := &GemmFloat{M: x.elems / w.k, N: w.n, K: w.k, LdA: w.k, LdB: w.n, LdC: w.n, Batch: 1, TransB: w.trans, Alpha: 1,
+		Act: p.act.act, ActMin: p.act.lo, ActMax: p.act.hi}
+	if w.trans {
+		s.LdB = w.k
+	}
+	if s.A, err = b.dense(x); err != nil {
+		return err
+	}
+	weight, err := b.in(p.core, 1)
+	if err != nil {
+		return err
+	}
+	if weight.dtype != tensor.Float32 {
+		return unsupported(p.core, "weights of type %v", weight.dtype)
+	}
+	if s.B, err = b.dense(weight); err != nil {
+		return err
+	}
+	s.Bias = b.bias(p, w)
+	if s.Residual, err = b.sum(p); err != nil {
+		return err
+	}
+	if _, s.C, err = b.target(p, s.M, s.N); err != nil {
+		return err
+	}
+	b.step(s)
+	return nil
+}
+
+// emitBatched emits MatMul of two computed operands, numpy's rules.
+func (b *builder) emitBatched(n *graph.Node) error {
+	x, err := b.in(n, 0)
+	if err != nil {
+		return err
+	}
+	w, err := b.in(n, 1)
+	if err != nil {
+		return err
+	}
+	y, err := b.out(n, 0)
+	if err != nil {
+		return err
+	}
+	if x.dtype != tensor.Float32 || w.dtype != tensor.Float32 || len(x.dims) < 1 || len(w.dims) < 1 {
+		return unsupported(n, "operands %v%v and %v%v", x.dtype, x.dims, w.dtype, w.dims)
+	}
+	xd, wd := x.dims, w.dims
+	if len(xd) == 1 {
+		xd = []int64{1, xd[0]}
+	}
+	if len(wd) == 1 {
+		wd = []int64{wd[0], 1}
+	}
+	xb, wb := xd[:len(xd)-2], wd[:len(wd)-2]
+	m, k, cols := xd[len(xd)-2], xd[len(xd)-1], wd[len(wd)-1]
+	batch, ok := broadcast(xb, wb)
+	if !ok || wd[len(wd)-2] != k {
+		return unsupported(n, "operands %v and %v", x.dims, w.dims)
+	}
+	s := &GemmFloat{M: m, N: cols, K: k, LdA: k, LdB: cols, LdC: cols, Batch: product64(batch), Alpha: 1}
+	if y.elems != s.Batch*m*cols {
+		return unsupported(n, "result %v of %v and %v", y.dims, x.dims, w.dims)
+	}
+	a, err := b.dense(x)
+	if err != nil {
+		return err
+	}
+	bw, err := b.dense(w)
+	if err != nil {
+		return err
+	}
+	switch nx, nw := product64(xb), product64(wb); {
+	case nw == 1: // one matrix for all rows
+		s.M, s.Batch = s.M*s.Batch, 1
+	default:
+		if s.StrideA = m * k; nx == 1 {
+			s.StrideA = 0
+		} else if nx != s.Batch {
+			if a, err = b.expand(n, a, append(append([]int64(nil), xb...), m*k), append(append([]int64(nil), batch...), m*k)); err != nil {
+				return err
+			}
+		}
+		s.StrideB, s.StrideC = k*cols, m*cols
+		if nw != s.Batch {
+			if bw, err = b.expand(n, bw, append(append([]int64(nil), wb...), k*cols), append(append([]int64(nil), batch...), k*cols)); err != nil {
+				return err
+			}
+		}
+	}
+	s.A, s.B, s.C = a, bw, b.fresh(y)
+	b.step(s)
+	return nil
+}
+
+// expand copies dense F32 x of dims from to the broadcast dims to.
+func (b *builder) expand(n *graph.Node, x Ref, from, to []int64) (Ref, error) {
+	d, s, ok := collapse(to, stridesOver(from, to), dense(to))
+	if !ok {
+		return Ref{}, unsupported(n, "broadcast of %v to %v", from, to)
+	}
+	y := b.alloc(n.Outputs[0]+" (expanded)", product64(to)*4)
+	b.step(&Copy{Size: 4, Src: View{d, s[0]}, Dst: View{d, s[1]}, X: x, Y: y})
+	return y, nil
+}
+
+func product64(dims []int64) int64 {
+	n := int64(1)
+	for _, d := range dims {
+		n *= d
+	}
+	return n
+}

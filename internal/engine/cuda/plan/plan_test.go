@@ -1,0 +1,183 @@
+package plan_test
+
+import (
+	"flag"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/fewbit/fewbit/internal/engine/cuda/plan"
+	"github.com/fewbit/fewbit/internal/engine/cuda/plan/reference"
+	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/ops/opstest"
+	"github.com/fewbit/fewbit/internal/quant"
+	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func dimsOf(feeds map[string]*tensor.Tensor) map[string][]int64 {
+	d := map[string][]int64{}
+	for name, t := range feeds {
+		d[name] = t.Dims
+	}
+	return d
+}
+
+// planned plans m for the shapes of feeds.
+func planned(t testing.TB, m *graph.Model, feeds map[string]*tensor.Tensor) *plan.Plan {
+	t.Helper()
+	s, err := plan.New(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := s.Plan(dimsOf(feeds), plan.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(t, p)
+	return p
+}
+
+// check verifies that no two buffers that are alive at once share memory.
+func check(t testing.TB, p *plan.Plan) {
+	t.Helper()
+	for i, x := range p.Buffers {
+		if x.Kind != plan.Arena {
+			continue
+		}
+		if x.Offset%plan.Align != 0 || x.Offset < 0 || x.Offset+x.Bytes > p.Arena || x.Last < x.First {
+			t.Errorf("b%d %+v in an arena of %d", i, x, p.Arena)
+		}
+		for k, y := range p.Buffers[:i] {
+			if y.Kind == plan.Arena && x.First <= y.Last && y.First <= x.Last && x.Offset < y.Offset+y.Bytes && y.Offset < x.Offset+x.Bytes {
+				t.Errorf("b%d and b%d overlap", k, i)
+			}
+		}
+	}
+}
+
+// difference is the largest |a - b| relative to the largest |b|; any NaN gives
+// infinity.
+func difference(a, b *tensor.Tensor) float64 {
+	if a == nil || a.Type != b.Type || len(a.Data) != len(b.Data) {
+		return math.Inf(1)
+	}
+	if a.Type != tensor.Float32 {
+		if string(a.Data) != string(b.Data) {
+			return math.Inf(1)
+		}
+		return 0
+	}
+	x, y := tensor.View[float32](a), tensor.View[float32](b)
+	var worst, size float64
+	for i := range x {
+		d := math.Abs(float64(x[i]) - float64(y[i]))
+		if x[i] == y[i] {
+			d = 0 // infinities
+		}
+		if !(d <= math.MaxFloat64) {
+			return math.Inf(1)
+		}
+		worst = max(worst, d)
+		size = max(size, math.Abs(float64(y[i])))
+	}
+	return worst / max(size, 1e-30)
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name+".txt")
+	if *update {
+		if err := os.MkdirAll("testdata", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s differs (go test -update rewrites it):\n%s", path, firstDifference(string(want), got))
+	}
+}
+
+func firstDifference(a, b string) string {
+	x, y := strings.Split(a, "\n"), strings.Split(b, "\n")
+	for i := range min(len(x), len(y)) {
+		if x[i] != y[i] {
+			return fmt.Sprintf("line %d\n- %s\n+ %s", i+1, x[i], y[i])
+		}
+	}
+	return "one is longer"
+}
+
+// Tolerances against ONNX Runtime, relative to the largest output.
+const (
+	// floatTolerance: float32 sums in another order.
+	floatTolerance = 2e-5
+	// codeTolerance: where a float lies between two codes, a difference in its
+	// last bit moves a code by one, which is up to half a percent of a row.
+	codeTolerance = 5e-3
+	// blockTolerance: ONNX Runtime quantizes the activations of INT4 products by
+	// block, fewbit by row.
+	blockTolerance = 5e-2
+	// imageTolerance: the same for static codes, whose scales are made up.
+	imageTolerance = 2e-2
+)
+
+// TestModels: plans of whole models compute what ONNX Runtime does from the same
+// file, and their text is stable.
+func TestModels(t *testing.T) {
+	e := opstest.Engine(t)
+	bert := opstest.TinyBERT
+	vocab := opstest.BERT{Vocab: 1100, Head: opstest.MeanPool}
+	old := opstest.BERT{Decomposed: true, Head: opstest.Classifier}
+	cnn := opstest.TinyCNN
+	pool := opstest.CNN{MaxPool: true}
+	for _, c := range []struct {
+		name  string
+		m     *graph.Model
+		feeds map[string]*tensor.Tensor
+		tol   float64
+		steps int // at most
+	}{
+		{"bert-float", bert.Model(), bert.Feeds(5, 2, 9), floatTolerance, 43},
+		{"bert-decomposed", old.Model(), old.Feeds(5, 3, 8), floatTolerance, 43},
+		{"bert-int8", opstest.Native(t, vocab.Model(), quant.INT8Dynamic), vocab.Feeds(5, 3, 13), codeTolerance, 25},
+		{"bert-int8-old", opstest.Native(t, old.Model(), quant.INT8Dynamic), old.Feeds(5, 2, 8), codeTolerance, 29},
+		{"bert-int4", opstest.Native(t, bert.Model(), quant.INT4), bert.Feeds(6, 2, 9), blockTolerance, 27},
+		{"cnn-float", cnn.Model(), cnn.Feeds(5, 2), floatTolerance, 14},
+		{"cnn-int8", opstest.Native(t, cnn.Model(), quant.INT8), cnn.Feeds(5, 2), imageTolerance, 26},
+		{"cnn-pool-int8", opstest.Native(t, pool.Model(), quant.INT8), pool.Feeds(5, 1), imageTolerance, 26},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := planned(t, c.m, c.feeds)
+			if len(p.Steps) > c.steps {
+				t.Errorf("%d steps, at most %d were expected", len(p.Steps), c.steps)
+			}
+			golden(t, c.name, p.String())
+			if again := planned(t, c.m, c.feeds).String(); again != p.String() {
+				t.Error("a second plan differs")
+			}
+			want := opstest.Run(t, e, opstest.Save(t, c.m), c.feeds)
+			got, err := reference.Run(p, c.feeds)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for name, w := range want {
+				d := difference(got[name], w)
+				t.Logf("%s: %d steps, arena %d, difference %.2g", name, len(p.Steps), p.Arena, d)
+				if d > c.tol {
+					t.Errorf("%s differs by %.2g, at most %.2g", name, d, c.tol)
+				}
+			}
+		})
+	}
+}
