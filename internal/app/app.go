@@ -87,8 +87,9 @@ func (a *App) open(ctx context.Context, version string) error {
 		return err
 	}
 	a.registry, err = registry.Open(ctx, filepath.Join(a.cfg.DataDir, registryDir), registry.Options{
-		MaxUpload:     a.cfg.MaxUpload,
-		ValidateModel: func(dir string) error { return validateModel(e, dir) },
+		MaxUpload:       a.cfg.MaxUpload,
+		ValidateModel:   func(dir string) error { return validateModel(e, dir) },
+		ValidateDataset: validateDataset,
 	})
 	if err != nil {
 		return fmt.Errorf("data directory %s: %w", a.cfg.DataDir, err)

@@ -118,6 +118,9 @@ func TestBadModels(t *testing.T) {
 		{"tokenizer that is none", zipped(map[string][]byte{"model.onnx": onnxBytes(t, textGraph()), "tokenizer.json": []byte("{}")}), 400, []string{"tokenizer.json"}},
 		{"tokenizer beside a model without texts", zipped(map[string][]byte{"model.onnx": good, "tokenizer.json": tokenizer(t)}), 400, []string{"text"}},
 		{"labels twice", zipped(map[string][]byte{"model.onnx": good, "labels.txt": []byte("a\na\n")}), 400, []string{"labels.txt"}},
+		{"too few labels", zipped(map[string][]byte{"model.onnx": good, "labels.txt": []byte("a\nb\nc\n")}), 400, []string{"labels.txt names 3 classes", "logits is [-1 4]"}},
+		{"too many labels for texts", zipped(map[string][]byte{"model.onnx": onnxBytes(t, textGraph()), "tokenizer.json": tokenizer(t), "labels.txt": []byte("a\nb\nc\nd\n")}), 400, []string{"labels.txt names 4 classes", "logits is [-1 3]"}},
+		{"too few labels for scores that only a run shows", zipped(map[string][]byte{"model.onnx": onnxBytes(t, hideScores(textGraph())), "tokenizer.json": tokenizer(t), "labels.txt": []byte("a\nb\n")}), 400, []string{"labels.txt names 2 classes", "on one text logits is [1 3]"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s.refused(t, s.do("PUT", "/models/bad", c.body), c.status, c.words...)
@@ -137,11 +140,55 @@ func TestBadModels(t *testing.T) {
 func TestBadDatasets(t *testing.T) {
 	t.Parallel()
 	s := start(t, "", nil)
-	for name, body := range map[string][]byte{
-		"empty": {}, "text": []byte("just words\n"), "gzip": []byte("\x1f\x8b\x08\x00000000"), "truncated zip": mlpData(t, 1, 4, false)[:200],
-		"zip of neither": zipOf(t, map[string][]byte{"a.csv": []byte("1,2")}),
+	x := npy(t, "<f4", []int{2, 3}, make([]float32, 6))
+	damaged := mlpData(t, 1, 64, true)
+	damaged[len(damaged)/4] ^= 0xff // within an array's bytes
+	for _, c := range []struct {
+		name  string
+		body  []byte
+		words []string
+	}{
+		{"empty", []byte{}, nil}, {"text", []byte("just words\n"), nil}, {"gzip", []byte("\x1f\x8b\x08\x00000000"), nil},
+		{"truncated zip", mlpData(t, 1, 4, false)[:200], nil},
+		{"zip of neither", zipOf(t, map[string][]byte{"a.csv": []byte("1,2")}), nil},
+		{"damaged array", damaged, []string{"damaged"}},
+		{"array that is cut off", x[:len(x)-1], []string{"23 bytes", "promises 24"}},
+		{"array without rows", npz(t, map[string][]byte{"x": npy(t, "<f4", []int{0, 3}, []float32{})}), []string{"empty", `"x"`}},
+		{"array of objects", npy(t, "|O", []int{2}, make([]byte, 16)), []string{"pickled"}},
+		{"labels alone", npz(t, map[string][]byte{"label": npy(t, "<i8", []int{2}, make([]int64, 2))}), []string{"labels"}},
+		{"labels in floats", npz(t, map[string][]byte{"x": x, "label": npy(t, "<f4", []int{2}, make([]float32, 2))}), []string{"one integer a sample"}},
+		{"fewer labels than samples", npz(t, map[string][]byte{"x": x, "label": npy(t, "<i8", []int{1}, make([]int64, 1))}), []string{"1 labels for 2 samples"}},
+		{"line that is no JSON", []byte(`{"text":"a"}` + "\n{oops}\n"), []string{"line 2"}},
+		{"line without a text", []byte(`{"text":"a"}` + "\n" + `{"txt":"b"}` + "\n"), []string{"line 2", `no "text"`}},
+		{"one line without a label", []byte(`{"text":"a","label":1}` + "\n" + `{"text":"b"}` + "\n"), []string{"line 2", "label all lines or none"}},
+		{"image that is none", zipOf(t, map[string][]byte{"cat/a.jpg": []byte("\xff\xd8 but no more")}), []string{`"a.jpg"`, "JPEG"}},
+		{"image that is cut off", zipOf(t, map[string][]byte{"cat/a.png": picture(t)[:60]}), []string{`"a.png"`, "PNG"}},
+		{"classes of files that are not there", zipOf(t, map[string][]byte{"a.png": picture(t), "labels.csv": []byte("file,label\nb.png,cat\n")}), []string{"b.png"}},
+		{"images in and out of folders", zipOf(t, map[string][]byte{"a.png": picture(t), "cat/b.png": picture(t)}), []string{"sort all into folders"}},
 	} {
-		t.Run(name, func(t *testing.T) { s.refused(t, s.do("PUT", "/datasets/bad", body), 400) })
+		t.Run(c.name, func(t *testing.T) { s.refused(t, s.do("PUT", "/datasets/bad", c.body), 400, c.words...) })
+	}
+	s.refused(t, s.do("GET", "/datasets/bad", nil), 404)
+	if left := leftovers(t, s.cfg.DataDir); len(left) > 0 {
+		t.Errorf("left in the data directory: %q", left)
+	}
+	for name, c := range map[string]struct {
+		body    []byte
+		samples int
+		labels  bool
+	}{
+		"npz": {mlpData(t, 1, 9, true), 9, true}, "npy": {x, 2, false}, "texts": {texts(1, 5), 5, true},
+		"images":     {zipOf(t, map[string][]byte{"cat/a.png": picture(t), "dog/b.png": picture(t)}), 2, true},
+		"with notes": {npz(t, map[string][]byte{"x": x, "when": npy(t, "<U4", []int{1}, make([]byte, 16))}), 2, false},
+	} {
+		var d struct {
+			Samples int
+			Labels  bool
+		}
+		s.do("PUT", "/datasets/good", c.body).into(t, 201, &d)
+		if d.Samples != c.samples || d.Labels != c.labels {
+			t.Errorf("%s: %+v", name, d)
+		}
 	}
 	s.refused(t, s.do("PUT", "/datasets/%2e%2e", mlpData(t, 1, 4, false)), 400)
 }
@@ -159,7 +206,6 @@ func TestBadJobs(t *testing.T) {
 		"wrong-rank":  npz(t, map[string][]byte{"x": npy(t, "<f4", []int{4, mlpInputs, 1}, row(4, mlpInputs))}),
 		"wrong-width": npz(t, map[string][]byte{"x": npy(t, "<f4", []int{4, 5}, row(4, 5))}),
 		"wrong-type":  npz(t, map[string][]byte{"x": npy(t, "<i8", []int{4, mlpInputs}, make([]int64, 4*mlpInputs))}),
-		"no-samples":  npz(t, map[string][]byte{"x": npy(t, "<f4", []int{0, mlpInputs}, row(0, mlpInputs))}),
 		"texts":       texts(1, 4),
 		"all-nan":     npz(t, map[string][]byte{"x": npy(t, "<f4", []int{8, mlpInputs}, nan)}),
 	}
@@ -210,7 +256,6 @@ func TestBadJobs(t *testing.T) {
 		{"wrong rank", calib("wrong-rank"), 400, []string{"x"}},
 		{"wrong width", calib("wrong-width"), 400, []string{"5", fmt.Sprint(mlpInputs)}},
 		{"wrong type", calib("wrong-type"), 400, []string{"INT64", "FP32"}},
-		{"no samples", calib("no-samples"), 400, []string{"empty"}},
 		{"texts for a model of numbers", calib("texts"), 400, []string{"text"}},
 	} {
 		t.Run(c.name, func(t *testing.T) { s.refused(t, s.do("POST", "/quantize", c.body), c.status, c.words...) })

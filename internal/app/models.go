@@ -2,13 +2,8 @@ package app
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
-	"path/filepath"
 
-	"github.com/fewbit/fewbit/internal/engine"
-	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/http"
 	"github.com/fewbit/fewbit/internal/registry"
 )
@@ -75,11 +70,7 @@ func (s store) PutDataset(ctx context.Context, name string, body io.Reader, cont
 }
 
 func datasetInfo(d registry.Dataset) http.DatasetInfo {
-	info := http.DatasetInfo{Name: d.Name, Kind: string(d.Kind), Bytes: d.Size, SHA256: d.SHA256, Created: d.Created}
-	if d.Kind == registry.KindImages {
-		info.Samples = int64(d.Files)
-	}
-	return info
+	return http.DatasetInfo{Name: d.Name, Kind: string(d.Kind), Samples: int64(d.Samples), Labels: d.Labelled, Bytes: d.Size, SHA256: d.SHA256, Created: d.Created}
 }
 
 func (s store) Datasets() ([]http.DatasetInfo, error) {
@@ -117,26 +108,4 @@ func (s store) Rollback(ctx context.Context, name string) (string, error) {
 
 func (s store) Delete(ctx context.Context, name, version string) error {
 	return s.a.loaded.Delete(ctx, name, version)
-}
-
-// validateModel looks at an upload before it is published: the graph is whole,
-// the engine opens it, and what lies beside it fits it. Errors refuse it.
-func validateModel(e engine.Engine, dir string) error {
-	path := filepath.Join(dir, registry.ModelFile)
-	m, err := graph.Open(path)
-	if err != nil {
-		return err
-	}
-	if err := m.Close(); err != nil {
-		return err
-	}
-	s, err := e.OpenFile(context.Background(), path, engine.Options{})
-	if err != nil {
-		return err
-	}
-	_, err = preparerFor(dir, s.Spec())
-	if cerr := s.Close(); cerr != nil {
-		return errors.Join(err, fmt.Errorf("closing the model: %w", cerr))
-	}
-	return err
 }

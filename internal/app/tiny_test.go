@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"image"
+	"image/png"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -226,6 +228,42 @@ func textGraph() *graph.Model {
 	node("Div", []string{"sum", "count"}, "mean")
 	layers(g, r, "mean", "logits", wordDims, topics)
 	return model(g)
+}
+
+// hideScores makes the number of scores depend on their values, so that nobody
+// can infer it: those that are not -infinity, which is all.
+func hideScores(m *graph.Model) *graph.Model {
+	g := m.Graph
+	g.Outputs[0].Dims[1] = graph.Dim{N: -1, Name: "classes"}
+	last := g.Nodes[len(g.Nodes)-1]
+	last.Name, last.Outputs[0] = "/all", "all"
+	g.SetInit("zero", tensor.From([]int64{0}, 1))
+	g.SetInit("one", tensor.From([]float32{1}, 1))
+	node := func(op string, in []string, out string, attrs ...*pb.AttributeProto) {
+		g.Nodes = append(g.Nodes, graph.NewNode("", op, "/"+out, in, []string{out}, attrs...))
+	}
+	node("Gather", []string{"all", "zero"}, "row", graph.AttrInt("axis", 0))
+	node("Abs", []string{"row"}, "size")
+	node("Add", []string{"size", "one"}, "more")
+	node("ReduceMax", []string{"more", "zero"}, "most", graph.AttrInt("keepdims", 0))
+	node("NonZero", []string{"most"}, "at")
+	node("Squeeze", []string{"at", "zero"}, "classes")
+	node("Gather", []string{"all", "classes"}, "logits", graph.AttrInt("axis", 1))
+	return m
+}
+
+// picture is a small PNG.
+func picture(t testing.TB) []byte {
+	t.Helper()
+	im := image.NewRGBA(image.Rect(0, 0, 9, 7))
+	for i := range im.Pix {
+		im.Pix[i] = byte(i*37 | 0x80)
+	}
+	var b bytes.Buffer
+	if err := png.Encode(&b, im); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
 }
 
 func tokenizer(t testing.TB) []byte {

@@ -42,6 +42,11 @@ func fuzzFile(t *testing.T, b []byte, specs ...engine.IOSpec) {
 			t.Fatalf("an error of no kind: %v", err)
 		}
 	}
+	if facts, err := checkFile(t.Context(), memory{bytes.NewReader(b)}, int64(len(b)), "f"); err != nil {
+		check(err)
+	} else if facts.Samples < 0 {
+		t.Fatalf("%+v", facts)
+	}
 	for _, spec := range specs {
 		d, err := openBytes(b, Options{Spec: spec, ModelDir: modelDir})
 		if err != nil {

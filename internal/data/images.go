@@ -80,19 +80,22 @@ func newImages(files fs.FS, closer io.Closer, name string, o Options) (source, e
 	} else if err != nil {
 		return nil, err
 	}
-	b, err := s.readCSV()
-	if err != nil {
-		return nil, err
-	}
-	if b != nil {
-		err = s.classesByCSV(b)
-	} else {
-		err = s.classesByFolder()
-	}
-	if err != nil {
+	if err := s.classes(); err != nil {
 		return nil, err
 	}
 	return s, nil
+}
+
+// classes finds the class of every image.
+func (s *images) classes() error {
+	b, err := s.readCSV()
+	switch {
+	case err != nil:
+		return err
+	case b != nil:
+		return s.classesByCSV(b)
+	}
+	return s.classesByFolder()
 }
 
 // list finds the images.
@@ -324,25 +327,41 @@ func (s *images) close() error {
 	return s.closer.Close()
 }
 
-func (s *images) read(_ context.Context, i int) (Sample, error) {
-	it := s.items[i]
-	f, err := s.files.Open(it.path)
+// bytes reads the image at path, at most one byte more than an image may have.
+func (s *images) bytes(path string) ([]byte, error) {
+	f, err := s.files.Open(path)
 	if err != nil {
-		return Sample{}, fmt.Errorf("%w: %s: %q cannot be opened", ErrFormat, s.name, it.path)
+		return nil, fmt.Errorf("%w: %s: %q cannot be opened", ErrFormat, s.name, path)
 	}
 	b, err := io.ReadAll(io.LimitReader(f, vision.MaxBytes+1))
 	_ = f.Close()
 	if err != nil {
-		return Sample{}, fmt.Errorf("%w: %s: %q is damaged or cannot be read", ErrFormat, s.name, it.path)
+		return nil, fmt.Errorf("%w: %s: %q is damaged or cannot be read", ErrFormat, s.name, path)
 	}
-	feeds, err := s.prepare.Feeds(b)
+	return b, nil
+}
+
+// imageError gives an error of the image at path the identity it has here.
+func (s *images) imageError(path string, err error) error {
+	kind := ErrMismatch
 	switch {
 	case errors.Is(err, vision.ErrDecode):
-		return Sample{}, fmt.Errorf("%s: %q: %w: %w", s.name, it.path, ErrFormat, err)
+		kind = ErrFormat
 	case errors.Is(err, vision.ErrTooLarge):
-		return Sample{}, fmt.Errorf("%s: %q: %w: %w", s.name, it.path, ErrTooLarge, err)
-	case err != nil:
-		return Sample{}, fmt.Errorf("%s: %q: %w: %w", s.name, it.path, ErrMismatch, err)
+		kind = ErrTooLarge
+	}
+	return fmt.Errorf("%s: %q: %w: %w", s.name, path, kind, err)
+}
+
+func (s *images) read(_ context.Context, i int) (Sample, error) {
+	it := s.items[i]
+	b, err := s.bytes(it.path)
+	if err != nil {
+		return Sample{}, err
+	}
+	feeds, err := s.prepare.Feeds(b)
+	if err != nil {
+		return Sample{}, s.imageError(it.path, err)
 	}
 	smp := Sample{Feeds: feeds, ID: it.path}
 	if it.class >= 0 {

@@ -28,9 +28,13 @@ type texts struct {
 	file  file
 	name  string
 	enc   *task.TextEncoder
-	lines []textLine
-	names []string
-	buf   []byte
+	lines []textLine // empty when the file is only checked
+	check bool
+	n     int // lines with a sample
+	// hasLabels: every line has one.
+	hasLabels bool
+	names     []string
+	buf       []byte
 }
 
 // textLine says where a sample stands, and its class (-1: none).
@@ -61,7 +65,7 @@ func openJSONL(f file, size int64, name string, o Options) (source, error) {
 	if t.names, err = modelLabels(o); err != nil {
 		return nil, err
 	}
-	if err := t.index(io.NewSectionReader(f, 0, size)); err != nil {
+	if err := t.index(context.Background(), io.NewSectionReader(f, 0, size)); err != nil {
 		return nil, err
 	}
 	return t, nil
@@ -73,14 +77,18 @@ func (t *texts) fail(line int, sentinel error, format string, args ...any) error
 }
 
 // index finds and checks every line.
-func (t *texts) index(r io.Reader) error {
+func (t *texts) index(ctx context.Context, r io.Reader) error {
 	br := bufio.NewReaderSize(r, 1<<16)
 	classes := labelIndex{fixed: t.names != nil, byName: map[string]int32{}}
 	for i, n := range t.names {
 		classes.byName[n] = int32(i)
 	}
 	var off int64
+	bare := 0 // the first line without a label
 	for line := 1; ; line++ {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		b, n, err := readLine(br, t.buf[:0])
 		t.buf = b[:0]
 		if errors.Is(err, ErrTooLarge) {
@@ -93,7 +101,7 @@ func (t *texts) index(r io.Reader) error {
 			b = bytes.TrimPrefix(b, []byte("\xef\xbb\xbf"))
 		}
 		if len(bytes.TrimSpace(b)) > 0 {
-			if len(t.lines) == maxLines {
+			if t.n == maxLines {
 				return t.fail(line, ErrTooLarge, "more than %d samples", maxLines)
 			}
 			rec, perr := t.parse(b, line)
@@ -104,24 +112,26 @@ func (t *texts) index(r io.Reader) error {
 			if perr != nil {
 				return t.fail(line, ErrLabel, "%v", perr)
 			}
-			t.lines = append(t.lines, textLine{off: off, len: int32(n), line: int32(line), class: class})
+			if class < 0 && bare == 0 {
+				bare = line
+			}
+			if t.n++; !t.check {
+				t.lines = append(t.lines, textLine{off: off, len: int32(n), line: int32(line), class: class})
+			}
 		}
 		off += int64(n)
 		if errors.Is(err, io.EOF) {
 			break
 		}
 	}
-	if len(t.lines) == 0 {
+	if t.n == 0 {
 		return fmt.Errorf("%w: %s has no lines", ErrEmpty, t.name)
 	}
 	t.lines = slices.Clip(t.lines)
-	if classes.labelled > 0 && classes.labelled < len(t.lines) {
-		for _, l := range t.lines {
-			if l.class < 0 {
-				return t.fail(int(l.line), ErrLabel, `it has no "label", other lines have one; label all lines or none`)
-			}
-		}
+	if classes.labelled > 0 && bare > 0 {
+		return t.fail(bare, ErrLabel, `it has no "label", other lines have one; label all lines or none`)
 	}
+	t.hasLabels = classes.labelled > 0
 	if classes.byText && !classes.fixed {
 		t.nameClasses(&classes)
 	}
@@ -231,10 +241,10 @@ func (t *texts) parse(b []byte, line int) (*textJSON, error) {
 	return &rec, nil
 }
 
-func (t *texts) size() int            { return len(t.lines) }
+func (t *texts) size() int            { return t.n }
 func (t *texts) kind() string         { return kindJSONL }
 func (t *texts) labelNames() []string { return t.names }
-func (t *texts) labelled() bool       { return t.lines[0].class >= 0 }
+func (t *texts) labelled() bool       { return t.hasLabels }
 func (t *texts) rewind() error        { return nil }
 func (t *texts) close() error         { return t.file.Close() }
 

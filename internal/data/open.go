@@ -19,6 +19,7 @@ const (
 	kindNPY    = "npy"
 	kindJSONL  = "jsonl"
 	kindImages = "images"
+	kindZip    = "zip" // of arrays or of images
 )
 
 // maxZipEntries bounds the entries of an archive.
@@ -82,12 +83,12 @@ func openFile(f file, size int64, name string, o Options) (source, error) {
 		return nil, fmt.Errorf("%w: %s cannot be read", ErrFormat, name)
 	}
 	head = head[:n]
-	switch {
-	case bytes.HasPrefix(head, []byte(npyMagic)):
+	switch kindOf(head) {
+	case kindNPY:
 		return openNPY(f, size, name, o)
-	case bytes.HasPrefix(head, []byte("PK\x03\x04")), bytes.HasPrefix(head, []byte("PK\x05\x06")):
+	case kindZip:
 		return openZip(f, size, name, o)
-	case looksJSON(head):
+	case kindJSONL:
 		return openJSONL(f, size, name, o)
 	}
 	want := "an .npz, .npy, .jsonl, .zip of images or a folder of images"
@@ -95,6 +96,19 @@ func openFile(f file, size int64, name string, o Options) (source, error) {
 		want = "what its name says"
 	}
 	return nil, fmt.Errorf("%w: %s is not %s (it begins with %q)", ErrFormat, name, want, head[:min(len(head), 8)])
+}
+
+// kindOf tells the kind of a file by its first bytes, "" when it is none.
+func kindOf(head []byte) string {
+	switch {
+	case bytes.HasPrefix(head, []byte(npyMagic)):
+		return kindNPY
+	case bytes.HasPrefix(head, []byte("PK\x03\x04")), bytes.HasPrefix(head, []byte("PK\x05\x06")):
+		return kindZip
+	case looksJSON(head):
+		return kindJSONL
+	}
+	return ""
 }
 
 func looksJSON(head []byte) bool {

@@ -37,6 +37,13 @@ type Dataset struct {
 	Size    int64     `json:"size"`   // of the body
 	Files   int       `json:"files"`  // images in the zip; otherwise 1
 	Created time.Time `json:"created"`
+	Facts
+}
+
+// Facts are what validation tells of a data set.
+type Facts struct {
+	Samples  int  `json:"samples,omitempty"` // 0: unknown
+	Labelled bool `json:"labelled,omitempty"`
 }
 
 // file is the data set's name in its view; readers go by the extension.
@@ -97,7 +104,7 @@ func (r *Registry) PutDataset(ctx context.Context, name string, body io.Reader, 
 		}
 	}
 	if r.o.ValidateDataset != nil {
-		if err := r.o.ValidateDataset(path, d.Kind); err != nil {
+		if d.Facts, err = r.o.ValidateDataset(ctx, path, d.Kind); err != nil {
 			return Dataset{}, hide(refused(err), tmp)
 		}
 	}

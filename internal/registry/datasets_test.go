@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -36,13 +37,13 @@ func TestDatasetKinds(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var saw Kind
-			r := open(t, "", Options{ValidateDataset: func(path string, kind Kind) error {
+			r := open(t, "", Options{ValidateDataset: func(_ context.Context, path string, kind Kind) (Facts, error) {
 				saw = kind
 				st, err := os.Stat(path)
 				if err == nil && st.IsDir() != (kind == KindImages) {
 					err = errors.New("a folder is for images only")
 				}
-				return err
+				return Facts{Samples: 7, Labelled: true}, err
 			}})
 			d, err := r.PutDataset(t.Context(), "d", bytes.NewReader(c.body), int64(len(c.body)), c.contentType)
 			if !errors.Is(err, c.err) {
@@ -54,7 +55,7 @@ func TestDatasetKinds(t *testing.T) {
 				}
 				return
 			}
-			if d.Kind != c.kind || saw != c.kind || d.Files != c.files || d.Size != int64(len(c.body)) || d.SHA256 != digest(string(c.body)) {
+			if d.Kind != c.kind || saw != c.kind || d.Files != c.files || d.Facts != (Facts{7, true}) || d.Size != int64(len(c.body)) || d.SHA256 != digest(string(c.body)) {
 				t.Errorf("%+v, validated as %s", d, saw)
 			}
 			path, kind, err := r.DatasetPath(t.Context(), "d")

@@ -54,8 +54,8 @@ type Options struct {
 	// the upload, wrapped in ErrInvalid.
 	ValidateModel func(dir string) error
 	// ValidateDataset does the same for a data set: path is a file, or for
-	// KindImages a folder.
-	ValidateDataset func(path string, kind Kind) error
+	// KindImages a folder. It also says what it saw.
+	ValidateDataset func(ctx context.Context, path string, kind Kind) (Facts, error)
 	// MaxUpload bounds the bytes of one body. Default 16 GiB.
 	MaxUpload int64
 	// MaxExpanded bounds the bytes of all files in one archive. Default 32 GiB.

@@ -7,6 +7,7 @@
 package vision
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"image/color"
 	"image/jpeg"
 	"image/png"
+	"io"
 
 	"golang.org/x/image/webp"
 )
@@ -51,12 +53,12 @@ func newImage(w, h, channels int) *Image {
 // formats are recognised by their first bytes; "?" matches any byte.
 var formats = []struct {
 	name, magic string
-	config      func(*bytes.Reader) (image.Config, error)
+	config      func(io.Reader) (image.Config, error)
 	decode      func(*bytes.Reader) (image.Image, error)
 }{
-	{"JPEG", "\xff\xd8", func(r *bytes.Reader) (image.Config, error) { return jpeg.DecodeConfig(r) }, func(r *bytes.Reader) (image.Image, error) { return jpeg.Decode(r) }},
-	{"PNG", "\x89PNG\r\n\x1a\n", func(r *bytes.Reader) (image.Config, error) { return png.DecodeConfig(r) }, func(r *bytes.Reader) (image.Image, error) { return png.Decode(r) }},
-	{"WebP", "RIFF????WEBP", func(r *bytes.Reader) (image.Config, error) { return webp.DecodeConfig(r) }, func(r *bytes.Reader) (image.Image, error) { return webp.Decode(r) }},
+	{"JPEG", "\xff\xd8", jpeg.DecodeConfig, func(r *bytes.Reader) (image.Image, error) { return jpeg.Decode(r) }},
+	{"PNG", "\x89PNG\r\n\x1a\n", png.DecodeConfig, func(r *bytes.Reader) (image.Image, error) { return png.Decode(r) }},
+	{"WebP", "RIFF????WEBP", webp.DecodeConfig, func(r *bytes.Reader) (image.Image, error) { return webp.Decode(r) }},
 }
 
 func hasMagic(b []byte, magic string) bool {
@@ -108,7 +110,38 @@ func Decode(b []byte) (*Image, error) {
 		}
 		return upright(toRGB(im), pngOrientation(b)), nil
 	}
-	return nil, fmt.Errorf("%w: neither JPEG, PNG nor WebP (it begins with %q)", ErrDecode, b[:min(len(b), 8)])
+	return nil, notImage(b)
+}
+
+// magicBytes is how much of an image tells its format.
+const magicBytes = 12
+
+// CheckHeader reads only so much of an image as tells its size, and returns the
+// error that Decode would for that part.
+func CheckHeader(r io.Reader) error {
+	b := bufio.NewReader(r)
+	head, err := b.Peek(magicBytes)
+	if len(head) == 0 {
+		return fmt.Errorf("%w: it has 0 bytes", ErrDecode)
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("%w: it cannot be read", ErrDecode)
+	}
+	for _, f := range formats {
+		if !hasMagic(head, f.magic) {
+			continue
+		}
+		c, err := f.config(b)
+		if err != nil {
+			return fmt.Errorf("%w: a damaged %s header (%w)", ErrDecode, f.name, err)
+		}
+		return checkSize(c.Width, c.Height)
+	}
+	return notImage(head)
+}
+
+func notImage(head []byte) error {
+	return fmt.Errorf("%w: neither JPEG, PNG nor WebP (it begins with %q)", ErrDecode, head[:min(len(head), 8)])
 }
 
 func checkSize(w, h int) error {

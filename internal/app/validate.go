@@ -1,0 +1,134 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fewbit/fewbit/internal/data"
+	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/registry"
+	"github.com/fewbit/fewbit/internal/task"
+)
+
+// validateModel looks at an upload before it is published: the graph is whole,
+// the engine opens it, and what lies beside it fits it. Errors refuse it.
+func validateModel(e engine.Engine, dir string) error {
+	path := filepath.Join(dir, registry.ModelFile)
+	m, err := graph.Open(path)
+	if err != nil {
+		return err
+	}
+	if err := m.Close(); err != nil {
+		return err
+	}
+	s, err := e.OpenFile(context.Background(), path, engine.Options{})
+	if err != nil {
+		return err
+	}
+	err = validateTask(s, dir)
+	if cerr := s.Close(); cerr != nil {
+		return errors.Join(err, fmt.Errorf("closing the model: %w", cerr))
+	}
+	return err
+}
+
+// validateTask looks at the files beside a model that say what it is for.
+func validateTask(s engine.Session, dir string) error {
+	prep, err := preparerFor(dir, s.Spec())
+	if err != nil {
+		return err
+	}
+	labels, err := task.ReadLabels(dir)
+	if err != nil || labels == nil {
+		return err
+	}
+	text, isText := prep.(*textPreparer)
+	verdict := noScores
+	for _, io := range s.Spec().Outputs {
+		verdict = max(verdict, mayScore(io, len(labels), isText))
+	}
+	switch {
+	case verdict == noScores:
+		return labelsError(labels, "", outputsText(s.Spec()))
+	case verdict == someScores || !isText:
+		return nil
+	}
+	// Only a run tells how many scores there are.
+	feeds, err := text.Text([]string{"a"})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), validateTimeout)
+	defer cancel()
+	res, err := s.Run(ctx, feeds, nil)
+	if err != nil {
+		return fmt.Errorf("the model does not run on a text of one letter: %w", err)
+	}
+	defer res.Close()
+	var seen []string
+	for name, t := range res.Tensors() {
+		if t.Type.IsFloat() && len(t.Dims) == 2 && t.Dims[1] == int64(len(labels)) {
+			return nil
+		}
+		seen = append(seen, fmt.Sprintf("%s is %v", name, t.Dims))
+	}
+	slices.Sort(seen)
+	return labelsError(labels, "on one text ", strings.Join(seen[:min(len(seen), maxOutputsShown)], ", "))
+}
+
+func labelsError(labels []string, when, outputs string) error {
+	return fmt.Errorf("%w: %s names %d classes, but no output of the model has so many scores: %s%s", task.ErrConfig, task.LabelsFile, len(labels), when, outputs)
+}
+
+// What an output's declaration says of holding the scores of the classes.
+const (
+	noScores = iota
+	unknownScores
+	someScores
+)
+
+// mayScore tells whether io holds n scores a sample. Of a model that takes texts
+// it is [texts, n], which is what classification reads.
+func mayScore(io engine.IO, n int, text bool) int {
+	switch {
+	case !io.Type.IsFloat(), text && len(io.Dims) != 0 && len(io.Dims) != 2, len(io.Dims) == 1:
+		return noScores
+	case len(io.Dims) == 0, slices.ContainsFunc(io.Dims[1:], func(d int64) bool { return d < 0 }):
+		return unknownScores
+	}
+	scores := int64(1)
+	for _, d := range io.Dims[1:] {
+		scores *= d
+	}
+	if scores == int64(n) {
+		return someScores
+	}
+	return noScores
+}
+
+func outputsText(spec engine.IOSpec) string {
+	var s []string
+	for _, io := range spec.Outputs {
+		s = append(s, fmt.Sprintf("%s is %v", io.Name, io.Dims))
+	}
+	return strings.Join(s[:min(len(s), maxOutputsShown)], ", ")
+}
+
+const (
+	// maxOutputsShown bounds the outputs in an error.
+	maxOutputsShown = 8
+	// validateTimeout bounds the one run of a model that is uploaded.
+	validateTimeout = 30 * time.Second
+)
+
+// validateDataset looks at a data set before it is stored.
+func validateDataset(ctx context.Context, path string, _ registry.Kind) (registry.Facts, error) {
+	f, err := data.Check(ctx, path)
+	return registry.Facts{Samples: f.Samples, Labelled: f.Labelled}, err
+}
