@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 
 	"github.com/fewbit/fewbit/internal/bare"
 
@@ -208,9 +209,11 @@ func (r *run) tensorChoices() []report.TensorChoice {
 			}
 		}
 	}
-	names := r.plan.Tensors
-	if len(names) == 0 {
-		names = sortedKeys(r.choices)
+	names := slices.Clone(r.plan.Tensors)
+	for _, t := range sortedKeys(r.choices) { // measured when they run: chosen for their smoothing only
+		if !slices.Contains(r.plan.Tensors, t) {
+			names = append(names, t)
+		}
 	}
 	var out []report.TensorChoice
 	for _, t := range names {
@@ -224,6 +227,9 @@ func (r *run) tensorChoices() []report.TensorChoice {
 			Name: t, Operator: readers[t], Method: c.Method, Type: c.Scheme.Type.String(), Granularity: "per-tensor",
 			Lo: report.Num(c.Range.Lo), Hi: report.Num(c.Range.Hi), ObservedLo: report.Num(seen.Lo), ObservedHi: report.Num(seen.Hi),
 			Scale: report.Num(c.Params.Scale), ZeroPoint: int(c.Params.Zero), Error: report.Num(nan), Why: c.Why,
+		}
+		if r.req.Config.Target == quant.CUDA && !slices.Contains(r.plan.Tensors, t) {
+			tc.Granularity, tc.Scale, tc.ZeroPoint = "per-row", report.Num(nan), 0
 		}
 		if c.Smooth != nil {
 			tc.Method = fmt.Sprintf("smooth %.1f, %s", c.Alpha, c.Method)

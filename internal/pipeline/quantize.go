@@ -363,6 +363,12 @@ func (r *run) gate(labelled bool) eval.Gate {
 		slo = DefaultSLO
 	}
 	g := eval.Gate{SLOMS: float64(slo) / float64(time.Millisecond)}
+	if r.fallback() {
+		g.SLOMS, g.AllowSlower = 0, true
+		if !r.req.NoLatency {
+			r.rep.Warnings = append(r.rep.Warnings, "latency was measured in ONNX Runtime on the CPU, which only stands in for the GPU that the form is for: it is no part of the gate")
+		}
+	}
 	if labelled {
 		g.MaxLoss = &loss
 	} else {
@@ -370,6 +376,12 @@ func (r *run) gate(labelled bool) eval.Gate {
 		g.MinCosine = &cos
 	}
 	return g
+}
+
+// fallback reports whether the result was measured on an engine that the form
+// is not for.
+func (r *run) fallback() bool {
+	return r.req.Config.Target == quant.CUDA && r.Engine.Name() != string(quant.CUDA)
 }
 
 func (r *run) peaks(ctx context.Context, path string) error {
