@@ -88,6 +88,7 @@ func (a *App) open(ctx context.Context, version string) error {
 	}
 	a.registry, err = registry.Open(ctx, filepath.Join(a.cfg.DataDir, registryDir), registry.Options{
 		MaxUpload:       a.cfg.MaxUpload,
+		Keep:            a.kept,
 		ValidateModel:   func(dir string) error { return validateModel(e, dir) },
 		ValidateDataset: validateDataset,
 	})
@@ -200,13 +201,13 @@ func (a *App) collect(ctx context.Context) {
 	tick := time.NewTicker(collectEvery)
 	defer tick.Stop()
 	for {
+		if err := a.registry.GC(ctx, collectEvery); err != nil && ctx.Err() == nil {
+			a.log.Warn("removing unreferenced files", "error", err)
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-		}
-		if err := a.registry.GC(ctx, collectEvery); err != nil && ctx.Err() == nil {
-			a.log.Warn("removing unreferenced files", "error", err)
 		}
 	}
 }

@@ -107,8 +107,8 @@ func (a *App) source(spec jobs.Spec) (registry.Version, error) {
 	return v, nil
 }
 
-// request words a job for the pipeline, without where the result goes.
-func (a *App) request(ctx context.Context, spec jobs.Spec, src registry.Version) (pipeline.Request, error) {
+// request words a job that reads in for the pipeline, without where the result goes.
+func (a *App) request(ctx context.Context, spec jobs.Spec, in *jobs.Inputs, src registry.Version) (pipeline.Request, error) {
 	req := pipeline.Request{
 		Name: src.Model,
 		Config: quant.Config{
@@ -118,20 +118,16 @@ func (a *App) request(ctx context.Context, spec jobs.Spec, src registry.Version)
 		Samples: spec.Samples, MaxLoss: spec.MaxLoss, SLO: time.Duration(spec.SLOms * float64(time.Millisecond)), Force: spec.Force,
 		Words: pipeline.Words{Calib: `"calibration": {"dataset": NAME}`, Eval: `"evaluation": {"dataset": NAME}`, Force: `"force": true`},
 	}
-	dir, err := a.registry.Path(src.Model, src.ID())
+	dir, err := a.registry.Dir(src)
 	if err != nil {
 		return req, err
 	}
 	req.Model = filepath.Join(dir, registry.ModelFile)
-	if c := spec.Calibration; c != nil && c.Dataset != "" {
-		if req.Calib, _, err = a.registry.DatasetPath(ctx, c.Dataset); err != nil {
-			return req, err
-		}
+	if req.Calib, err = a.pinnedData(ctx, in.Calibration); err != nil {
+		return req, fmt.Errorf("calibration: %w", err)
 	}
-	if e := spec.Evaluation; e != nil && e.Dataset != "" {
-		if req.Eval, _, err = a.registry.DatasetPath(ctx, e.Dataset); err != nil {
-			return req, err
-		}
+	if req.Eval, err = a.pinnedData(ctx, in.Evaluation); err != nil {
+		return req, fmt.Errorf("evaluation: %w", err)
 	}
 	body, err := json.Marshal(spec)
 	req.Command = []string{"POST", "/quantize", string(body)}
@@ -141,11 +137,18 @@ func (a *App) request(ctx context.Context, spec jobs.Spec, src registry.Version)
 // quantize runs the pipeline in a scratch folder that the registry removes,
 // after a crash too, and publishes what comes out.
 func (a *App) quantize(ctx context.Context, id, name string, spec jobs.Spec, progress pipeline.Progress) (registry.Version, error) {
-	src, err := a.source(spec)
+	in := jobs.InputsOf(ctx)
+	if in == nil { // submitted without
+		var err error
+		if in, err = a.pin(spec); err != nil {
+			return registry.Version{}, err
+		}
+	}
+	src, err := a.pinnedSource(in.Model)
 	if err != nil {
 		return registry.Version{}, err
 	}
-	req, err := a.request(ctx, spec, src)
+	req, err := a.request(ctx, spec, in, src)
 	if err != nil {
 		return registry.Version{}, err
 	}
@@ -189,6 +192,9 @@ func (a *App) quantize(ctx context.Context, id, name string, spec jobs.Spec, pro
 	if err := jobs.Owned(ctx); err != nil {
 		return registry.Version{}, err
 	}
+	if err := a.welcome(name, src); err != nil {
+		return registry.Version{}, err
+	}
 	return a.registry.Publish(ctx, name, out, registry.About{
 		Scheme: string(req.Config.Scheme), Source: src.Model + "/" + src.ID(), TargetMS: spec.SLOms, Key: id,
 	})
@@ -209,11 +215,15 @@ func besideModel(v registry.Version) (names []string) {
 // is not built, a model that cannot be quantized, data that does not fit it.
 func (a *App) checkJob(spec jobs.Spec) error {
 	ctx := context.Background()
-	src, err := a.source(spec)
+	in, err := a.pin(spec)
 	if err != nil {
 		return err
 	}
-	req, err := a.request(ctx, spec, src)
+	src, err := a.pinnedSource(in.Model)
+	if err != nil {
+		return err
+	}
+	req, err := a.request(ctx, spec, in, src)
 	if err != nil {
 		return err
 	}

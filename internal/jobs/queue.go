@@ -309,6 +309,12 @@ func (q *JetStream) subject(id string) string { return q.o.Prefix + ".jobs.run."
 
 // Submit implements Queue.
 func (q *JetStream) Submit(ctx context.Context, s Spec) (string, error) {
+	return q.SubmitPinned(ctx, s, nil)
+}
+
+// SubmitPinned is Submit that stores with the request what it names. A request
+// with a key that is known keeps what it was first submitted with.
+func (q *JetStream) SubmitPinned(ctx context.Context, s Spec, in *Inputs) (string, error) {
 	if q.ctx.Err() != nil {
 		return "", ErrClosed
 	}
@@ -319,7 +325,7 @@ func (q *JetStream) Submit(ctx context.Context, s Spec) (string, error) {
 	if err := q.ready(); err != nil {
 		return "", err
 	}
-	rec := record{Status: Status{ID: id, Status: Queued, Spec: s, Submitted: time.Now().UTC()}}
+	rec := record{Status: Status{ID: id, Status: Queued, Spec: s, Inputs: in, Submitted: time.Now().UTC()}}
 	switch err := q.store.create(ctx, rec); {
 	case errors.Is(err, errExists):
 		old, _, err := q.store.load(ctx, id)

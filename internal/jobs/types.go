@@ -66,6 +66,25 @@ type Evaluation struct {
 	Dataset string `json:"dataset,omitempty"`
 }
 
+// Inputs say what a job reads, by contents: what its request named when it was
+// submitted, whatever is deleted or replaced under these names later.
+type Inputs struct {
+	Model       Pin  `json:"model"`
+	Calibration *Pin `json:"calibration,omitempty"`
+	Evaluation  *Pin `json:"evaluation,omitempty"`
+}
+
+// Pin is one model version or data set.
+type Pin struct {
+	Name    string `json:"name"`
+	Version string `json:"version,omitempty"` // of a model
+	SHA256  string `json:"sha256"`            // of model.onnx, or of the data set as uploaded
+	// Files is a digest of all files of a model version.
+	Files string `json:"files_sha256,omitempty"`
+	Kind  string `json:"kind,omitempty"`  // of a data set
+	Bytes int64  `json:"bytes,omitempty"` // of a data set
+}
+
 // Status is what GET /quantize/{id} returns.
 type Status struct {
 	ID         string          `json:"id"`
@@ -76,6 +95,7 @@ type Status struct {
 	Result     json.RawMessage `json:"result,omitempty"`
 	Error      string          `json:"error,omitempty"`
 	Spec       Spec            `json:"request"`
+	Inputs     *Inputs         `json:"inputs,omitempty"`
 	Submitted  time.Time       `json:"submitted"`
 	Started    *time.Time      `json:"started,omitempty"`
 	Finished   *time.Time      `json:"finished,omitempty"`

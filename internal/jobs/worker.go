@@ -84,7 +84,7 @@ func (q *JetStream) handle(msg jetstream.Msg) {
 		q.tidy()
 		return
 	}
-	a := &attempt{q: q, id: id, n: rec.Attempts, msg: msg, started: time.Now(), wake: make(chan struct{}, 1)}
+	a := &attempt{q: q, id: id, n: rec.Attempts, inputs: rec.Inputs, msg: msg, started: time.Now(), wake: make(chan struct{}, 1)}
 	result, err := a.run(rec.Spec)
 	switch final, err := a.settle(result, err); {
 	case errors.Is(err, ErrLost), errors.Is(err, ErrFinished):
@@ -158,6 +158,7 @@ type attempt struct {
 	q       *JetStream
 	id      string
 	n       int // Status.Attempts while this attempt is the valid one
+	inputs  *Inputs
 	msg     jetstream.Msg
 	started time.Time
 
@@ -364,6 +365,15 @@ func Owned(ctx context.Context) error {
 	}
 	if r.Attempts != a.n || r.Status.Status != Running {
 		return ErrLost
+	}
+	return nil
+}
+
+// InputsOf returns what was stored with the job whose run owns ctx (a Runner's
+// context); nil when nothing was.
+func InputsOf(ctx context.Context) *Inputs {
+	if a, ok := ctx.Value(attemptKey{}).(*attempt); ok {
+		return a.inputs
 	}
 	return nil
 }

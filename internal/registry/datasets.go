@@ -250,24 +250,44 @@ func (r *Registry) DatasetPath(ctx context.Context, name string) (string, Kind, 
 	if err != nil {
 		return "", "", err
 	}
+	path, err := r.Contents(ctx, d)
+	return path, d.Kind, err
+}
+
+// Contents is DatasetPath of a data set that the caller has: it may have been
+// deleted or replaced since. ErrNotFound when its contents are gone (see
+// Options.Keep).
+func (r *Registry) Contents(ctx context.Context, d Dataset) (string, error) {
+	if !validDigest(d.SHA256) {
+		return "", fmt.Errorf("data set %s: %w: bad digest", d.Name, ErrInvalid)
+	}
+	gone := func(err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("contents of data set %s: %w", d.Name, ErrNotFound)
+		}
+		return fmt.Errorf("data set %s: %w", d.Name, err)
+	}
 	if d.Kind != KindImages {
 		dir, err := r.view([]File{d.file()})
-		return filepath.Join(dir, d.file().Name), d.Kind, err
+		if err != nil {
+			return "", gone(err)
+		}
+		return filepath.Join(dir, d.file().Name), nil
 	}
 	if r.imagesReady(d) {
-		return r.imagesDir(d), d.Kind, nil
+		return r.imagesDir(d), nil
 	}
 	tmp, err := os.MkdirTemp(r.session, "images-*")
 	if err != nil {
-		return "", "", space(noPath(err))
+		return "", space(noPath(err))
 	}
 	defer os.RemoveAll(tmp)
 	dir := filepath.Join(tmp, "images")
 	if _, _, err := r.unpackDataset(ctx, r.blobPath(d.SHA256), dir); err != nil {
-		return "", "", fmt.Errorf("data set %s: %w", name, err)
+		return "", gone(err)
 	}
 	err = r.putView(dir, r.imagesDir(d), func() bool { return r.imagesReady(d) })
-	return r.imagesDir(d), d.Kind, err
+	return r.imagesDir(d), err
 }
 
 // DeleteDataset removes a data set. Jobs that read it go on.

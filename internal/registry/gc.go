@@ -38,6 +38,16 @@ func (r *Registry) GC(ctx context.Context, grace time.Duration) error {
 	if err != nil {
 		return fmt.Errorf("collecting garbage: %w", err)
 	}
+	if r.o.Keep != nil {
+		kept, err := r.o.Keep(ctx)
+		if err != nil {
+			return fmt.Errorf("collecting garbage: %w", err)
+		}
+		ds = append(ds, kept.Datasets...)
+		for _, digest := range kept.Versions {
+			views[digest] = true
+		}
+	}
 	for _, d := range ds {
 		blobs[d.SHA256] = true
 		views[viewKey([]File{d.file()})] = true

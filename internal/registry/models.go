@@ -59,6 +59,9 @@ func (v Version) Size() int64 {
 	return n
 }
 
+// Digest returns a SHA-256 over the names and contents of all files.
+func (v Version) Digest() string { return viewKey(v.Files) }
+
 // ID returns the version as part of URLs and of the wire protocol: "3".
 func (v Version) ID() string { return strconv.Itoa(v.Number) }
 
@@ -383,9 +386,15 @@ func (r *Registry) Path(model, version string) (dir string, err error) {
 	if err != nil {
 		return "", err
 	}
-	dir, err = r.view(v.Files)
+	return r.Dir(v)
+}
+
+// Dir is Path of a version that the caller has: it may have been deleted since,
+// while its contents are there.
+func (r *Registry) Dir(v Version) (string, error) {
+	dir, err := r.view(v.Files)
 	if err != nil {
-		return "", fmt.Errorf("version %d of model %s: %w", v.Number, model, err)
+		return "", fmt.Errorf("version %d of model %s: %w", v.Number, v.Model, err)
 	}
 	return dir, nil
 }

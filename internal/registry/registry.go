@@ -56,12 +56,21 @@ type Options struct {
 	// ValidateDataset does the same for a data set: path is a file, or for
 	// KindImages a folder. It also says what it saw.
 	ValidateDataset func(ctx context.Context, path string, kind Kind) (Facts, error)
+	// Keep says what somebody still needs though it may be deleted; GC asks. With
+	// it Open collects no garbage: the caller calls GC when Keep can answer.
+	Keep func(ctx context.Context) (Kept, error)
 	// MaxUpload bounds the bytes of one body. Default 16 GiB.
 	MaxUpload int64
 	// MaxExpanded bounds the bytes of all files in one archive. Default 32 GiB.
 	MaxExpanded int64
 	// Grace is how long unreferenced contents and views stay. Default 1 h.
 	Grace time.Duration
+}
+
+// Kept names contents that no manifest need name.
+type Kept struct {
+	Datasets []Dataset
+	Versions []string // Version.Digest of models whose folders (Dir) are in use
 }
 
 // Registry is the store. Its methods are safe for concurrent use, by several
@@ -76,7 +85,7 @@ type Registry struct {
 }
 
 // Open opens or creates the store in dir, removes what dead processes left
-// half-made, and collects garbage. A damaged manifest does not keep it from
+// half-made, and collects garbage (see Options.Keep). A damaged manifest does not keep it from
 // opening (nothing is collected then); Models and LoadAll report it.
 func Open(ctx context.Context, dir string, o Options) (*Registry, error) {
 	if o.MaxUpload <= 0 {
@@ -100,6 +109,9 @@ func Open(ctx context.Context, dir string, o Options) (*Registry, error) {
 	}
 	if err := r.openSession(); err != nil {
 		return nil, fmt.Errorf("registry: %w", space(err))
+	}
+	if o.Keep != nil {
+		return r, nil
 	}
 	if err := r.GC(ctx, o.Grace); err != nil && !errors.Is(err, ErrInvalid) {
 		r.Close()
