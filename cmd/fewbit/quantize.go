@@ -64,7 +64,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	f.StringVar(&q.method, "method", "", "range method: auto, minmax, entropy, percentile[:P], mse or moving-average (default auto: per tensor by the operator's output error)")
 	f.StringVar(&q.granularity, "granularity", "", "weight scales: per-channel or per-tensor (default per-channel)")
 	f.BoolVar(&q.symmetric, "symmetric", false, "centre activation ranges on zero")
-	f.StringVar(&q.target, "target", "", "graph form: cpu, ort-cpu, qdq or qoperator (default cpu)")
+	f.StringVar(&q.target, "target", "", "graph form: cpu, ort-cpu, cuda, qdq or qoperator (default cpu)")
 	f.IntVar(&q.samples, "samples", 0, fmt.Sprintf("calibrate with this many samples, spread over the data (0: %d)", pipeline.DefaultSamples))
 	f.StringSliceVar(&q.exclude, "exclude", nil, "operator names or types that stay in float")
 	f.StringVar(&q.eval, "eval", "", "evaluation data, labelled or not")
