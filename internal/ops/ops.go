@@ -26,8 +26,9 @@ const (
 )
 
 // MaxK is the largest inner dimension: the accumulator of K products of a code
-// 0..255 with a weight -128..127 still fits into INT32.
-const MaxK = math.MaxInt32 / (255 * 128)
+// 0..255 with a weight -128..127 still fits into INT32. A multiple of 16, which
+// is what rows are padded to on a device.
+const MaxK = math.MaxInt32 / (255 * 128) &^ 15
 
 // maxCode is the largest code of an activation.
 const maxCode = 255
