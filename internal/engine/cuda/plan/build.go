@@ -3,6 +3,7 @@ package plan
 import (
 	"crypto/sha256"
 	"fmt"
+	"sync"
 	"unsafe"
 
 	"github.com/fewbit/fewbit/internal/graph"
@@ -62,7 +63,7 @@ type builder struct {
 	weights  map[string]int             // key -> buffer
 	uploads  int64                      // bytes of them
 	forms    map[*graph.Node]weightForm // of matrix products
-	checked  map[*tensor.Tensor]bool    // weights whose w_sum is right
+	checked  *sync.Map                  // of the Source
 	inputs8  map[divided]*codes         // values quantized by row
 	inputs16 map[string]Ref             // values as F16
 	groups   map[*graph.Node]*group
@@ -73,7 +74,7 @@ type builder struct {
 func newBuilder(m *graph.Model, o Options) *builder {
 	return &builder{m: m, g: m.Graph, ix: m.Graph.Index(), o: o, plan: &Plan{Buffers: make([]Buffer, 1)},
 		vals: map[string]*value{}, original: map[*tensor.Tensor]string{}, bytes: map[*byte]string{}, weights: map[string]int{},
-		forms: map[*graph.Node]weightForm{}, checked: map[*tensor.Tensor]bool{}, inputs8: map[divided]*codes{}, inputs16: map[string]Ref{},
+		forms: map[*graph.Node]weightForm{}, inputs8: map[divided]*codes{}, inputs16: map[string]Ref{},
 		groups: map[*graph.Node]*group{}, absorbed: map[*graph.Node]bool{}, done: map[*graph.Node]bool{}}
 }
 
@@ -275,6 +276,8 @@ func (b *builder) dense(v *value) (Ref, error) {
 			return none, unsupported(d, "form of its scale or zero point")
 		}
 		v.dense = b.keyed(b.keyOf(b.g.Init(d.In(0)))+"|times "+b.keyOf(b.g.Init(d.In(1))), v.elems*4, f)
+	case v.nhwc != none && sameOrder(v.dims):
+		v.dense = v.nhwc
 	case v.nhwc != none:
 		x := v.nhwc
 		b.transpose(4, x, nhwcOf(v.dims), []int{0, 3, 1, 2}, b.fresh(v))
@@ -305,6 +308,9 @@ func (b *builder) transpose(size int64, x Ref, dims []int64, perm []int, y Ref) 
 	}
 	b.step(&Copy{Size: size, Src: View{d, s[0]}, Dst: View{d, s[1]}, X: x, Y: y})
 }
+
+// sameOrder reports whether [n, c, h, w] lies in memory as [n, h, w, c] does.
+func sameOrder(d []int64) bool { return d[1] == 1 || d[2]*d[3] == 1 }
 
 func nhwcOf(d []int64) []int64 { return []int64{d[0], d[2], d[3], d[1]} }
 

@@ -483,7 +483,7 @@ func (b *builder) nativeWeight(n *graph.Node, w weightForm) (o gemmOperand, err 
 	codes := tensor.View[int8](t)
 	// The kernel shifts codes by 128, which is only the same product when
 	// w_sum is what it says.
-	if !b.checked[t] {
+	if _, ok := b.checked.Load(t); !ok {
 		want := make([]int32, w.n)
 		for r := range w.k {
 			for c, v := range codes[r*w.n : (r+1)*w.n] {
@@ -495,7 +495,7 @@ func (b *builder) nativeWeight(n *graph.Node, w weightForm) (o gemmOperand, err 
 				return o, unsupported(n, "w_sum[%d] is %d, the weights add up to %d", i, v, want[i])
 			}
 		}
-		b.checked[t] = true
+		b.checked.Store(t, nil)
 	}
 	return b.rowsS8(t, codes, scale, w.k, w.n, false), nil
 }

@@ -30,14 +30,14 @@ func (b *builder) alias(n *graph.Node) error {
 func (b *builder) aliasCodes(n *graph.Node, x, y *value) error {
 	c := *x.codes
 	flat := !c.nhwc && c.ld == x.last()
-	if c.nhwc && (x.dims[1] == 1 || x.dims[2]*x.dims[3] == 1) {
+	if c.nhwc && sameOrder(x.dims) {
 		flat = true
 	}
 	if !flat || c.scales != (Ref{}) {
 		return unsupported(n, "codes %v to %v", x.dims, y.dims)
 	}
 	if len(y.dims) == 4 {
-		if y.dims[1] != 1 && y.dims[2]*y.dims[3] != 1 {
+		if !sameOrder(y.dims) {
 			return unsupported(n, "codes %v to %v", x.dims, y.dims)
 		}
 		c.nhwc, c.ld = true, 0
@@ -100,6 +100,10 @@ func (b *builder) strided(n *graph.Node, x Ref, offset int64, strides []int64, s
 		return unsupported(n, "result %v", y.dims)
 	}
 	x.Offset += offset * size
+	if len(d) == 1 && x.Offset%Align == 0 && (d[0] == 1 || s[0][0] == 1) {
+		y.dense = x
+		return nil
+	}
 	b.step(&Copy{Size: size, Src: View{d, s[0]}, Dst: View{d, s[1]}, X: x, Y: b.fresh(y)})
 	return nil
 }
@@ -370,9 +374,8 @@ func (b *builder) emitPad(n *graph.Node) error {
 		return unsupported(n, "result %v", y.dims)
 	}
 	value := b.weight(fill, "", size, func() []byte { return fill.Data })
-	if err := b.strided(n, value, 0, make([]int64, rank), size, y); err != nil {
-		return err
-	}
+	all := []int64{y.elems}
+	b.step(&Copy{Size: size, Src: View{all, []int64{0}}, Dst: View{all, []int64{1}}, X: value, Y: b.fresh(y)})
 	b.step(&Copy{Size: size, Src: View{d, s[0]}, Dst: View{d, s[1]}, X: ref, Y: Ref{y.dense.Buf, offset * size}})
 	return nil
 }

@@ -16,6 +16,7 @@ package plan
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/ops"
@@ -115,7 +116,8 @@ type Plan struct {
 	// Fault is an int32 that the engine zeroes before the steps: 1 afterwards
 	// means an index outside its table. NULL when no step can set it.
 	Fault Ref
-	// Folded counts the graph's nodes that were evaluated on the host.
+	// Nodes of the graph, and how many of them needed no kernel: evaluated on the
+	// host, or recognised as part of another operator.
 	Nodes, Folded int
 }
 
@@ -123,6 +125,9 @@ type Plan struct {
 // goroutines; the model must stay open.
 type Source struct {
 	m *graph.Model
+	// checked holds the weights (*tensor.Tensor) whose w_sum is right: looking
+	// at each takes longer than all the rest of planning.
+	checked sync.Map
 }
 
 // New prepares m, which is not changed.
@@ -155,6 +160,7 @@ func (s *Source) Plan(inputs map[string][]int64, o Options) (*Plan, error) {
 		return nil, err
 	}
 	b := newBuilder(m, o)
+	b.checked = &s.checked
 	b.plan.Nodes, b.plan.Folded = len(s.m.Graph.Nodes), len(s.m.Graph.Nodes)-len(m.Graph.Nodes)
 	for _, name := range s.m.Graph.Inits() {
 		b.original[s.m.Graph.Init(name)] = name

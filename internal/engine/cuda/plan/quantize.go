@@ -77,7 +77,7 @@ func (b *builder) emitQuantize(n *graph.Node) error {
 		if s.X, err = b.dense(x); err != nil {
 			return err
 		}
-		if x.dims[1] == 1 || x.dims[2]*x.dims[3] == 1 { // both orders are the same
+		if sameOrder(x.dims) {
 			s.Q = c.ref
 			b.step(s)
 			return nil

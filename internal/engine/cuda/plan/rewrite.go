@@ -294,7 +294,7 @@ func (r *rewriter) silu(mul *graph.Node) *graph.Node {
 // that each is specified by, so that the rest knows one form.
 func expand(m *graph.Model) {
 	g := m.Graph
-	e := &expander{m: m, g: g}
+	e := &expander{m: m, g: g, made: map[string]string{}}
 	for _, n := range g.Nodes {
 		e.node(n)
 	}
@@ -302,9 +302,10 @@ func expand(m *graph.Model) {
 }
 
 type expander struct {
-	m   *graph.Model
-	g   *graph.Graph
-	out []*graph.Node
+	m    *graph.Model
+	g    *graph.Graph
+	out  []*graph.Node
+	made map[string]string // DequantizeLinear nodes, by what they read
 }
 
 // constant scales are what an epilogue needs; others stay as they are and are
@@ -327,7 +328,12 @@ func (e *expander) add(op, name string, in []string, out string) *graph.Node {
 // dq dequantizes codes and returns the value's name. A vector of scales runs
 // along axis.
 func (e *expander) dq(n *graph.Node, codes, scale, zero string, axis int64) string {
+	key := fmt.Sprintf("%q %q %q %d", codes, scale, zero, axis)
+	if have, ok := e.made[key]; ok {
+		return have
+	}
 	out := fmt.Sprintf("%s\x00dq%d", n.Outputs[0], len(e.out))
+	e.made[key] = out
 	in := []string{codes, scale}
 	if zero != "" {
 		in = append(in, zero)

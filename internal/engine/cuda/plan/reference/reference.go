@@ -166,3 +166,26 @@ func (m *machine) step(s plan.Step) error {
 	}
 	return nil
 }
+
+// Work is about how many element operations a step takes here.
+func Work(s plan.Step) int64 {
+	switch s := s.(type) {
+	case *plan.GemmS8:
+		return s.M * s.N * s.K
+	case *plan.GemmW4:
+		return s.M * s.N * s.K
+	case *plan.GemmFloat:
+		return s.Batch * s.M * s.N * s.K
+	case *plan.Attention:
+		return s.Batch * s.Heads * s.QLen * s.KVLen * (s.HeadDim + s.VDim)
+	case *plan.ConvS8:
+		return s.N * s.OH * s.OW * s.OC * s.KH * s.KW * s.C
+	case *plan.ConvF32:
+		return s.N * s.OH * s.OW * s.OC * s.KH * s.KW * s.C
+	case *plan.PoolF32:
+		return s.N * s.OH * s.OW * s.C * s.KH * s.KW
+	case *plan.PoolS8:
+		return s.N * s.OH * s.OW * s.C * s.KH * s.KW
+	}
+	return 1
+}
