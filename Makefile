@@ -10,6 +10,10 @@ PYTHON   ?= python3
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  := -X main.version=$(VERSION)
 FETCH    := $(PYTHON) tools/fetch/fetch.py
+CUDA_GO  := GO='$(GO)' FEWBIT_VERSION='$(VERSION)' tools/cuda/go.sh
+# The emulation switches stacks in assembly, for this one architecture.
+EMULATED := $(if $(filter x86_64 amd64,$(shell uname -m)),yes)
+CUDA_PACKAGES := ./cuda/... ./internal/engine/cuda/...
 FUZZTIME ?= 10m
 DATA_DIR ?= fewbit-data
 LISTEN   ?= 127.0.0.1:8080
@@ -21,7 +25,7 @@ export FEWBIT_ORT_LIB
 # go-nvml marks old functions of NVIDIA's header as deprecated, a page of warnings in every first build.
 export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 
-.PHONY: help build deps deps-bench run test check fuzz bench bench-full clean distclean
+.PHONY: help build deps deps-bench run test test-cuda check cuda check-cuda gpu-check fuzz bench bench-full clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -47,13 +51,42 @@ test: deps ## vet and every test (at most 15 minutes on 2 cores)
 	$(GO) run ./tools/newsmodel
 	$(GO) vet ./...
 	$(GO) test -json -timeout 14m ./... | $(GO) run ./tools/testreport
+	@$(MAKE) test-cuda
+
+test-cuda: deps ## the CUDA kernels and their executor, emulated (part of test)
+ifdef EMULATED
+	@$(FETCH) cuda-headers
+	$(CUDA_GO) emulated vet $(CUDA_PACKAGES)
+	$(CUDA_GO) emulated test -json -timeout 14m $(CUDA_PACKAGES) | $(GO) run ./tools/testreport
+else
+	@echo "test-cuda: the emulation needs an x86-64 processor; left out"
+endif
 
 check: deps ## format, vet, staticcheck, golangci-lint, race detector
-	@unformatted=$$(gofmt -l $$(ls -d cmd internal tools benchmarks 2>/dev/null)); [ -z "$$unformatted" ] || { echo "gofmt -w these files:"; echo "$$unformatted"; exit 1; }
+	@unformatted=$$(gofmt -l $$(ls -d cmd cuda internal tools benchmarks 2>/dev/null)); [ -z "$$unformatted" ] || { echo "gofmt -w these files:"; echo "$$unformatted"; exit 1; }
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) run $(GOLANGCI_LINT) run
 	$(GO) test -race -json -timeout 30m ./... | $(GO) run ./tools/testreport
+ifdef EMULATED
+	@$(FETCH) cuda-headers
+	$(CUDA_GO) emulated exec $(GO) run $(STATICCHECK) -tags cuda,cudaemu $(CUDA_PACKAGES)
+	$(CUDA_GO) emulated exec $(GO) run $(GOLANGCI_LINT) run --build-tags cuda,cudaemu $(CUDA_PACKAGES)
+	$(CUDA_GO) emulated test -race -json -timeout 30m ./internal/engine/cuda/... | $(GO) run ./tools/testreport
+endif
+
+cuda: ## bin/fewbit and bin/serve with the CUDA kernels, for machines with and without a GPU
+	@cmake -S . -B build/cuda $(if $(shell command -v ninja),-G Ninja) -DFEWBIT_CUDA=ON
+	@cmake --build build/cuda --target fewbit_cuda --parallel $(shell nproc)
+	@mkdir -p bin
+	$(CUDA_GO) real build -o bin/ ./cmd/...
+
+check-cuda: cuda ## look at the machine code of the kernels: no spills, the instructions they were written for
+	$(GO) run ./tools/cudacheck
+
+gpu-check: cuda ## build/gpu-check.tar.gz for a machine with a GPU; runs it when there is one here
+	@GO='$(GO)' tools/gpucheck/bundle.sh build/gpu-check.tar.gz
+	@build/gpu-check/run.sh build/gpu-check.json
 
 fuzz: deps ## every fuzz target for FUZZTIME (10m) each
 	@GO='$(GO)' FUZZTIME='$(FUZZTIME)' tools/fuzz.sh
