@@ -75,24 +75,62 @@ int fb_quantize_blocks_s4(const float *x, int64_t n, int64_t k, int block, uint8
 int fb_dequantize_blocks_s4(const uint8_t *q, const float *scale, int64_t n, int64_t k, int block, float *x, fb_stream s);
 
 /* ---- histogram.cu: calibration ----------------------------------------------------------------------------------
- * The exact, mergeable statistics of internal/calib (histogram bins of a power-of-two width, see calib/histogram.go),
- * on the device. */
-/* out[0] = min, out[1] = max, out[2..4] as u32 bit patterns: count of NaN, of +-Inf, of exact zeros. Finite values only in min/max.
- * Accumulates into out: fb_range_init first. */
-int fb_range_init(float *out, fb_stream s);
-int fb_range(const float *x, int64_t n, float *out, fb_stream s);
-/* counts[bin] += 1 for bin = floor(x / width) - first, 0 <= bin < bins; x finite, others are skipped; outside goes to the edge bins.
- * Counts are u64. width is a power of two. bins <= 4096 stay in shared memory, private to each warp where they fit. */
-int fb_histogram(const float *x, int64_t n, float width, int64_t first, int bins, uint64_t *counts, fb_stream s);
-/* KL threshold of histograms of |x|, many tensors in one launch: counts [tensors, bins] u64, levels quantized levels (128 for INT8).
- * out_bin [tensors]: number of bins kept. The same search, in the same order of sums (double), as internal/calib/entropy.go. */
-int fb_kl_threshold(const uint64_t *counts, int tensors, int bins, int levels, int32_t *out_bin, double *out_divergence, void *workspace, size_t workspace_bytes, fb_stream s);
-size_t fb_kl_workspace(int tensors, int bins);
+ * The exact, mergeable statistics of internal/calib: the same cells and the same search, so that what is read back is
+ * what an observer on the CPU holds after the same values, bit for bit, whatever the order. */
+typedef struct fb_range_stats {
+  uint64_t finite, zeros, nan, pos_inf, neg_inf; /* counts; finite ones include zeros */
+  uint32_t lo, hi;   /* smallest and largest finite value, -0 as 0, as keys in the order of the floats: the bits with the first one
+                        inverted for x >= 0, all of them inverted for x < 0. 2^32 - 1 and 0 where finite is 0 */
+  uint32_t top, pad; /* bits of the largest finite |x| */
+} fb_range_stats;
+int fb_range_init(fb_range_stats *out, int count, fb_stream s);
+/* Adds n values to out. */
+int fb_range(const float *x, int64_t n, fb_range_stats *out, fb_stream s);
+
+enum { FB_LINEAR_BINS = 4096, FB_LOG_CELLS = 255 * 128, FB_MIN_EXPONENT = -120 };
+/* A calib.Histogram: |x| >= 2^(exponent+7) is in linear bin floor(|x| / 2^exponent), smaller non-zero |x| in the cell of the upper 16
+ * bits of |x| as float. [0] counts x > 0, [1] x < 0. The exponent is the smallest that fits range.top into the bins, and at least
+ * FB_MIN_EXPONENT. */
+typedef struct fb_histogram {
+  fb_range_stats range;
+  int32_t exponent;
+  uint32_t recount; /* of fb_histogram_observe, between its launches */
+  uint64_t linear[2][FB_LINEAR_BINS]; /* 0..127 stay 0 */
+  uint64_t cells[2][FB_LOG_CELLS];
+} fb_histogram;
+typedef struct fb_tap { const float *x; int64_t n; fb_histogram *histogram; } fb_tap;
+int fb_histogram_init(fb_histogram *h, int count, fb_stream s);
+/* Adds each tensor to its histogram: three launches for up to 64 of them. x is read until the stream has done them. Two taps of one
+ * call have different histograms. */
+int fb_histogram_observe(const fb_tap *taps /* host */, int count, fb_stream s);
+/* m [channels] = max(m, |x|), x [outer, channels, inner]; NaN and infinities are ignored. m starts as zeros. */
+int fb_channel_max(const float *x, int64_t outer, int64_t channels, int64_t inner, float *m, fb_stream s);
+
+/* What the entropy search takes of a tensor. */
+typedef struct fb_kl_tensor {
+  int32_t bins;     /* of |x|, up to the one of the largest value; 0 where no value is finite */
+  int32_t levels;   /* of |x|: 2^(bits-1), twice that for a tensor of one sign in an asymmetric scheme */
+  int32_t exponent; /* the bins are 2^exponent wide */
+  int32_t finite, others; /* 1 where there was a finite value, a NaN or an infinity */
+  uint32_t lo, hi;  /* of fb_range_stats */
+} fb_kl_tensor;
+/* counts [count, FB_LINEAR_BINS]: all |x| of each histogram in linear bins, zeros in bin 0. bits 2..16. */
+int fb_histogram_linear(const fb_histogram *h, int count, int bits, int symmetric, uint64_t *counts, fb_kl_tensor *tensors, fb_stream s);
+/* How many bins to keep of each tensor, at most 65535 of them: Kullback-Leibler divergence as calib/entropy.go searches it, in the same
+ * order of sums and with its logarithm, whose table is logs [512, 2]. keep [count]: all bins of a tensor with no more than
+ * max(128, levels). divergence [count] of the choice, 0 where there is none; may be NULL. */
+int fb_kl_threshold(const uint64_t *counts, const fb_kl_tensor *tensors, int count, const double *logs, int32_t *keep, double *divergence, void *workspace, size_t workspace_bytes,
+                    fb_stream s);
+size_t fb_kl_workspace(int count);
 
 /* ---- gemm_s8.cu ------------------------------------------------------------------------------------------------- */
+/* Where few tiles would leave multiprocessors idle, several blocks share a tile's k ("split"): they meet in the workspace, whose first
+ * FB_COUNTER_BYTES count them. A run leaves these bytes zero, so a workspace that is kept for such products alone and was zeroed once saves a
+ * launch: zeroed = 1. One workspace serves one run at a time. Workspaces are aligned to 16. */
+enum { FB_COUNTER_BYTES = 4096 };
 typedef struct fb_gemm_s8 {
-  int64_t m, n, k;       /* C [m, n] = epilogue(A [m, k] x B [n, k]^T); k of the buffers: lda, ldb */
-  int64_t lda, ldb, ldc; /* lda, ldb multiples of 16, the padding is zero */
+  int64_t m, n, k;       /* C [m, n] = epilogue(A [m, k] x B [n, k]^T); k of the buffers: lda, ldb. k <= 65792, so that sums fit int32 */
+  int64_t lda, ldb, ldc; /* lda, ldb multiples of 16, the padding up to the next multiple of 16 zero in A or in B; A and B aligned to 16 */
   int a_rows;            /* 1: a_scale and a_zero have m entries, 0: one */
   int act;               /* FB_ACT_* */
   float act_min, act_max;
@@ -101,12 +139,15 @@ typedef struct fb_gemm_s8 {
   int32_t out_zero;      /* s8 zero point */
   int residual;          /* type of the residual [m, ldc]: FB_F32 or FB_F16; read only where the pointer is not NULL */
   int config;            /* 0: fb_gemm_s8_pick chooses; otherwise 1 + an index into the table (tests, tuning) */
+  int split;             /* with a config: blocks along k; 0: fb_gemm_s8_pick chooses */
+  int zeroed;            /* 1: the counters of the workspace are zero already */
 } fb_gemm_s8;
 /* acc = sum_k A*B - a_zero * b_sum (int32, exact); y = act(acc * (a_scale * b_scale[n]) + bias[n]) + residual.
- * b_sum [n] = sum of row n of B (fb_row_sums). bias and residual may be NULL. */
+ * b_sum [n] = sum of row n of B (fb_row_sums). bias and residual may be NULL; so may a_zero and b_sum (no zero points), and for FB_S32 the scales.
+ * C may be the residual. */
 int fb_gemm_s8_run(const fb_gemm_s8 *d, const int8_t *a, const float *a_scale, const int32_t *a_zero, const int8_t *b, const float *b_scale,
                    const int32_t *b_sum, const float *bias, const void *residual, void *c, void *workspace, size_t workspace_bytes, fb_stream s);
-size_t fb_gemm_s8_workspace(const fb_gemm_s8 *d);
+size_t fb_gemm_s8_workspace(const fb_gemm_s8 *d); /* on the current device; 0 where none is needed */
 /* Pure: the configuration that d gets on a device, printed into text (host, may be NULL); returns its index in the table, < 0 for none. */
 int fb_gemm_s8_pick(const fb_gemm_s8 *d, const fb_device_info *dev, char *text, size_t text_bytes);
 int fb_gemm_s8_configs(void);
@@ -198,22 +239,41 @@ int fb_global_average_f32(const float *x, int n, int c, int64_t hw, int nhwc, fl
 /* Masked mean over tokens: x [b, t, d], mask [b, t] f32 -> [b, d] = sum(x mask) / max(sum(mask), 1e-9) */
 int fb_masked_mean(const float *x, const float *mask, int64_t b, int64_t t, int64_t d, float *y, fb_stream s);
 
-/* ---- elementwise.cu ----------------------------------------------------------------------------------------------- */
+/* ---- elementwise.cu: ONNX operators, one value out for one of each input. The output may be an input of the same type and
+ * shape (in place). ------------------------------------------------------------------------------------------------- */
 enum { FB_RANK = 6 };
-typedef struct fb_view { int rank; int64_t dims[FB_RANK], strides[FB_RANK]; } fb_view; /* strides in elements, 0 broadcasts */
+typedef struct fb_view { int rank; int64_t dims[FB_RANK], strides[FB_RANK]; } fb_view; /* outermost first; strides in elements, 0 broadcasts, negative reads backwards */
 enum { FB_ADD = 0, FB_SUB, FB_MUL, FB_DIV, FB_POW, FB_MIN, FB_MAX, FB_EQUAL, FB_LESS, FB_GREATER, FB_AND, FB_OR };
 enum { FB_ABS = 32, FB_NEG, FB_EXP, FB_LOG, FB_SQRT, FB_RECIPROCAL, FB_ERF, FB_TANH, FB_SIGMOID, FB_NOT, FB_FLOOR, FB_CEIL, FB_SIN, FB_COS, FB_HARDSIGMOID, FB_HARDSWISH, FB_LEAKY_RELU };
-/* out is dense over out.dims; a, b are read with their own strides over out.dims. type FB_F32, FB_S64, FB_S32 or FB_U8 (comparisons write u8). */
+/* y is dense over out->dims; a and b are read over out->dims with the strides of their views (whose dims are not looked at).
+ * type of a and b: FB_F32, FB_S64, FB_S32, FB_U8 or FB_BOOL; comparisons, FB_AND and FB_OR write FB_BOOL, and the latter two
+ * take bytes only. Integers wrap, division truncates (by zero: 0), a negative power is the real one truncated. FB_MIN and
+ * FB_MAX of a NaN are NaN. */
 int fb_binary(int op, int type, const fb_view *out, const void *a, const fb_view *av, const void *b, const fb_view *bv, void *y, fb_stream s);
-int fb_unary(int op /* FB_ABS.. or FB_ACT_* */, const float *x, int64_t n, float p0, float p1, float *y, fb_stream s);
+/* FB_ABS.. or FB_ACT_*, of f32; FB_NOT reads and writes FB_BOOL. p0, p1: bounds of FB_ACT_CLIP, alpha and beta of
+ * FB_HARDSIGMOID, alpha of FB_LEAKY_RELU. */
+int fb_unary(int op, const void *x, int64_t n, float p0, float p1, void *y, fb_stream s);
 int fb_where(int size /* bytes of an element: 1, 4, 8 */, const fb_view *out, const uint8_t *cond, const fb_view *cv, const void *a, const fb_view *av, const void *b, const fb_view *bv, void *y, fb_stream s);
-/* y[dst strides] = x[src strides] over dims: transpose, slice, concat, expand. size 1, 2, 4 or 8. */
-int fb_copy(int size, const fb_view *src, const void *x, const fb_view *dst, void *y, fb_stream s);
+/* As ONNX Runtime on x86-64: floats truncate to s32 (s64 for s64 and u32), whose lowest value stands for NaN and what lies
+ * outside, and narrower integers take the low bits; FB_BOOL is x != 0. */
 int fb_cast(int from, int to, const void *x, int64_t n, void *y, fb_stream s);
-/* x [outer, axis, inner] with ids [n_ids] -> [outer, n_ids, inner]; size bytes an element; ids s64 */
+
+/* ---- layout.cu: moving elements ----------------------------------------------------------------------------------- */
+/* y[dst strides] = x[src strides] over src->dims: transpose, slice, concat, expand. size 1, 2, 4 or 8. No element of y is
+ * written twice, so a stride of 0 in dst needs a dimension of 1. x and y do not overlap. */
+int fb_copy(int size, const fb_view *src, const void *x, const fb_view *dst, void *y, fb_stream s);
+/* x [outer, axis, inner] with ids [n_ids] -> [outer, n_ids, inner]; size bytes an element: 1, 2, 4 or 8; ids s64, negative
+ * ones count from the end; one outside the axis reads index 0 and sets *fault (may be NULL) to 1. */
 int fb_gather(int size, const void *x, int64_t outer, int64_t axis, int64_t inner, const int64_t *ids, int64_t n_ids, void *y, int32_t *fault, fb_stream s);
+/* Between the layouts of float and integer convolutions. q [n, h*w, ldc] s8 on the u8 grid (scale, zero_u8); channels c..ldc-1
+ * hold the zero point, so that they stand for 0. */
+int fb_nchw_to_nhwc_s8(const float *x, int64_t n, int64_t c, int64_t hw, float scale, int32_t zero_u8, int8_t *q, int64_t ldc, fb_stream s);
+int fb_nhwc_s8_to_nchw(const int8_t *q, int64_t n, int64_t c, int64_t hw, int64_t ldc, float scale, int32_t zero_s8, float *x, fb_stream s);
+
+/* ---- reduce.cu ---------------------------------------------------------------------------------------------------- */
 enum { FB_REDUCE_SUM = 0, FB_REDUCE_MEAN, FB_REDUCE_MAX, FB_REDUCE_MIN, FB_REDUCE_L2 };
-int fb_reduce(int op, const float *x, int64_t outer, int64_t axis, int64_t inner, float *y, fb_stream s); /* over axis, deterministic */
+/* x [outer, axis, inner] f32 -> [outer, inner], always in the same order. Of an empty axis: 0, -inf or +inf. */
+int fb_reduce(int op, const float *x, int64_t outer, int64_t axis, int64_t inner, float *y, fb_stream s);
 
 /* The table of entries, for tests and for people: name and family. */
 typedef struct fb_entry { const char *name, *family; } fb_entry;
