@@ -2,9 +2,13 @@ package ops
 
 import (
 	"errors"
+	"flag"
+	"fmt"
 	"math"
 	"math/rand/v2"
+	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -212,6 +216,46 @@ func TestErrors(t *testing.T) {
 }
 
 func second[T any](_ T, err error) error { return err }
+
+var update = flag.Bool("update", false, "write the bodies in docs/ops.md anew")
+
+// TestDocs: docs/ops.md shows the bodies that Install writes.
+func TestDocs(t *testing.T) {
+	const page, head, tail = "../../docs/ops.md", "```text\n", "```\n"
+	old, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, ok := strings.Cut(string(old), head)
+	_, after, ok2 := strings.Cut(rest, tail)
+	if !ok || !ok2 {
+		t.Fatal("docs/ops.md has no block of text")
+	}
+	fs, err := functions(17)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	for _, f := range fs {
+		fmt.Fprintf(&b, "%s.%s(%s) -> (%s)\n", f.GetDomain(), f.GetName(), strings.Join(f.Input, ", "), strings.Join(f.Output, ", "))
+		for _, n := range f.Node {
+			fmt.Fprintf(&b, "  %s = %s(%s)", n.Output[0], n.GetOpType(), strings.Join(n.Input, ", "))
+			if len(n.Attribute) > 0 {
+				_, attrs, _ := strings.Cut(graph.NewNode("", n.GetOpType(), "", nil, nil, n.Attribute...).String(), " {")
+				fmt.Fprintf(&b, " {%s", attrs)
+			}
+			b.WriteByte('\n')
+		}
+	}
+	text := before + head + b.String() + tail + after
+	if *update {
+		if err := os.WriteFile(page, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	} else if text != string(old) {
+		t.Errorf("the bodies are not those of docs/ops.md (-update rewrites them):\n%s", b.String())
+	}
+}
 
 // TestFunctions: Install writes what Verify accepts, once; a function of our
 // name with another body is refused by both.
