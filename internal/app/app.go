@@ -20,6 +20,7 @@ import (
 	"github.com/fewbit/fewbit/internal/bare"
 
 	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/engine/batch"
 	"github.com/fewbit/fewbit/internal/engine/ort"
 	"github.com/fewbit/fewbit/internal/http"
 	"github.com/fewbit/fewbit/internal/jobs"
@@ -95,7 +96,10 @@ func (a *App) open(ctx context.Context, version string) error {
 	if err != nil {
 		return fmt.Errorf("data directory %s: %w", a.cfg.DataDir, err)
 	}
-	a.loaded = registry.NewLoaded(a.registry, registry.LoadedOptions{Engine: e, PreparerFor: preparerFor, Target: a.cfg.Target})
+	a.loaded = registry.NewLoaded(a.registry, registry.LoadedOptions{
+		Engine: e, PreparerFor: preparerFor, Target: a.cfg.Target, Alone: rowsDepend,
+		Scheduler: batch.New(batch.Options{Runs: a.cfg.MaxRuns}),
+	})
 	a.telemetry = telemetry.New(telemetry.Options{})
 	a.pipeline = pipeline.Pipeline{Engine: e, Version: version, PeakMemory: pipeline.PeakInChild(peakArgs(e.Library(), a.cfg.Threads)...)}
 	a.starting.Store(true)

@@ -38,6 +38,7 @@ type Config struct {
 	MaxBody     int64         // bytes of an inference request
 	MaxUpload   int64         // bytes of a model or a data set
 	MaxInFlight int           // requests of one model admitted at a time
+	MaxRuns     int           // runs of models at a time, over all of them
 	Target      time.Duration // latency target of models that have none of their own
 	Drain       time.Duration // for requests in flight at shutdown
 }
@@ -49,7 +50,7 @@ const DefaultDataDir = "fewbit-data"
 func Defaults() Config {
 	return Config{
 		Listen: http.DefaultListen, DataDir: DefaultDataDir,
-		MaxBody: http.MaxInferBody, MaxUpload: http.MaxUpload, MaxInFlight: http.DefaultMaxInFlight,
+		MaxBody: http.MaxInferBody, MaxUpload: http.MaxUpload, MaxInFlight: http.DefaultMaxInFlight, MaxRuns: 1,
 		Target: http.DefaultTarget, Drain: http.DefaultDrainTimeout,
 	}
 }
@@ -64,6 +65,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.NATSURL, "nats-url", c.NATSURL, "NATS cluster for the jobs (default: one inside the process)")
 	fs.Var((*bytesValue)(&c.MaxBody), "max-body", "largest inference request")
 	fs.Var((*bytesValue)(&c.MaxUpload), "max-upload", "largest model or data set")
+	fs.IntVar(&c.MaxRuns, "max-runs", c.MaxRuns, "runs of models at a time, over all of them: each uses all threads by itself")
 	fs.IntVar(&c.MaxInFlight, "max-in-flight", c.MaxInFlight, "requests of one model admitted at a time, more are told to retry")
 	fs.DurationVar(&c.Target, "target", c.Target, "latency target of models without one of their own")
 	fs.DurationVar(&c.Drain, "drain", c.Drain, "how long requests in flight may take at shutdown")
@@ -81,6 +83,7 @@ func (usageError) Is(target error) bool { return target == ErrUsage }
 const (
 	maxConfigBytes = 1 << 20
 	maxInFlight    = 1 << 20
+	maxRuns        = 1 << 10
 	maxDuration    = time.Hour
 )
 
@@ -100,6 +103,8 @@ func (c *Config) Check() error {
 		return bad("max-body", c.MaxBody, "at least 1 byte")
 	case c.MaxUpload < 1:
 		return bad("max-upload", c.MaxUpload, "at least 1 byte")
+	case c.MaxRuns < 1 || c.MaxRuns > maxRuns:
+		return bad("max-runs", c.MaxRuns, fmt.Sprintf("1 to %d", maxRuns))
 	case c.MaxInFlight < 1 || c.MaxInFlight > maxInFlight:
 		return bad("max-in-flight", c.MaxInFlight, fmt.Sprintf("1 to %d", maxInFlight))
 	case c.Target <= 0 || c.Target > maxDuration:

@@ -69,7 +69,7 @@ func TestCheckConfig(t *testing.T) {
 	for name, set := range map[string]func(*Config){
 		"--listen": func(c *Config) { c.Listen = "" }, "--data-dir": func(c *Config) { c.DataDir = "" },
 		"--threads": func(c *Config) { c.Threads = -1 }, "--max-body": func(c *Config) { c.MaxBody = 0 },
-		"--max-upload": func(c *Config) { c.MaxUpload = -1 }, "--max-in-flight": func(c *Config) { c.MaxInFlight = 0 },
+		"--max-upload": func(c *Config) { c.MaxUpload = -1 }, "--max-in-flight": func(c *Config) { c.MaxInFlight = 0 }, "--max-runs": func(c *Config) { c.MaxRuns = 0 },
 		"--target": func(c *Config) { c.Target = -1 }, "--drain": func(c *Config) { c.Drain = 0 },
 		"--nats-url": func(c *Config) { c.NATSURL = "http://user:secret@host" },
 	} {

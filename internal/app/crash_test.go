@@ -319,7 +319,7 @@ func TestTrafficDuringPromotion(t *testing.T) {
 			l, err := models{s.App}.Acquire(ctx, "m", "")
 			if err == nil {
 				var r engine.Result
-				if r, err = l.Session().Run(ctx, x, nil); err == nil {
+				if r, _, err = l.Run(ctx, x, nil); err == nil {
 					r.Close()
 				}
 				l.Release()

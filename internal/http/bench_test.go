@@ -77,7 +77,7 @@ func BenchmarkOverhead(b *testing.B) {
 			over, in := make([]time.Duration, 0, b.N), make([]time.Duration, 0, b.N)
 			for b.Loop() {
 				start := time.Now()
-				res, err := session.Run(context.Background(), feeds, nil)
+				res, _, err := session.Run(context.Background(), feeds, nil)
 				if err != nil {
 					b.Fatal(err)
 				}

@@ -89,8 +89,8 @@ func (s *Server) classify(c *gin.Context) error {
 		}
 		ctx, cancel := context.WithDeadline(c.Request.Context(), t.arrival.Add(s.cfg.InferTimeout))
 		defer cancel()
-		return s.run(ctx, lease.Session(), m, feeds, nil, int64(len(texts)), t, func(res engine.Result) error {
-			results, err := classifications(lease.Session().Spec(), res.Tensors(), labels, len(texts))
+		return s.run(ctx, lease, m, feeds, nil, int64(len(texts)), t, func(res engine.Result) error {
+			results, err := classifications(lease.Spec(), res.Tensors(), labels, len(texts))
 			if err != nil {
 				return err
 			}

@@ -11,8 +11,10 @@ import (
 	"regexp"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/engine/batch"
 	"github.com/fewbit/fewbit/internal/jobs"
 	"github.com/fewbit/fewbit/internal/registry"
 	"github.com/fewbit/fewbit/internal/tensor"
@@ -66,6 +68,7 @@ var errorStatus = []struct {
 	{registry.ErrNotReady, http.StatusServiceUnavailable, 1},
 	{jobs.ErrBusy, http.StatusServiceUnavailable, 5},
 	{jobs.ErrClosed, http.StatusServiceUnavailable, 5},
+	{batch.ErrOverloaded, http.StatusServiceUnavailable, 1},
 	{engine.ErrMemory, http.StatusServiceUnavailable, 5},
 	{engine.ErrUnavailable, http.StatusServiceUnavailable, 5},
 	{engine.ErrClosed, http.StatusServiceUnavailable, 1},
@@ -88,11 +91,24 @@ func explain(err error) *httpError {
 	}
 	for _, e := range errorStatus {
 		if errors.Is(err, e.err) {
-			return &httpError{status: e.status, msg: clientText(err, e.err), retry: e.retry}
+			return &httpError{status: e.status, msg: clientText(err, e.err), retry: max(e.retry, retryAfter(err))}
 		}
 	}
 	return &httpError{status: http.StatusInternalServerError, msg: "internal error: the server could not answer this request; its operator finds the cause in the server's log"}
 }
+
+// retryAfter is what the batcher says, in whole seconds; 0 for other errors.
+func retryAfter(err error) int {
+	var o *batch.Overloaded
+	if !errors.As(err, &o) {
+		return 0
+	}
+	return int(min((o.RetryAfter+time.Second-1)/time.Second, maxRetryAfter))
+}
+
+// maxRetryAfter bounds the seconds of Retry-After: a prediction further ahead
+// is a guess.
+const maxRetryAfter = 60
 
 // clientText words err for a client: its own text without paths, or only the
 // sentinel's when an operating-system error is inside.

@@ -279,7 +279,7 @@ func TestClientGone(t *testing.T) {
 
 func TestDeadlineAndOverload(t *testing.T) {
 	gate := make(chan struct{})
-	f := newFixture(t, map[string]fake.Model{"held": {Spec: oneSpec(tensor.Float32, -1), Gate: gate}}, func(c *Config) { c.MaxInFlight, c.MaxRunning = 2, 1 })
+	f := newFixture(t, map[string]fake.Model{"held": {Spec: oneSpec(tensor.Float32, -1), Gate: gate}}, func(c *Config) { c.MaxInFlight = 2 })
 	body := `{"parameters":{"timeout":20000},` + one("[1]", "FP32", "[1]")[1:]
 	a := f.call(t, "POST", "/v2/models/held/infer", body)
 	if text := wantError(t, a, 503); !strings.Contains(text, "deadline") || a.header.Get("Retry-After") == "" {

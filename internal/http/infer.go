@@ -11,6 +11,7 @@ import (
 	"github.com/gin-gonic/gin"
 
 	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/engine/batch"
 	"github.com/fewbit/fewbit/internal/telemetry"
 	"github.com/fewbit/fewbit/internal/tensor"
 )
@@ -59,13 +60,12 @@ func (s *Server) infer(c *gin.Context) error {
 	x := scratches.Get().(*inferScratch)
 	defer x.free()
 	return s.counted(c, lease, func(m *modelStats, t *timing) error {
-		ctx, cancel, err := s.readInfer(c, lease.Session().Spec(), x, t)
+		ctx, cancel, err := s.readInfer(c, lease.Spec(), x, t)
 		if err != nil {
 			return err
 		}
 		defer cancel()
-		batch := batchOf(lease.Session().Spec(), x.feeds)
-		return s.run(ctx, lease.Session(), m, x.feeds, x.names, batch, t, func(res engine.Result) error {
+		return s.run(ctx, lease, m, x.feeds, x.names, batchOf(lease.Spec(), x.feeds), t, func(res engine.Result) error {
 			return s.writeInfer(c, lease, x, res)
 		})
 	})
@@ -75,8 +75,10 @@ func (s *Server) infer(c *gin.Context) error {
 type timing struct {
 	arrival time.Time
 	phases  telemetry.Durations
-	batch   int64
-	ran     bool // the engine was called
+	rows    int64 // of the request
+	batch   int64 // rows of the run that answered it
+	leads   bool  // the run is counted with this request
+	ran     bool  // the engine was called
 }
 
 // counted runs a request of one model and counts how it ended. Panics count
@@ -95,7 +97,7 @@ func (s *Server) counted(c *gin.Context, lease Lease, f func(*modelStats, *timin
 	case err == nil:
 		now := time.Now()
 		t.phases[telemetry.Total] = now.Sub(t.arrival)
-		m.succeeded(now, t.batch, t.phases)
+		m.succeeded(now, &t)
 		s.metrics.succeeded(m, &t)
 		reason = -1
 	default:
@@ -114,33 +116,27 @@ func (s *Server) counted(c *gin.Context, lease Lease, f func(*modelStats, *timin
 
 // run hands feeds to the engine within the model's limits, and the result to
 // write.
-func (s *Server) run(ctx context.Context, session engine.Session, m *modelStats, feeds engine.Feeds, names []string, batch int64, t *timing, write func(engine.Result) error) error {
-	start := time.Now()
-	t.phases[telemetry.Prepare] = start.Sub(t.arrival)
-	t.batch = batch
+func (s *Server) run(ctx context.Context, lease Lease, m *modelStats, feeds engine.Feeds, names []string, rows int64, t *timing, write func(engine.Result) error) error {
+	t.phases[telemetry.Prepare] = time.Since(t.arrival)
+	t.rows = rows
 	if err := m.admit(); err != nil {
 		return err
 	}
 	defer m.release()
-	if err := m.enter(ctx); err != nil {
-		return err
-	}
-	entered := time.Now()
-	t.phases[telemetry.Queue] = entered.Sub(start)
-	t.ran = true
-	res, err := func() (engine.Result, error) {
-		defer m.leave()
-		return session.Run(ctx, feeds, names)
-	}()
+	res, took, err := lease.Run(ctx, feeds, names)
+	t.phases[telemetry.Queue], t.phases[telemetry.Infer] = took.Queue, took.Infer
+	t.batch, t.leads, t.ran = took.Rows, took.Leads, took.Infer > 0
 	if err != nil {
-		if ended := ctx.Err(); ended != nil && !errors.Is(err, ended) {
+		if errors.Is(err, batch.ErrPanic) {
+			s.metrics.panics.Inc()
+		}
+		if ended := ctx.Err(); ended != nil && !errors.Is(err, ended) && !errors.Is(err, batch.ErrOverloaded) {
 			return ended // the engine's own words for being stopped
 		}
 		return err
 	}
 	defer res.Close()
 	ran := time.Now()
-	t.phases[telemetry.Infer] = ran.Sub(entered)
 	err = write(res)
 	t.phases[telemetry.Finish] = time.Since(ran)
 	return err

@@ -153,7 +153,7 @@ func (s *Server) modelMeta(c *gin.Context) error {
 		return err
 	}
 	defer lease.Release()
-	spec := lease.Session().Spec()
+	spec := lease.Spec()
 	m := modelMetadata{Name: name, Versions: []string{}, Platform: platform, Inputs: tensorsOf(spec.Inputs), Outputs: tensorsOf(spec.Outputs)}
 	if version != "" {
 		m.Versions = append(m.Versions, version)
@@ -196,7 +196,7 @@ func (s *Server) modelConfig(c *gin.Context) error {
 		}
 		return ts
 	}
-	spec := lease.Session().Spec()
+	spec := lease.Spec()
 	return s.reply(c, http.StatusOK, modelConfig{Name: name, Platform: platform, Backend: "onnxruntime", Input: configs(spec.Inputs), Output: configs(spec.Outputs)})
 }
 

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/engine/batch"
 	"github.com/fewbit/fewbit/internal/jobs"
 )
 
@@ -41,7 +42,11 @@ type ModelInfo struct {
 
 // Lease is one loaded version, pinned until Release.
 type Lease interface {
-	Session() engine.Session
+	// Spec lists the model's inputs and outputs.
+	Spec() engine.IOSpec
+	// Run computes outs when the request's turn comes, perhaps together with
+	// others (batch.Queue.Run). Errors: the engine's, batch.ErrOverloaded.
+	Run(ctx context.Context, in engine.Feeds, outs []string) (engine.Result, batch.Timing, error)
 	Name() string
 	Version() string
 	// Target is the latency target of the model; 0 stands for 50 ms.

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,7 +41,6 @@ type Config struct {
 	MaxInferBody int64 // bytes after decoding
 	MaxUpload    int64
 	MaxInFlight  int // requests of one model admitted at a time; more get 503
-	MaxRunning   int // of those, handed to the engine at a time; default: processors
 	MaxConns     int
 
 	HeaderTimeout time.Duration // until the header of a request has arrived
@@ -69,7 +67,6 @@ func (c *Config) defaults() error {
 	def(&c.MaxInferBody, MaxInferBody)
 	def(&c.MaxUpload, MaxUpload)
 	def(&c.MaxInFlight, DefaultMaxInFlight)
-	def(&c.MaxRunning, runtime.GOMAXPROCS(0))
 	def(&c.MaxConns, DefaultMaxConns)
 	def(&c.HeaderTimeout, DefaultHeaderTimeout)
 	def(&c.BodyTimeout, DefaultBodyTimeout)

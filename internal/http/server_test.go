@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/engine/batch"
 	"github.com/fewbit/fewbit/internal/engine/fake"
 	"github.com/fewbit/fewbit/internal/jobs"
 	"github.com/fewbit/fewbit/internal/registry"
@@ -44,7 +45,7 @@ func oneSpec(t tensor.DType, dims ...int64) engine.IOSpec {
 // testModels serves fake sessions by name, each as version 1.
 type testModels struct {
 	mu       sync.Mutex
-	sessions map[string]engine.Session
+	sessions map[string]*batch.Queue
 	prep     map[string]Preparer
 	released int
 	acquired int
@@ -53,14 +54,15 @@ type testModels struct {
 func newTestModels(t testing.TB, models map[string]fake.Model) (*testModels, *fake.Engine) {
 	t.Helper()
 	e := &fake.Engine{}
-	m := &testModels{sessions: map[string]engine.Session{}, prep: map[string]Preparer{}}
+	scheduler := batch.New(batch.Options{})
+	m := &testModels{sessions: map[string]*batch.Queue{}, prep: map[string]Preparer{}}
 	for name, model := range models {
 		e.Add(name, model)
 		s, err := e.OpenFile(context.Background(), name, engine.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		m.sessions[name] = s
+		m.sessions[name] = scheduler.Queue(s, batch.QueueOptions{})
 	}
 	return m, e
 }
@@ -120,15 +122,18 @@ func (m *testModels) balanced(t *testing.T) {
 
 type testLease struct {
 	m    *testModels
-	s    engine.Session
+	q    *batch.Queue
 	name string
 }
 
-func (l *testLease) Session() engine.Session { return l.s }
-func (l *testLease) Name() string            { return l.name }
-func (l *testLease) Version() string         { return "1" }
-func (l *testLease) Target() time.Duration   { return 0 }
-func (l *testLease) Preparer() Preparer      { return l.m.prep[l.name] }
+func (l *testLease) Spec() engine.IOSpec { return l.q.Spec() }
+func (l *testLease) Run(ctx context.Context, in engine.Feeds, outs []string) (engine.Result, batch.Timing, error) {
+	return l.q.Run(ctx, in, outs)
+}
+func (l *testLease) Name() string          { return l.name }
+func (l *testLease) Version() string       { return "1" }
+func (l *testLease) Target() time.Duration { return 0 }
+func (l *testLease) Preparer() Preparer    { return l.m.prep[l.name] }
 func (l *testLease) Release() {
 	l.m.mu.Lock()
 	l.m.released++

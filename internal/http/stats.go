@@ -2,7 +2,6 @@ package http
 
 import (
 	"cmp"
-	"context"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -33,8 +32,7 @@ type modelStats struct {
 	latency       *telemetry.Latency
 	observers     atomic.Pointer[[telemetry.Phases]prometheus.Observer]
 
-	admitted atomic.Int64  // requests between admission and their end
-	running  chan struct{} // one place per request in the engine
+	admitted atomic.Int64 // requests between admission and their end
 	limit    int64
 
 	last      atomic.Int64 // Unix milliseconds of the last inference
@@ -106,7 +104,6 @@ func (s *statistics) of(l Lease) *modelStats {
 	m = &modelStats{
 		name: k.name, version: k.version,
 		latency: s.cfg.Telemetry.Model(k.name, k.version, target),
-		running: make(chan struct{}, s.cfg.MaxRunning),
 		limit:   int64(s.cfg.MaxInFlight),
 		batches: map[int64]*batchStats{},
 	}
@@ -153,44 +150,30 @@ func (m *modelStats) admit() error {
 
 func (m *modelStats) release() { m.admitted.Add(-1) }
 
-// enter waits for a place in the engine; leave gives it back.
-func (m *modelStats) enter(ctx context.Context) error {
-	select {
-	case m.running <- struct{}{}:
-		return nil
-	default:
-	}
-	select {
-	case m.running <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (m *modelStats) leave() { <-m.running }
-
-// succeeded counts an answered request with its batch size.
-func (m *modelStats) succeeded(now time.Time, batch int64, d telemetry.Durations) {
+// succeeded counts an answered request, and its run.
+func (m *modelStats) succeeded(now time.Time, t *timing) {
+	d := t.phases
 	m.last.Store(now.UnixMilli())
-	m.samples.Add(uint64(max(batch, 1)))
-	m.runs.Add(1)
+	m.samples.Add(uint64(max(t.rows, 1)))
 	m.durations[tookSuccess].add(d[telemetry.Total])
 	m.durations[tookQueue].add(d[telemetry.Queue])
 	m.durations[tookInput].add(d[telemetry.Prepare])
 	m.durations[tookInfer].add(d[telemetry.Infer])
 	m.durations[tookOutput].add(d[telemetry.Finish])
 	m.latency.Observe(now, d)
-
+	if !t.leads {
+		return
+	}
+	m.runs.Add(1)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	b := m.batches[batch]
+	b := m.batches[t.batch]
 	if b == nil {
 		if len(m.batches) >= MaxBatchSizesCounted {
 			return
 		}
 		b = &batchStats{}
-		m.batches[batch] = b
+		m.batches[t.batch] = b
 	}
 	b.count++
 	b.input += d[telemetry.Prepare]

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/engine/batch"
 )
 
 // State of a version, in the words of the Open Inference Protocol's
@@ -45,7 +46,10 @@ type Preparer = any
 // Lease is the right to use a loaded version until Release. The session stays
 // open meanwhile, whatever happens to the model.
 type Lease interface {
-	Session() engine.Session
+	// Spec lists the model's inputs and outputs.
+	Spec() engine.IOSpec
+	// Run computes outs when the request's turn comes (batch.Queue.Run).
+	Run(ctx context.Context, in engine.Feeds, outs []string) (engine.Result, batch.Timing, error)
 	Name() string
 	Version() string
 	Target() time.Duration // latency target of the version
@@ -57,6 +61,11 @@ type Lease interface {
 type LoadedOptions struct {
 	Engine        engine.Engine
 	EngineOptions engine.Options
+	// Scheduler shares the engine between the models. Default: batch.New's.
+	Scheduler *batch.Scheduler
+	// Alone reports whether requests of the model in dir must not share a run.
+	// Default: none.
+	Alone func(dir string) (bool, error)
 	// PreparerFor makes the Preparer of a version from its files; nil, or a
 	// nil Preparer, when there is none.
 	PreparerFor func(dir string, spec engine.IOSpec) (Preparer, error)
@@ -109,6 +118,9 @@ func NewLoaded(r *Registry, o LoadedOptions) *Loaded {
 	}
 	if o.MaxExtra <= 0 {
 		o.MaxExtra = defaultMaxExtra
+	}
+	if o.Scheduler == nil {
+		o.Scheduler = batch.New(batch.Options{})
 	}
 	if o.Warm == nil {
 		o.Warm = warm

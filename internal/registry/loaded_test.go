@@ -151,7 +151,7 @@ func TestLoadedLifecycle(t *testing.T) {
 	if i := l.List()[0]; i.State != StateUnavailable || i.Reason != "unloaded on request" {
 		t.Errorf("%+v", i)
 	}
-	if _, err := le.Session().Run(t.Context(), feeds, nil); err != nil {
+	if _, _, err := le.Run(t.Context(), feeds, nil); err != nil {
 		t.Errorf("a request that began before the unload: %v", err)
 	}
 	le.Release()
@@ -270,7 +270,7 @@ func TestOtherVersionsOnFirstUse(t *testing.T) {
 	if err := l.Delete(t.Context(), "m", "5"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := le.Session().Run(t.Context(), feeds, nil); err != nil {
+	if _, _, err := le.Run(t.Context(), feeds, nil); err != nil {
 		t.Error(err)
 	}
 	if err := l.Delete(t.Context(), "m", "1"); !errors.Is(err, ErrInUse) {
@@ -307,7 +307,7 @@ func TestSwitchUnderTraffic(t *testing.T) {
 					t.Errorf("acquire: %v", err)
 					return
 				}
-				if _, err := le.Session().Run(t.Context(), feeds, nil); err != nil {
+				if _, _, err := le.Run(t.Context(), feeds, nil); err != nil {
 					t.Errorf("run: %v", err)
 				}
 				le.Release()

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/engine/batch"
 	"github.com/fewbit/fewbit/internal/tensor"
 )
 
@@ -22,6 +23,7 @@ const maxWarmBytes = 256 << 20
 type instance struct {
 	v       Version
 	session engine.Session
+	queue   *batch.Queue
 	prep    Preparer
 	target  time.Duration
 	refs    int
@@ -66,6 +68,13 @@ func (l *Loaded) open(ctx context.Context, m *model, v Version) (in *instance, e
 			return nil, hide(err, dir)
 		}
 	}
+	alone := false
+	if l.o.Alone != nil {
+		if alone, err = l.o.Alone(dir); err != nil {
+			return nil, hide(err, dir)
+		}
+	}
+	in.queue = l.o.Scheduler.Queue(s, batch.QueueOptions{Alone: alone})
 	if err := l.o.Warm(ctx, s); err != nil {
 		return nil, fmt.Errorf("first run: %w", hide(err, dir))
 	}
@@ -104,11 +113,14 @@ type lease struct {
 
 var _ Lease = (*lease)(nil)
 
-func (l *lease) Session() engine.Session { return l.in.session }
-func (l *lease) Name() string            { return l.in.v.Model }
-func (l *lease) Version() string         { return l.in.v.ID() }
-func (l *lease) Target() time.Duration   { return l.in.target }
-func (l *lease) Preparer() Preparer      { return l.in.prep }
+func (l *lease) Spec() engine.IOSpec { return l.in.queue.Spec() }
+func (l *lease) Run(ctx context.Context, in engine.Feeds, outs []string) (engine.Result, batch.Timing, error) {
+	return l.in.queue.Run(ctx, in, outs)
+}
+func (l *lease) Name() string          { return l.in.v.Model }
+func (l *lease) Version() string       { return l.in.v.ID() }
+func (l *lease) Target() time.Duration { return l.in.target }
+func (l *lease) Preparer() Preparer    { return l.in.prep }
 
 func (l *lease) Release() {
 	if l.done.Swap(true) {

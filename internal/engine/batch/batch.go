@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -126,6 +127,9 @@ func (s *Scheduler) Queue(session engine.Session, o QueueOptions) *Queue {
 	return q
 }
 
+// Spec is the session's.
+func (q *Queue) Spec() engine.IOSpec { return q.session.Spec() }
+
 // Joins reports whether requests of this model may share a run.
 func (q *Queue) Joins() bool {
 	q.s.mu.Lock()
@@ -138,6 +142,8 @@ type Timing struct {
 	Queue, Infer time.Duration
 	// Rows are those of the whole run, the request's own and its company's.
 	Rows int64
+	// Leads is true for one request of each run.
+	Leads bool
 }
 
 // request is one waiting or running request. Those that wait are in
@@ -321,6 +327,7 @@ func (q *Queue) begin(group []*request, now time.Time) {
 		r.timing = Timing{Queue: now.Sub(r.arrived), Rows: rows}
 	}
 	group[0].group = group
+	group[0].timing.Leads = true
 }
 
 // batchSize is the padded size of group as one run.
@@ -437,7 +444,7 @@ func (q *Queue) lead(r *request) {
 	r.group = nil
 	begun := time.Now()
 	if len(group) == 1 {
-		r.res, r.err = q.session.Run(r.ctx, r.feeds, r.outs)
+		r.res, r.err = q.run(r.ctx, r.feeds, r.outs)
 		took := time.Since(begun)
 		r.timing.Infer = took
 		q.end(group, took, r.err == nil)
@@ -448,8 +455,8 @@ func (q *Queue) lead(r *request) {
 	if results == nil {
 		for _, o := range group {
 			one := time.Now()
-			o.res, o.err = q.session.Run(o.ctx, o.feeds, o.outs)
-			o.timing.Infer, o.timing.Rows = time.Since(one), max(o.rows, 1)
+			o.res, o.err = q.run(o.ctx, o.feeds, o.outs)
+			o.timing.Infer, o.timing.Rows, o.timing.Leads = time.Since(one), max(o.rows, 1), true
 		}
 	} else {
 		for i, o := range group {
@@ -460,6 +467,20 @@ func (q *Queue) lead(r *request) {
 	for _, o := range group[1:] { // r itself returns with its result
 		o.wake <- struct{}{}
 	}
+}
+
+// ErrPanic: the engine panicked; the text has the stack.
+var ErrPanic = errors.New("the engine panicked")
+
+// run makes an error of an engine's panic: the runs and requests of others
+// depend on this goroutine going on.
+func (q *Queue) run(ctx context.Context, feeds engine.Feeds, outs []string) (res engine.Result, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			res, err = nil, fmt.Errorf("%w: %v\n%s", ErrPanic, v, debug.Stack())
+		}
+	}()
+	return q.session.Run(ctx, feeds, outs)
 }
 
 // together runs the group as one batch. nil: each has to run alone, because the
@@ -502,7 +523,7 @@ func (q *Queue) together(group []*request) []engine.Result {
 		ctx, cancel = context.WithDeadline(ctx, last)
 		defer cancel()
 	}
-	res, err := q.session.Run(ctx, feeds, group[0].outs)
+	res, err := q.run(ctx, feeds, group[0].outs)
 	if err != nil {
 		return nil
 	}

@@ -1,0 +1,33 @@
+package app
+
+import (
+	"path/filepath"
+
+	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/registry"
+)
+
+// acrossRows are operators whose result for one row depends on the others in
+// the batch: one scale is measured for all of them.
+var acrossRows = map[string]bool{
+	"DynamicQuantizeLinear": true, "DynamicQuantizeMatMul": true, "DynamicQuantizeLSTM": true,
+}
+
+// rowsDepend reports whether the model in dir gives other answers when requests
+// share a run.
+func rowsDepend(dir string) (bool, error) {
+	m, err := graph.Open(filepath.Join(dir, registry.ModelFile))
+	if err != nil {
+		return false, err
+	}
+	depend := false
+	for _, n := range m.Graph.Nodes {
+		depend = depend || acrossRows[n.Op]
+	}
+	for _, f := range m.Functions() {
+		for _, n := range f.GetNode() {
+			depend = depend || acrossRows[n.GetOpType()]
+		}
+	}
+	return depend, m.Close()
+}
