@@ -40,59 +40,64 @@ func FuzzPlan(f *testing.F) {
 	for _, s := range operators() {
 		add(s.m)
 	}
-	f.Fuzz(func(t *testing.T, data []byte, n, k byte) {
-		var p pb.ModelProto
-		if proto.Unmarshal(data, &p) != nil {
-			return
+	f.Fuzz(func(t *testing.T, data []byte, n, k byte) { fuzzOne(t, data, n, k) })
+}
+
+// fuzzOne reports whether a plan was made, and whether it was run.
+func fuzzOne(t *testing.T, data []byte, n, k byte) (planned, ran bool) {
+	var p pb.ModelProto
+	if proto.Unmarshal(data, &p) != nil {
+		return planned, ran
+	}
+	m, err := graph.FromProto(&p)
+	if err != nil || m.Check() != nil {
+		return planned, ran
+	}
+	src, err := plan.New(m)
+	if err != nil {
+		return planned, ran
+	}
+	feeds := map[string]*tensor.Tensor{}
+	for i, v := range m.Graph.Inputs {
+		dims := []int64{}
+		for k2, d := range v.Dims {
+			if d.N < 0 {
+				d.N = 1 + int64([]byte{n, k}[(i+k2)&1]%8)
+			}
+			dims = append(dims, d.N)
 		}
-		m, err := graph.FromProto(&p)
-		if err != nil || m.Check() != nil {
-			return
+		if c, err := tensor.Elems(dims); err != nil || c > 1<<12 || v.Type == tensor.String {
+			return planned, ran
 		}
-		src, err := plan.New(m)
+		x, err := tensor.New(v.Type, dims...)
 		if err != nil {
-			return
+			return planned, ran
 		}
-		feeds := map[string]*tensor.Tensor{}
-		for i, v := range m.Graph.Inputs {
-			dims := []int64{}
-			for k2, d := range v.Dims {
-				if d.N < 0 {
-					d.N = 1 + int64([]byte{n, k}[(i+k2)&1]%8)
-				}
-				dims = append(dims, d.N)
-			}
-			if c, err := tensor.Elems(dims); err != nil || c > 1<<12 || v.Type == tensor.String {
-				return
-			}
-			x, err := tensor.New(v.Type, dims...)
-			if err != nil {
-				return
-			}
-			feeds[v.Name] = x
+		feeds[v.Name] = x
+	}
+	pl, err := src.Plan(dimsOf(feeds), plan.Options{MaxArena: 1 << 22})
+	if err != nil {
+		if !errors.Is(err, plan.ErrUnsupported) && !errors.Is(err, plan.ErrLimit) && !errors.Is(err, graph.ErrInvalid) {
+			t.Errorf("%v", err)
 		}
-		pl, err := src.Plan(dimsOf(feeds), plan.Options{MaxArena: 1 << 22})
-		if err != nil {
-			if !errors.Is(err, plan.ErrUnsupported) && !errors.Is(err, plan.ErrLimit) && !errors.Is(err, graph.ErrInvalid) {
-				t.Errorf("%v", err)
-			}
-			return
-		}
-		check(t, pl)
-		work := int64(0)
-		for _, s := range pl.Steps {
-			work += reference.Work(s)
-		}
-		for _, b := range pl.Buffers {
-			work += b.Bytes
-		}
-		if work > fuzzWork {
-			return
-		}
-		if _, err := reference.Run(pl, feeds); err != nil && !errors.Is(err, reference.ErrIndex) && !strings.Contains(err.Error(), "type") {
-			t.Errorf("%v\n%v", err, pl)
-		}
-	})
+		return planned, ran
+	}
+	check(t, pl)
+	planned = true
+	work := int64(0)
+	for _, s := range pl.Steps {
+		work += reference.Work(s)
+	}
+	for _, b := range pl.Buffers {
+		work += b.Bytes
+	}
+	if work > fuzzWork {
+		return planned, ran
+	}
+	if _, err := reference.Run(pl, feeds); err != nil && !errors.Is(err, reference.ErrIndex) && !strings.Contains(err.Error(), "type") {
+		t.Errorf("%v\n%v", err, pl)
+	}
+	return planned, true
 }
 
 // TestLimits: a model cannot ask for more than the limits.
