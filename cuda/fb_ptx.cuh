@@ -117,3 +117,5 @@ __device__ __forceinline__ float fb_exp2(float x) {
 __device__ __forceinline__ float fb_mul(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ float fb_add(float a, float b) { return __fadd_rn(a, b); }
 __device__ __forceinline__ float fb_div(float a, float b) { return __fdiv_rn(a, b); }
+__device__ __forceinline__ double fb_dmul(double a, double b) { return __dmul_rn(a, b); }
+__device__ __forceinline__ double fb_dadd(double a, double b) { return __dadd_rn(a, b); }

@@ -283,3 +283,5 @@ inline float fb_exp2(float x) { return exp2f(x); }
 inline float fb_mul(float a, float b) { return a * b; }
 inline float fb_add(float a, float b) { return a + b; }
 inline float fb_div(float a, float b) { return a / b; }
+inline double fb_dmul(double a, double b) { return a * b; }
+inline double fb_dadd(double a, double b) { return a + b; }

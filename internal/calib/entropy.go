@@ -22,6 +22,10 @@ const (
 // spike at zero. For each i, P is h[:i] with everything beyond added to its
 // last bin; Q splits the unfolded h[:i] into one part a level and spreads each
 // part's sum evenly over its non-empty bins. The last minimum wins.
+//
+// cuda/histogram.cu makes the same search on a device and finds the same bits:
+// every logarithm is logTable's, and each product is rounded before it is added
+// (an explicit conversion, or the compiler may fuse the two).
 func entropy(h *Histogram, s Scheme) (Range, error) {
 	if err := h.check(); err != nil {
 		return Range{}, err
@@ -36,12 +40,18 @@ func entropy(h *Histogram, s Scheme) (Range, error) {
 	if len(bins) <= max(firstCandidate, levels) {
 		return seen.WithZero(), nil
 	}
-	i := bestKL(bins, levels)
-	if i == len(bins) {
-		return seen.WithZero(), nil
+	return EntropyRange(seen, h.state.k, len(bins), bestKL(bins, levels)), nil
+}
+
+// EntropyRange is the range of values from seen.Lo to seen.Hi when the search
+// keeps that many of their linear bins of |x|, 2^exp wide: the last step of
+// MethodEntropy, for a search that a device has made (fb_kl_threshold).
+func EntropyRange(seen Range, exp, bins, keep int) Range {
+	if keep >= bins {
+		return seen.WithZero()
 	}
-	t := float32(float64(i) * h.Width())
-	return Range{-t, t}.clamp(seen), nil
+	t := float32(float64(keep) * math.Ldexp(1, exp))
+	return Range{-t, t}.clamp(seen)
 }
 
 // bestKL returns how many bins to keep. With prefix sums a candidate costs one
@@ -52,7 +62,7 @@ func entropy(h *Histogram, s Scheme) (Range, error) {
 //
 // and sum p log q needs, for each part, its sum and its non-empty bins.
 func bestKL(bins []uint64, levels int) int {
-	n := len(bins)
+	n, steps := len(bins), logSteps()
 	c := make([]float64, n)
 	for i, v := range bins {
 		c[i] = float64(v)
@@ -61,19 +71,19 @@ func bestKL(bins []uint64, levels int) int {
 	sum := make([]float64, n+1)         // of c
 	plogp := make([]float64, n+1)       // of c log c
 	filled := make([]int32, n+1)        // non-empty bins
-	logs := make([]float64, n/levels+3) // log of 0..; a part has at most n/levels+1 bins
+	logs := make([]float64, n/levels+3) // log of 1..; a part has at most n/levels+1 bins
 	for i, v := range c {
 		sum[i+1] = sum[i] + v
-		plogp[i+1] = plogp[i] + xlogx(v)
+		plogp[i+1] = plogp[i] + steps.xlogx(v)
 		filled[i+1] = filled[i]
 		if v > 0 {
 			filled[i+1]++
 		}
 	}
-	for i := range logs {
-		logs[i] = math.Log(float64(i))
+	for i := range logs[1:] {
+		logs[i+1] = steps.log(float64(i + 1))
 	}
-	total, steps := sum[n], logSteps()
+	total := sum[n]
 	best, keep := math.Inf(1), n
 	for i := max(firstCandidate, levels); i <= n; i++ {
 		last, tail := c[i-1], total-sum[i]
@@ -86,12 +96,12 @@ func bestKL(bins []uint64, levels int) int {
 			end := acc / levels // ceil((j+1)*i/levels)
 			if part := sum[end] - sum[start]; part > 0 {
 				q = steps.log(part) - logs[filled[end]-filled[start]]
-				cross += part * q
+				cross += float64(part * q)
 			}
 			start = end
 		}
-		cross += tail * q // q is that of the last part, which holds bin i-1
-		d := (plogp[i]-xlogx(last)+xlogx(last+tail)-cross)/total - math.Log(total) + math.Log(sum[i])
+		cross += float64(tail * q) // q is that of the last part, which holds bin i-1
+		d := (plogp[i]-steps.xlogx(last)+steps.xlogx(last+tail)-cross)/total - steps.log(total) + steps.log(sum[i])
 		if d <= best {
 			best, keep = d, i
 		}
@@ -120,13 +130,24 @@ var logSteps = sync.OnceValue(func() *logTable {
 func (t *logTable) log(x float64) float64 {
 	b := math.Float64bits(x)
 	s := &t[b>>(52-logBits)&(1<<logBits-1)]
-	r := math.Float64frombits(b&(1<<52-1)|1023<<52)*s[0] - 1
-	return float64(int(b>>52)-1023)*math.Ln2 + s[1] + r*(1-r*(.5-r*(1./3-r*.25)))
+	r := float64(math.Float64frombits(b&(1<<52-1)|1023<<52)*s[0]) - 1
+	series := float64(r * (1 - float64(r*(.5-float64(r*(1./3-float64(r*.25)))))))
+	return float64(float64(int(b>>52)-1023)*math.Ln2) + s[1] + series
 }
 
-func xlogx(x float64) float64 {
+func (t *logTable) xlogx(x float64) float64 {
 	if x <= 0 {
 		return 0
 	}
-	return x * math.Log(x)
+	return float64(x * t.log(x))
+}
+
+// LogTable returns the table of the search's logarithm for a device: the
+// reciprocal and the logarithm of 512 steps of the mantissa, in turn.
+func LogTable() []float64 {
+	v := make([]float64, 0, 2<<logBits)
+	for _, s := range logSteps() {
+		v = append(v, s[0], s[1])
+	}
+	return v
 }

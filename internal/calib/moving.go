@@ -38,10 +38,13 @@ func (m *MovingAverage) Observe(x []float32) {
 			}
 		}
 	}
-	r, ok := h.MinMax()
-	if !ok {
-		return
+	if r, ok := h.MinMax(); ok {
+		m.add(r)
 	}
+}
+
+// add follows one sample's smallest and largest value.
+func (m *MovingAverage) add(r Range) {
 	m.n++
 	if m.n == 1 {
 		m.lo, m.hi = float64(r.Lo), float64(r.Hi)
