@@ -72,6 +72,8 @@ type LoadedOptions struct {
 	// Warm runs a session before it gets traffic. Default: one run on zeros
 	// with every variable dimension 1.
 	Warm func(ctx context.Context, s engine.Session) error
+	// WarmTimeout bounds that run. Default 30 s.
+	WarmTimeout time.Duration
 	// Target is the latency target of versions that have none. Default 50 ms.
 	Target time.Duration
 	// MaxExtra is how many versions that are not the default stay loaded, of
@@ -80,8 +82,9 @@ type LoadedOptions struct {
 }
 
 const (
-	defaultTarget   = 50 * time.Millisecond
-	defaultMaxExtra = 4
+	defaultTarget      = 50 * time.Millisecond
+	defaultMaxExtra    = 4
+	defaultWarmTimeout = 30 * time.Second
 )
 
 // Loaded serves the versions of a Registry: the default of each loaded model,
@@ -121,6 +124,9 @@ func NewLoaded(r *Registry, o LoadedOptions) *Loaded {
 	}
 	if o.Scheduler == nil {
 		o.Scheduler = batch.New(batch.Options{})
+	}
+	if o.WarmTimeout <= 0 {
+		o.WarmTimeout = defaultWarmTimeout
 	}
 	if o.Warm == nil {
 		o.Warm = warm

@@ -15,7 +15,8 @@ import (
 	"github.com/fewbit/fewbit/internal/tensor"
 )
 
-// fileEngine opens files whose text it keeps; "bad" is refused. Running a
+// fileEngine opens files whose text it keeps; "bad" is refused, "endless" runs
+// until its context ends. Running a
 // closed session is what these tests look for.
 type fileEngine struct {
 	opened, closed atomic.Int32
@@ -63,12 +64,16 @@ func (s *fileSession) Spec() engine.IOSpec {
 	return engine.IOSpec{Inputs: []engine.IO{io}}
 }
 
-func (s *fileSession) Run(_ context.Context, in engine.Feeds, _ []string) (engine.Result, error) {
+func (s *fileSession) Run(ctx context.Context, in engine.Feeds, _ []string) (engine.Result, error) {
 	if s.gone.Load() {
 		return nil, engine.ErrClosed
 	}
 	if err := engine.CheckFeeds(s.Spec(), in); err != nil {
 		return nil, err
+	}
+	if strings.HasPrefix(s.text, "endless") {
+		<-ctx.Done()
+		return nil, ctx.Err()
 	}
 	if strings.Contains(s.text, "fails") {
 		return nil, errors.New("it fails")
@@ -377,5 +382,30 @@ func BenchmarkAcquire(b *testing.B) {
 			b.Fatal(err)
 		}
 		le.Release()
+	}
+}
+
+// TestFirstRunThatDoesNotEnd: the model is not served, and says why; the next
+// one is loaded all the same.
+func TestFirstRunThatDoesNotEnd(t *testing.T) {
+	r, l, _ := newLoaded(t, LoadedOptions{WarmTimeout: 20 * time.Millisecond})
+	upload(t, r, "endless", "endless")
+	upload(t, r, "m", "graph")
+	begin := time.Now()
+	if err := l.LoadAll(t.Context()); !errors.Is(err, ErrNotReady) || !strings.Contains(err.Error(), "first run: it did not end within 20ms") {
+		t.Errorf("%v", err)
+	}
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	acquire(t, l, "m", "").Release()
+	if i, err := l.Info("endless", ""); err != nil || i.State != StateUnavailable || !strings.Contains(i.Reason, "did not end") {
+		t.Errorf("%+v, %v", i, err)
+	}
+	// A caller who leaves is no reason that the model has.
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := l.Load(ctx, "endless"); err == nil || strings.Contains(err.Error(), "did not end") {
+		t.Errorf("%v", err)
 	}
 }

@@ -75,7 +75,7 @@ func (l *Loaded) open(ctx context.Context, m *model, v Version) (in *instance, e
 		}
 	}
 	in.queue = l.o.Scheduler.Queue(s, batch.QueueOptions{Alone: alone})
-	if err := l.o.Warm(ctx, s); err != nil {
+	if err := l.first(ctx, s); err != nil {
 		return nil, fmt.Errorf("first run: %w", hide(err, dir))
 	}
 	l.mu.Lock()
@@ -85,6 +85,19 @@ func (l *Loaded) open(ctx context.Context, m *model, v Version) (in *instance, e
 	}
 	l.sessions.Add(1)
 	return in, nil
+}
+
+// first runs a session for the first time. A model may compute for ever: it must
+// keep neither its own name nor those that load after it waiting.
+func (l *Loaded) first(ctx context.Context, s engine.Session) error {
+	late := fmt.Errorf("it did not end within %v", l.o.WarmTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, l.o.WarmTimeout, late)
+	defer cancel()
+	err := l.o.Warm(ctx, s)
+	if err != nil && errors.Is(context.Cause(ctx), late) {
+		return late
+	}
+	return err
 }
 
 // retire lets the instance close with its last lease. l.mu is held.
