@@ -52,7 +52,7 @@ var layouts = []struct{ dims, a, b []int64 }{
 	{[]int64{2, 3, 1, 6}, []int64{18, 6, 6, 1}, []int64{0, 6, 0, 1}}, // merged in part
 	{[]int64{2, 1, 2, 3, 2, 4}, []int64{48, 48, 24, 8, 4, 1}, []int64{4, 0, 0, 8, 0, 1}},
 	{[]int64{4, 6}, []int64{14, 2}, []int64{6, 1}}, // every second
-	{[]int64{3, 8}, []int64{9, 1}, []int64{8, 1}}, // rows that are not aligned
+	{[]int64{3, 8}, []int64{9, 1}, []int64{8, 1}},  // rows that are not aligned
 	{[]int64{0, 4}, []int64{4, 1}, []int64{0, 1}},
 }
 

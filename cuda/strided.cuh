@@ -4,7 +4,11 @@
 // one dimension then) and picks the width of the index arithmetic; kernels turn
 // the number of an element into an offset for each operand.
 #pragma once
+#include <type_traits>
+
 #include "common.cuh"
+
+constexpr int64_t kMaxElements = int64_t(1) << 48; // of a tensor: products below stay far from overflow
 
 // Division of n < 2^31 by multiplication (Granlund and Montgomery 1994, figure 4.1).
 struct FbDivisor {
@@ -17,7 +21,25 @@ struct FbDivisor {
   __device__ __forceinline__ uint32_t quotient(uint32_t n) const { return ((uint32_t)((uint64_t)n * magic >> 32) + n) >> shift; }
 };
 
-constexpr int64_t kMaxElements = int64_t(1) << 48; // of a tensor: products below stay far from overflow
+// The same for 0 <= n <= kMaxElements. In double, whose product is at most one off: the compiler's 64-bit division is a
+// call that costs registers.
+struct FbDivisor64 {
+  int64_t divisor;
+  double inverse;
+  static FbDivisor64 of(int64_t d) { return {d, 1.0 / (double)d}; }
+  __device__ __forceinline__ int64_t quotient(int64_t n) const {
+    const int64_t q = (int64_t)((double)n * inverse), r = n - q * divisor;
+    return r < 0 ? q - 1 : r >= divisor ? q + 1 : q;
+  }
+};
+template <class I>
+struct FbDivisorOf;
+template <>
+struct FbDivisorOf<uint32_t> { using type = FbDivisor; };
+template <>
+struct FbDivisorOf<int64_t> { using type = FbDivisor64; };
+template <class I>
+using FbDivide = typename FbDivisorOf<I>::type;
 
 // N operands over dims, outermost first.
 template <int N>
@@ -95,60 +117,32 @@ struct FbStrided {
   }
 };
 
-// What a kernel gets of it: I is uint32_t or int64_t.
+// What a kernel gets of it: I is uint32_t or int64_t, for numbers and offsets alike.
 template <int N, class I>
-struct FbIndex;
-
-template <int N>
-struct FbIndex<N, uint32_t> {
+struct FbIndex {
+  using Offset = typename std::make_signed<I>::type;
   int rank;
-  FbDivisor dims[FB_RANK];
-  int32_t strides[N][FB_RANK];
+  FbDivide<I> dims[FB_RANK];
+  Offset strides[N][FB_RANK];
   explicit FbIndex(const FbStrided<N> &s) : rank(s.rank) {
     for (int d = 0; d < FB_RANK; d++) {
-      dims[d] = FbDivisor::of(d < rank ? (uint32_t)s.dims[d] : 1);
-      for (int i = 0; i < N; i++) strides[i][d] = d < rank ? (int32_t)s.strides[i][d] : 0;
+      dims[d] = FbDivide<I>::of(d < rank ? (I)s.dims[d] : 1);
+      for (int i = 0; i < N; i++) strides[i][d] = d < rank ? (Offset)s.strides[i][d] : 0;
     }
   }
-  __device__ __forceinline__ void offsets(uint32_t at, int64_t (&to)[N]) const {
-    int32_t sum[N] = {};
+  __device__ __forceinline__ void offsets(I at, int64_t (&to)[N]) const {
+    Offset sum[N] = {};
 #pragma unroll
     for (int d = FB_RANK - 1; d > 0; d--) {
       if (d >= rank) continue;
-      const uint32_t q = dims[d].quotient(at);
-      const int32_t r = (int32_t)(at - q * dims[d].divisor);
+      const I q = dims[d].quotient(at);
+      const Offset r = (Offset)(at - q * (I)dims[d].divisor);
 #pragma unroll
       for (int i = 0; i < N; i++) sum[i] += r * strides[i][d];
       at = q;
     }
 #pragma unroll
-    for (int i = 0; i < N; i++) to[i] = sum[i] + (int32_t)at * strides[i][0];
-  }
-};
-
-template <int N>
-struct FbIndex<N, int64_t> {
-  int rank;
-  int64_t dims[FB_RANK], strides[N][FB_RANK];
-  explicit FbIndex(const FbStrided<N> &s) : rank(s.rank) {
-    for (int d = 0; d < FB_RANK; d++) {
-      dims[d] = d < rank ? s.dims[d] : 1;
-      for (int i = 0; i < N; i++) strides[i][d] = d < rank ? s.strides[i][d] : 0;
-    }
-  }
-  __device__ __forceinline__ void offsets(int64_t at, int64_t (&to)[N]) const {
-#pragma unroll
-    for (int i = 0; i < N; i++) to[i] = 0;
-#pragma unroll
-    for (int d = FB_RANK - 1; d > 0; d--) {
-      if (d >= rank) continue;
-      const int64_t q = at / dims[d], r = at - q * dims[d];
-#pragma unroll
-      for (int i = 0; i < N; i++) to[i] += r * strides[i][d];
-      at = q;
-    }
-#pragma unroll
-    for (int i = 0; i < N; i++) to[i] += at * strides[i][0];
+    for (int i = 0; i < N; i++) to[i] = sum[i] + (Offset)at * strides[i][0];
   }
 };
 
