@@ -37,7 +37,7 @@ real)
   export CGO_LDFLAGS="${CGO_LDFLAGS:-} -L$driver/link -L$build -L$CUDA_LIBRARIES"
   # The go command does not look into archives: their hash among the linker's flags makes it link anew.
   kernels=$(sha256sum "$build/libfewbit_cuda.a" | cut -c1-16)
-  ldflags="-X main.version=${FEWBIT_VERSION:-unknown} -X github.com/fewbit/fewbit/cuda.Kernels=$kernels"
+  ldflags="-X main.version=${FEWBIT_VERSION:-unknown} -X github.com/fewbit/fewbit/cuda.Kernels=$kernels ${FEWBIT_LDFLAGS:-}"
   case $command in
   exec) exec "$@" ;;
   build | test | run | install) exec "$go" "$command" -tags cuda -ldflags "$ldflags" "$@" ;;
