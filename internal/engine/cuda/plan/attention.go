@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/ops"
 	"github.com/fewbit/fewbit/internal/tensor"
 )
 
@@ -68,7 +69,7 @@ func (b *builder) findPacked() {
 // packable: an s8 product with no more than a bias behind it.
 func (b *builder) packable(p *product) bool {
 	w, ok := b.weightOf(p.core)
-	return ok && w.kind == weightS8 && p.act.act == ActNone && p.residual == "" && p.quant == nil
+	return ok && w.kind == weightS8 && w.k <= ops.MaxK && p.act.act == ActNone && p.residual == "" && p.quant == nil
 }
 
 // emitPacked emits one product for several.

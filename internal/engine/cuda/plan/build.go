@@ -66,6 +66,7 @@ type builder struct {
 	checked  *sync.Map                  // of the Source
 	inputs8  map[divided]*codes         // values quantized by row
 	inputs16 map[string]Ref             // values as F16
+	spaces   map[string]Ref             // workspaces, by entry
 	groups   map[*graph.Node]*group
 	absorbed map[*graph.Node]bool
 	done     map[*graph.Node]bool
@@ -75,7 +76,7 @@ func newBuilder(m *graph.Model, o Options) *builder {
 	return &builder{m: m, g: m.Graph, ix: m.Graph.Index(), o: o, plan: &Plan{Buffers: make([]Buffer, 1)},
 		vals: map[string]*value{}, original: map[*tensor.Tensor]string{}, bytes: map[*byte]string{}, weights: map[string]int{},
 		forms: map[*graph.Node]weightForm{}, inputs8: map[divided]*codes{}, inputs16: map[string]Ref{},
-		groups: map[*graph.Node]*group{}, absorbed: map[*graph.Node]bool{}, done: map[*graph.Node]bool{}}
+		spaces: map[string]Ref{}, groups: map[*graph.Node]*group{}, absorbed: map[*graph.Node]bool{}, done: map[*graph.Node]bool{}}
 }
 
 func (b *builder) run() error {
@@ -140,7 +141,9 @@ func deviceType(d tensor.DType) (Type, bool) {
 		return S64, true
 	case tensor.Int32:
 		return S32, true
-	case tensor.Bool, tensor.Uint8:
+	case tensor.Bool:
+		return Bool, true
+	case tensor.Uint8:
 		return U8, true
 	case tensor.Int8:
 		return S8, true
@@ -238,7 +241,8 @@ func (b *builder) fresh(v *value) Ref {
 
 func (b *builder) step(s Step) { b.plan.Steps = append(b.plan.Steps, s) }
 
-// work gives a step the scratch memory it asks for.
+// work gives a step the scratch memory it asks for: steps run one after the
+// other, so those of one entry share it.
 func (b *builder) work(s Step) (Ref, int64) {
 	if b.o.Workspace == nil {
 		return Ref{}, 0
@@ -247,7 +251,15 @@ func (b *builder) work(s Step) (Ref, int64) {
 	if n <= 0 {
 		return Ref{}, 0
 	}
-	return b.alloc("workspace", n), n
+	ref, ok := b.spaces[s.Entry()]
+	if !ok {
+		ref = b.alloc("workspace of "+s.Entry(), 0)
+		b.spaces[s.Entry()] = ref
+		b.plan.Zeroed = append(b.plan.Zeroed, ref)
+	}
+	x := &b.plan.Buffers[ref.Buf]
+	x.Bytes = max(x.Bytes, n)
+	return ref, n
 }
 
 // fault returns the word that lookups set.
@@ -332,8 +344,9 @@ func (b *builder) dequantized(v *value) (Ref, error) {
 	case c.scales != (Ref{}):
 		return Ref{}, fmt.Errorf("%w: %q: codes with a scale for each row are read as floats", ErrUnsupported, v.name)
 	case c.nhwc:
-		b.channelsLast(v)
-		return b.dense(v)
+		q := c.ref
+		d := v.dims
+		b.step(&DequantizeToNCHW{N: d[0], C: d[1], HW: d[2] * d[3], LdC: d[1], Scale: c.scale, Zero: c.zero, Q: q, X: b.fresh(v)})
 	case c.ld == v.last():
 		q := c.ref
 		b.step(&DequantizeTensor{N: v.elems, Scale: c.scale, Zero: c.zero, Q: q, X: b.fresh(v)})

@@ -110,7 +110,7 @@ func (b *builder) operandOf(n *graph.Node, v *value, d tensor.DType) (Ref, error
 func (b *builder) arithmetic(n *graph.Node, d tensor.DType, op Op) (Type, error) {
 	switch logical := op == And || op == Or; {
 	case d == tensor.Bool && (logical || op == Equal):
-		return U8, nil
+		return Bool, nil
 	case logical:
 	case d == tensor.Float32:
 		return F32, nil
@@ -222,8 +222,8 @@ func (b *builder) integerUnary(n *graph.Node, x, y *value) error {
 	return b.binary(n, Max, t, x.dims, ref, x.dims, neg, x.dims, y.dense)
 }
 
-// emitCompare emits comparisons that the kernels build from others: not(x) is x
-// == 0, a <= b is a < b or a == b.
+// emitCompare emits Not, and comparisons that are made of others: a <= b is a < b
+// or a == b.
 func (b *builder) emitCompare(n *graph.Node) error {
 	y, err := b.out(n, 0)
 	if err != nil {
@@ -241,7 +241,8 @@ func (b *builder) emitCompare(n *graph.Node) error {
 		if x.dtype != tensor.Bool {
 			return unsupported(n, "operand of type %v", x.dtype)
 		}
-		return b.binary(n, Equal, U8, x.dims, a, x.dims, constant(b, uint8(0)), []int64{1}, b.fresh(y))
+		b.step(&Unary{Op: Not, N: x.elems, X: a, Y: b.fresh(y)})
+		return nil
 	}
 	w, err := b.in(n, 1)
 	if err != nil {
@@ -264,7 +265,8 @@ func (b *builder) emitCompare(n *graph.Node) error {
 		if err := b.binary(n, Equal, t, dims, a, x.dims, c, w.dims, same); err != nil {
 			return err
 		}
-		return b.binary(n, Equal, U8, dims, same, dims, constant(b, uint8(0)), []int64{1}, b.fresh(y))
+		b.step(&Unary{Op: Not, N: y.elems, X: same, Y: b.fresh(y)})
+		return nil
 	}
 	op := Less
 	if n.Is("GreaterOrEqual") {
@@ -281,7 +283,7 @@ func (b *builder) emitCompare(n *graph.Node) error {
 	if err := b.binary(n, Equal, t, dims, a, x.dims, c, w.dims, same); err != nil {
 		return err
 	}
-	return b.binary(n, Or, U8, dims, strict, dims, same, dims, b.fresh(y))
+	return b.binary(n, Or, Bool, dims, strict, dims, same, dims, b.fresh(y))
 }
 
 // emitCast emits conversions between plain types.
@@ -306,30 +308,8 @@ func (b *builder) emitCast(n *graph.Node) error {
 	if err != nil {
 		return err
 	}
-	if y.dtype != tensor.Bool {
-		b.step(&Cast{From: from, To: to, N: x.elems, X: ref, Y: b.fresh(y)})
-		return nil
-	}
-	// To bool is x != 0, for fractions too.
-	zero, t := Ref{}, from
-	switch from {
-	case F32:
-		zero = constant(b, float32(0))
-	case S64:
-		zero = constant(b, int64(0))
-	case S32:
-		zero = constant(b, int32(0))
-	case U8:
-		zero = constant(b, uint8(0))
-	default:
-		return unsupported(n, "from %v to %v", x.dtype, y.dtype)
-	}
-	none := b.alloc(y.name+" (none)", y.elems)
-	one := []int64{1}
-	if err := b.binary(n, Equal, t, x.dims, ref, x.dims, zero, one, none); err != nil {
-		return err
-	}
-	return b.binary(n, Equal, U8, x.dims, none, x.dims, constant(b, uint8(0)), one, b.fresh(y))
+	b.step(&Cast{From: from, To: to, N: x.elems, X: ref, Y: b.fresh(y)})
+	return nil
 }
 
 // emitWhere emits Where.

@@ -5,6 +5,7 @@ import (
 	"unsafe"
 
 	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/ops"
 	"github.com/fewbit/fewbit/internal/tensor"
 )
 
@@ -388,6 +389,9 @@ func (b *builder) emitGemmS8(p *product, w weightForm) error {
 	a, err := b.gemmRows(p.core, w.k)
 	if err != nil {
 		return err
+	}
+	if w.k > ops.MaxK {
+		return unsupported(p.core, "rows of %d: their sums may leave INT32", w.k)
 	}
 	c := a.codes
 	s.M, s.LdA, s.A = a.elems/w.k, c.ld, c.ref

@@ -108,7 +108,7 @@ func (b *builder) strided(n *graph.Node, x Ref, offset int64, strides []int64, s
 	return nil
 }
 
-// emitSlice emits Slice with positive steps.
+// emitSlice emits Slice.
 func (b *builder) emitSlice(n *graph.Node) error {
 	x, ref, size, err := b.plain(n, 0)
 	if err != nil {
@@ -153,7 +153,7 @@ func (b *builder) emitSlice(n *graph.Node) error {
 		if a < 0 {
 			a += rank
 		}
-		if a < 0 || a >= rank || seen[a] || step < 1 {
+		if a < 0 || a >= rank || seen[a] || step == 0 {
 			return unsupported(n, "axes %v, steps %v", axes, steps)
 		}
 		seen[a] = true
@@ -165,9 +165,14 @@ func (b *builder) emitSlice(n *graph.Node) error {
 		if to < 0 {
 			to += d
 		}
-		from, to = min(max(from, 0), d), min(max(to, 0), d)
-		step = min(step, d+1)
-		want[a] = max(0, (to-from+step-1)/step)
+		step = max(min(step, d+1), -d-1) // one such step leaves the dimension
+		if step > 0 {
+			from, to = min(max(from, 0), d), min(max(to, 0), d)
+			want[a] = max(0, (to-from+step-1)/step)
+		} else {
+			from, to = min(max(from, 0), d-1), min(max(to, -1), d-1)
+			want[a] = max(0, (from-to-step-1)/-step)
+		}
 		offset += from * strides[a]
 		strides[a] *= step
 	}

@@ -182,6 +182,7 @@ func operators() map[string]*small {
 		"reshape":        n().input("a", f32, 2, 3, 4).ints("s", 0, -1).node("Reshape", "a s", "b").node("Relu", "b", "y").node("Flatten", "a", "f").node("Neg", "f", "z").out("y", "z"),
 		"identity":       n().input("a", f32, 2, 3).node("Identity", "a", "y").out("y"),
 		"slice":          n().input("a", f32, 4, 5, 6).ints("s", 1, -5).ints("e", 4, 100).ints("x", 0, 2).ints("t", 1, 2).node("Slice", "a s e x t", "y").out("y"),
+		"slice-back":     n().input("a", f32, 4, 5, 6).ints("s", -1, 3).ints("e", -100, 0).ints("x", 0, 2).ints("t", -1, -2).node("Slice", "a s e x t", "y").out("y"),
 		"concat":         n().input("a", f32, 2, 3, 4).input("b", f32, 2, 1, 4).f("w", 2, 2, 4).node("Concat", "a b w", "y", attrInt("axis", -2)).out("y"),
 		"concat-int":     n().input("a", s64, 2, 3).input("b", s64, 2, 1).node("Concat", "a b", "y", attrInt("axis", 1)).output("y", s64),
 		"split":          n().input("a", f32, 2, 6, 3).ints("s", 2, 4).node("Split", "a s", "y z", attrInt("axis", 1)).out("y", "z"),

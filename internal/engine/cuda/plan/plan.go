@@ -116,6 +116,9 @@ type Plan struct {
 	// Fault is an int32 that the engine zeroes before the steps: 1 afterwards
 	// means an index outside its table. NULL when no step can set it.
 	Fault Ref
+	// Zeroed are workspaces: zeros when the arena is made, never given to anything
+	// else, and left as they are from run to run.
+	Zeroed []Ref
 	// Nodes of the graph, and how many of them needed no kernel: evaluated on the
 	// host, or recognised as part of another operator.
 	Nodes, Folded int

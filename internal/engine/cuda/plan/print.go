@@ -37,6 +37,9 @@ func (p *Plan) WriteText(w io.Writer) error {
 	if p.Fault != (Ref{}) {
 		fmt.Fprintf(&b, "fault %v\n", p.Fault)
 	}
+	for _, r := range p.Zeroed {
+		fmt.Fprintf(&b, "zeroed %v\n", r)
+	}
 	for i, x := range p.Buffers {
 		switch x.Kind {
 		case Arena:
@@ -98,7 +101,7 @@ func (r Ref) String() string {
 
 // String returns the type's name.
 func (t Type) String() string {
-	return [...]string{"F32", "F16", "BF16", "S8", "U8", "S32", "S64", "U32"}[t]
+	return [...]string{"F32", "F16", "BF16", "S8", "U8", "S32", "S64", "U32", "Bool"}[t]
 }
 
 // String returns the activation's name.

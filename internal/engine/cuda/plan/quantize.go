@@ -82,9 +82,8 @@ func (b *builder) emitQuantize(n *graph.Node) error {
 			b.step(s)
 			return nil
 		}
-		s.Q = b.alloc(y.name+" (nchw)", x.elems)
-		b.step(s)
-		b.transpose(1, s.Q, x.dims, []int{0, 2, 3, 1}, c.ref)
+		b.step(&QuantizeToNHWC{N: x.dims[0], C: x.dims[1], HW: x.dims[2] * x.dims[3], LdC: x.dims[1],
+			Scale: s.Scale, Zero: s.Zero, X: s.X, Q: c.ref})
 		return nil
 	}
 	k := x.last()

@@ -71,16 +71,16 @@ func TestQuantized(t *testing.T) {
 	}{
 		"conv-residual-relu": {n().input("x", f32, 2, 3, 6, 5).qdq("x", .03, 120).input("r", f32, 2, 4, 6, 5).qdq("r", .02, 100).weight("w", 0, 4, 3, 3, 3).f("b", 4).
 			node("Conv", "x_d w_d b", "c", conv).node("Add", "r_d c", "s").node("Relu", "s", "y").qdq("y", .02, 0).out("y_d"),
-			"quantize_tensor 2, copy 3, conv_s8 1, dequantize_tensor 1", 1e-2},
+			"nchw_to_nhwc_s8 2, conv_s8 1, nhwc_s8_to_nchw 1", 1e-2},
 		"conv-float-out": {n().input("x", f32, 2, 3, 6, 5).qdq("x", .03, 120).weight("w", 0, 4, 3, 1, 1).node("Conv", "x_d w_d", "y").out("y"),
-			"quantize_tensor 1, copy 2, conv_s8 1", floatTolerance},
+			"nchw_to_nhwc_s8 1, conv_s8 1, copy 1", floatTolerance},
 		"conv-depthwise": {n().input("x", f32, 1, 6, 7, 7).qdq("x", .03, 128).weight("w", 0, 6, 1, 3, 3).node("Conv", "x_d w_d", "c", attrInt("group", 6), attrInts("strides", 2, 2), conv).node("Relu", "c", "y").out("y"),
-			"quantize_tensor 1, copy 2, conv_s8 1", floatTolerance},
+			"nchw_to_nhwc_s8 1, conv_s8 1, copy 1", floatTolerance},
 		"conv-weight-float": {n().input("x", f32, 1, 2, 5, 5).qdq("x", .03, 120).f("w", 3, 2, 3, 3).node("Conv", "x_d w", "y").out("y"),
-			"quantize_tensor 1, copy 2, dequantize_tensor 1, conv_f32 1", floatTolerance},
+			"nchw_to_nhwc_s8 1, nhwc_s8_to_nchw 1, conv_f32 1", floatTolerance},
 		"conv-int8-activation": {n().input("x", f32, 1, 2, 5, 5).init("s", tensor.From([]float32{.03})).init("z", tensor.From([]int8{-3})).
 			node("QuantizeLinear", "x s z", "q").node("DequantizeLinear", "q s z", "d").weight("w", 0, 3, 2, 3, 3).node("Conv", "d w_d", "y").out("y"),
-			"quantize_tensor 1, copy 2, conv_s8 1", floatTolerance},
+			"nchw_to_nhwc_s8 1, conv_s8 1, copy 1", floatTolerance},
 		"matmul-static": {n().input("x", f32, 2, 3, 24).qdq("x", .03, 120).weight("w", 1, 24, 10).f("b", 10).node("MatMul", "x_d w_d", "m").node("Add", "m b", "y").out("y"),
 			"quantize_tensor 1, gemm_s8 1", floatTolerance},
 		"matmul-chain": {n().input("x", f32, 5, 24).qdq("x", .03, 120).weight("w", 1, 24, 32).weight("v", 1, 32, 8).node("MatMul", "x_d w_d", "m").node("Relu", "m", "h").qdq("h", .03, 0).node("MatMul", "h_d v_d", "y").out("y"),
@@ -93,13 +93,13 @@ func TestQuantized(t *testing.T) {
 			"quantize_tensor 1, dequantize_tensor 1, copy 1, gemm_float 1", floatTolerance},
 		"pools": {n().input("x", f32, 1, 3, 6, 6).qdq("x", .03, 120).node("MaxPool", "x_d", "m", attrInts("kernel_shape", 2, 2), attrInts("strides", 2, 2)).qdq("m", .03, 120).
 			node("AveragePool", "m_d", "a", attrInts("kernel_shape", 2, 2)).qdq("a", .02, 110).node("GlobalAveragePool", "a_d", "g").qdq("g", .01, 128).node("Flatten", "g_d", "y").out("y"),
-			"quantize_tensor 1, copy 1, pool_s8 3, dequantize_tensor 1", 2e-2},
+			"nchw_to_nhwc_s8 1, pool_s8 3, nhwc_s8_to_nchw 1", 2e-2},
 		"add-codes": {n().input("x", f32, 1, 3, 4, 4).qdq("x", .03, 120).input("r", f32, 1, 3, 4, 4).qdq("r", .02, 100).node("Add", "x_d r_d", "s").node("Relu", "s", "t").qdq("t", .02, 0).node("GlobalAveragePool", "t_d", "y").out("y"),
-			"quantize_tensor 3, copy 2, dequantize_tensor 3, binary 1, unary 1, global_average_f32 1", 1e-2},
+			"nchw_to_nhwc_s8 2, dequantize_tensor 3, binary 1, unary 1, quantize_tensor 1, global_average_f32 1", 1e-2},
 		"concat-codes": {n().input("x", f32, 1, 3, 4, 4).qdq("x", .03, 120).input("r", f32, 1, 2, 4, 4).qdq("r", .02, 100).node("Concat", "x_d r_d", "s", attrInt("axis", 1)).qdq("s", .03, 120).weight("w", 0, 4, 5, 1, 1).node("Conv", "s_d w_d", "y").out("y"),
-			"quantize_tensor 3, copy 8, dequantize_tensor 2, conv_s8 1", 1e-2},
+			"nchw_to_nhwc_s8 3, nhwc_s8_to_nchw 2, copy 3, conv_s8 1", 1e-2},
 		"read-twice": {n().input("x", f32, 1, 3, 4, 4).qdq("x", .03, 120).weight("w", 0, 3, 3, 1, 1).node("Conv", "x_d w_d", "c").qdq("c", .02, 128).node("Mul", "c c_d", "y").out("y"),
-			"quantize_tensor 2, copy 2, conv_s8 1, dequantize_tensor 1, binary 1", 1e-2},
+			"nchw_to_nhwc_s8 1, conv_s8 1, quantize_tensor 1, dequantize_tensor 1, binary 1, copy 1", 1e-2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := compare(t, e, c.s, c.tol)

@@ -14,10 +14,11 @@ const (
 	S32
 	S64
 	U32
+	Bool
 )
 
 // Size returns the bytes of one element.
-func (t Type) Size() int64 { return [...]int64{4, 2, 2, 1, 1, 4, 8, 4}[t] }
+func (t Type) Size() int64 { return [...]int64{4, 2, 2, 1, 1, 4, 8, 4, 1}[t] }
 
 // Act is an activation of an epilogue, numbered as FB_ACT_NONE and its siblings.
 type Act uint8
@@ -89,7 +90,8 @@ type Ref struct {
 // Rank is the largest rank of a View (FB_RANK).
 const Rank = 6
 
-// View is a strided tensor (fb_view): strides in elements, 0 broadcasts.
+// View is a strided tensor (fb_view): strides in elements, 0 broadcasts,
+// negative ones read backwards.
 type View struct {
 	Dims, Strides []int64
 }
@@ -97,7 +99,9 @@ type View struct {
 // Step is one call of an entry of cuda/fewbit_cuda.h. Its concrete types below
 // hold that entry's arguments under its names; operands are Refs tagged with
 // how the entry uses them: r, w, and "w?" for an output that may be NULL when
-// nothing reads it.
+// nothing reads it. Work is scratch memory that steps of one entry share; its
+// first bytes count blocks that meet, start as zeros (Plan.Zeroed) and are zeros
+// after each run.
 type Step interface {
 	// Entry is the C function's name.
 	Entry() string
@@ -129,6 +133,24 @@ type DequantizeTensor struct {
 	Zero  int32
 	Q     Ref `io:"r"`
 	X     Ref `io:"w"`
+}
+
+// QuantizeToNHWC is fb_nchw_to_nhwc_s8. Zero is that of u8 codes.
+type QuantizeToNHWC struct {
+	N, C, HW, LdC int64
+	Scale         float32
+	Zero          int32
+	X             Ref `io:"r"`
+	Q             Ref `io:"w"`
+}
+
+// DequantizeToNCHW is fb_nhwc_s8_to_nchw. Zero is that of s8 codes.
+type DequantizeToNCHW struct {
+	N, C, HW, LdC int64
+	Scale         float32
+	Zero          int32
+	Q             Ref `io:"r"`
+	X             Ref `io:"w"`
 }
 
 // GemmS8 is fb_gemm_s8_run.
@@ -344,7 +366,7 @@ type MaskedMean struct {
 	Y       Ref `io:"w"`
 }
 
-// Binary is fb_binary. Comparisons write U8.
+// Binary is fb_binary. Comparisons, And and Or write Bool.
 type Binary struct {
 	Op          Op
 	Type        Type
@@ -354,7 +376,7 @@ type Binary struct {
 	Y           Ref `io:"w"`
 }
 
-// Unary is fb_unary. Act says which activation when it is one.
+// Unary is fb_unary. Act says which activation when Op is 0. Not is of Bool.
 type Unary struct {
 	Op     Op
 	Act    Act
@@ -411,6 +433,8 @@ type Reduce struct {
 func (*QuantizeRows) Entry() string     { return "fb_quantize_rows" }
 func (*QuantizeTensor) Entry() string   { return "fb_quantize_tensor" }
 func (*DequantizeTensor) Entry() string { return "fb_dequantize_tensor" }
+func (*QuantizeToNHWC) Entry() string   { return "fb_nchw_to_nhwc_s8" }
+func (*DequantizeToNCHW) Entry() string { return "fb_nhwc_s8_to_nchw" }
 func (*GemmS8) Entry() string           { return "fb_gemm_s8_run" }
 func (*W4Pack) Entry() string           { return "fb_w4_pack" }
 func (*GemmW4) Entry() string           { return "fb_gemm_w4_run" }

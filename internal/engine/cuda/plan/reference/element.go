@@ -34,11 +34,20 @@ func walk(views []plan.View, f func(at []int64)) {
 	}
 }
 
-// extent is the number of elements that a view spans.
+// extent is the number of elements that a view spans from its first on.
 func extent(v plan.View) int64 {
 	n := int64(1)
 	for i, d := range v.Dims {
-		n += (d - 1) * v.Strides[i]
+		n += (d - 1) * max(v.Strides[i], 0)
+	}
+	return n
+}
+
+// before is the number of elements that a view spans before its first.
+func before(v plan.View) int64 {
+	n := int64(0)
+	for i, d := range v.Dims {
+		n -= (d - 1) * min(v.Strides[i], 0)
 	}
 	return n
 }
@@ -56,7 +65,7 @@ func (m *machine) binary(s *plan.Binary) error {
 		return zip(m, s, func(x, y int64) int64 { return divide(x, y) })
 	case plan.S32:
 		return zip(m, s, func(x, y int32) int32 { return int32(divide(int64(x), int64(y))) })
-	case plan.U8:
+	case plan.U8, plan.Bool:
 		return zip(m, s, func(x, y uint8) uint8 { return x / max(y, 1) })
 	}
 	return fmt.Errorf("type %v", s.Type)
@@ -107,6 +116,13 @@ func zip[T float32 | int64 | int32 | uint8](m *machine, s *plan.Binary, other fu
 }
 
 func (m *machine) unary(s *plan.Unary) error {
+	if s.Op == plan.Not {
+		y := view[uint8](m, s.Y, s.N)
+		for i, v := range view[uint8](m, s.X, s.N) {
+			y[i] = 1 - min(v, 1)
+		}
+		return nil
+	}
 	x, y := f32(m, s.X, s.N), f32(m, s.Y, s.N)
 	var f func(v float64) float64
 	switch s.Op {
@@ -170,9 +186,11 @@ func (m *machine) where(s *plan.Where) {
 }
 
 func (m *machine) copy(s *plan.Copy) {
-	x, y := m.bytes(s.X, extent(s.Src)*s.Size), m.bytes(s.Y, extent(s.Dst)*s.Size)
+	back := before(s.Src)
+	x := m.bytes(plan.Ref{Buf: s.X.Buf, Offset: s.X.Offset - back*s.Size}, (back+extent(s.Src))*s.Size)
+	y := m.bytes(s.Y, extent(s.Dst)*s.Size)
 	walk([]plan.View{s.Src, s.Dst}, func(at []int64) {
-		copy(y[at[1]*s.Size:(at[1]+1)*s.Size], x[at[0]*s.Size:])
+		copy(y[at[1]*s.Size:(at[1]+1)*s.Size], x[(back+at[0])*s.Size:])
 	})
 }
 
@@ -191,7 +209,7 @@ func (m *machine) cast(s *plan.Cast) error {
 	case plan.S32:
 		x := s32(m, s.X, s.N)
 		get = func(i int64) float64 { return float64(x[i]) }
-	case plan.U8:
+	case plan.U8, plan.Bool:
 		x := view[uint8](m, s.X, s.N)
 		get = func(i int64) float64 { return float64(x[i]) }
 	case plan.S8:
@@ -215,6 +233,11 @@ func (m *machine) cast(s *plan.Cast) error {
 			view[uint8](m, s.Y, s.N)[i] = uint8(int64(v))
 		case plan.S8:
 			s8(m, s.Y, s.N)[i] = int8(int64(v))
+		case plan.Bool:
+			view[uint8](m, s.Y, s.N)[i] = 0
+			if v != 0 {
+				view[uint8](m, s.Y, s.N)[i] = 1
+			}
 		default:
 			return fmt.Errorf("to %v", s.To)
 		}

@@ -115,6 +115,22 @@ func (m *machine) step(s plan.Step) error {
 		for i, q := range s8(m, s.Q, s.N) {
 			x[i] = float32(int32(q)-s.Zero) * s.Scale
 		}
+	case *plan.QuantizeToNHWC:
+		x, q := f32(m, s.X, s.N*s.C*s.HW), s8(m, s.Q, s.N*s.HW*s.LdC)
+		for at := range q {
+			i := int64(at)
+			q[at] = int8(s.Zero - 128)
+			if c := i % s.LdC; c < s.C {
+				q[at] = code(x[(i/s.LdC/s.HW*s.C+c)*s.HW+i/s.LdC%s.HW], s.Scale, s.Zero-128)
+			}
+		}
+	case *plan.DequantizeToNCHW:
+		x, q := f32(m, s.X, s.N*s.C*s.HW), s8(m, s.Q, s.N*s.HW*s.LdC)
+		for at := range x {
+			i := int64(at)
+			c, hw, n := i/s.HW%s.C, i%s.HW, i/s.HW/s.C
+			x[at] = float32(int32(q[(n*s.HW+hw)*s.LdC+c])-s.Zero) * s.Scale
+		}
 	case *plan.GemmS8:
 		m.gemmS8(s)
 	case *plan.W4Pack: // the order of the kernel is its own: here none
