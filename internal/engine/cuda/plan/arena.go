@@ -40,7 +40,7 @@ func (b *builder) finish() error {
 	b.compact()
 	var weights int64
 	for _, x := range p.Buffers {
-		if x.Kind != Arena {
+		if x.Kind == Weight || x.Kind == Staging {
 			if weights += x.Bytes; weights > MaxWeights {
 				return fmt.Errorf("%w: more than %d bytes of weights", ErrLimit, int64(MaxWeights))
 			}
@@ -138,16 +138,6 @@ func (b *builder) compact() {
 		p.Fault = Ref{}
 	}
 	renumber(&p.Fault)
-	used := map[int]bool{}
-	for _, s := range p.Steps {
-		for _, o := range operands(s) {
-			used[o.ref.Buf] = true
-		}
-	}
-	p.Zeroed = slices.DeleteFunc(p.Zeroed, func(r Ref) bool { return !used[r.Buf] })
-	for i := range p.Zeroed {
-		renumber(&p.Zeroed[i])
-	}
 	for _, list := range [][]Step{p.Init, p.Steps} {
 		for _, s := range list {
 			for _, o := range operands(s) {
@@ -176,10 +166,6 @@ func lifetimes(p *Plan) {
 	if p.Fault.Buf != 0 {
 		touch(p.Fault.Buf, -1)
 		touch(p.Fault.Buf, len(p.Steps))
-	}
-	for _, r := range p.Zeroed {
-		touch(r.Buf, -1)
-		touch(r.Buf, len(p.Steps))
 	}
 	for i, s := range p.Steps {
 		for _, o := range operands(s) {

@@ -253,9 +253,9 @@ func (b *builder) work(s Step) (Ref, int64) {
 	}
 	ref, ok := b.spaces[s.Entry()]
 	if !ok {
-		ref = b.alloc("workspace of "+s.Entry(), 0)
+		b.plan.Buffers = append(b.plan.Buffers, Buffer{Kind: Workspace, Name: "workspace", Key: s.Entry()})
+		ref = Ref{Buf: len(b.plan.Buffers) - 1}
 		b.spaces[s.Entry()] = ref
-		b.plan.Zeroed = append(b.plan.Zeroed, ref)
 	}
 	x := &b.plan.Buffers[ref.Buf]
 	x.Bytes = max(x.Bytes, n)

@@ -74,6 +74,10 @@ const (
 	Weight
 	// Staging: a weight that only Init steps read.
 	Staging
+	// Workspace: scratch memory of the entry Key, which all plans that run one
+	// after the other may share and nothing else. Zeros at first: some entries
+	// keep counters there, which each run leaves as zeros.
+	Workspace
 )
 
 // Buffer is device memory of a plan.
@@ -86,7 +90,7 @@ type Buffer struct {
 	Offset      int64
 	First, Last int
 	// Key names the contents of a weight: equal keys mean equal bytes, in every
-	// plan of the Source.
+	// plan of the Source. Of a workspace it is the entry.
 	Key string
 	// Fill returns a weight's bytes, nil where an Init step makes them. The
 	// slice may alias the model's file.
@@ -116,9 +120,6 @@ type Plan struct {
 	// Fault is an int32 that the engine zeroes before the steps: 1 afterwards
 	// means an index outside its table. NULL when no step can set it.
 	Fault Ref
-	// Zeroed are workspaces: zeros when the arena is made, never given to anything
-	// else, and left as they are from run to run.
-	Zeroed []Ref
 	// Nodes of the graph, and how many of them needed no kernel: evaluated on the
 	// host, or recognised as part of another operator.
 	Nodes, Folded int

@@ -181,3 +181,45 @@ func TestModels(t *testing.T) {
 		})
 	}
 }
+
+// TestWorkspace: steps of one entry share scratch memory, as much as the largest
+// wants, outside the arena.
+func TestWorkspace(t *testing.T) {
+	bert := opstest.BERT{Layers: 1}
+	src, err := plan.New(opstest.Native(t, bert.Model(), quant.INT8Dynamic))
+	if err != nil {
+		t.Fatal(err)
+	}
+	feeds := bert.Feeds(1, 1, 4)
+	p, err := src.Plan(dimsOf(feeds), plan.Options{Workspace: func(s plan.Step) int64 {
+		if g, ok := s.(*plan.GemmS8); ok && g.K == 64 {
+			return 4096 + g.N
+		}
+		return 0
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(t, p)
+	spaces := 0
+	for i, b := range p.Buffers {
+		if b.Kind != plan.Workspace {
+			continue
+		}
+		spaces++
+		if b.Bytes != 4096+192 || b.Key != "fb_gemm_s8_run" {
+			t.Errorf("%+v", b)
+		}
+		for _, s := range p.Steps {
+			if g, ok := s.(*plan.GemmS8); ok && (g.K == 64) != (g.Work.Buf == i && g.WorkBytes == 4096+g.N) {
+				t.Errorf("%s", plan.Text(s))
+			}
+		}
+	}
+	if spaces != 1 {
+		t.Errorf("%d workspaces", spaces)
+	}
+	if _, err := reference.Run(p, feeds); err != nil {
+		t.Error(err)
+	}
+}

@@ -37,15 +37,14 @@ func (p *Plan) WriteText(w io.Writer) error {
 	if p.Fault != (Ref{}) {
 		fmt.Fprintf(&b, "fault %v\n", p.Fault)
 	}
-	for _, r := range p.Zeroed {
-		fmt.Fprintf(&b, "zeroed %v\n", r)
-	}
 	for i, x := range p.Buffers {
 		switch x.Kind {
 		case Arena:
 			fmt.Fprintf(&b, "b%d arena %d %d steps %d..%d %s\n", i, x.Offset, x.Bytes, x.First, x.Last, quote(x.Name))
 		case Weight:
 			fmt.Fprintf(&b, "b%d weight %d %s\n", i, x.Bytes, quote(x.Key))
+		case Workspace:
+			fmt.Fprintf(&b, "b%d workspace %d %s\n", i, x.Bytes, quote(x.Key))
 		case Staging:
 			fmt.Fprintf(&b, "b%d staging %d %s\n", i, x.Bytes, quote(x.Key))
 		}

@@ -99,9 +99,7 @@ type View struct {
 // Step is one call of an entry of cuda/fewbit_cuda.h. Its concrete types below
 // hold that entry's arguments under its names; operands are Refs tagged with
 // how the entry uses them: r, w, and "w?" for an output that may be NULL when
-// nothing reads it. Work is scratch memory that steps of one entry share; its
-// first bytes count blocks that meet, start as zeros (Plan.Zeroed) and are zeros
-// after each run.
+// nothing reads it. Work is in a Workspace.
 type Step interface {
 	// Entry is the C function's name.
 	Entry() string

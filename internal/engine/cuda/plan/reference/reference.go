@@ -20,7 +20,7 @@ var ErrIndex = errors.New("index outside its table")
 func Run(p *plan.Plan, in map[string]*tensor.Tensor) (map[string]*tensor.Tensor, error) {
 	m := &machine{p: p, arena: poisoned(p.Arena), weights: map[int][]byte{}}
 	for i, b := range p.Buffers {
-		if b.Kind == plan.Weight || b.Kind == plan.Staging {
+		if b.Kind != plan.Arena {
 			m.weights[i] = poisoned(b.Bytes)
 			if b.Fill == nil {
 				continue
