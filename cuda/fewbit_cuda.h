@@ -272,7 +272,8 @@ int fb_nhwc_s8_to_nchw(const int8_t *q, int64_t n, int64_t c, int64_t hw, int64_
 
 /* ---- reduce.cu ---------------------------------------------------------------------------------------------------- */
 enum { FB_REDUCE_SUM = 0, FB_REDUCE_MEAN, FB_REDUCE_MAX, FB_REDUCE_MIN, FB_REDUCE_L2 };
-/* x [outer, axis, inner] f32 -> [outer, inner], always in the same order. Of an empty axis: 0, -inf or +inf. */
+/* x [outer, axis, inner] f32 -> [outer, inner], always in the same order. Of an empty axis: 0, -inf or +inf. outer < 2^31 where
+ * inner is 1. */
 int fb_reduce(int op, const float *x, int64_t outer, int64_t axis, int64_t inner, float *y, fb_stream s);
 
 /* The table of entries, for tests and for people: name and family. */
