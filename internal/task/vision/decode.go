@@ -163,6 +163,15 @@ func toRGB(im image.Image) *Image {
 		ycbcrToRGB(out, im)
 	case *image.NRGBA:
 		out.fill(im.Pix, im.Stride, func(dst, src []byte, x int) { copy(dst, src[4*x:4*x+3]) })
+	case *image.RGBA: // of a PNG without alpha
+		out.fill(im.Pix, im.Stride, func(dst, src []byte, x int) {
+			if src[4*x+3] == 255 {
+				copy(dst, src[4*x:4*x+3])
+				return
+			}
+			c := rgbOf(color.RGBA{src[4*x], src[4*x+1], src[4*x+2], src[4*x+3]})
+			copy(dst, c[:])
+		})
 	case *image.NRGBA64: // big-endian
 		out.fill(im.Pix, im.Stride, func(dst, src []byte, x int) { dst[0], dst[1], dst[2] = src[8*x], src[8*x+2], src[8*x+4] })
 	case *image.Gray:
