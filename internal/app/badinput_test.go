@@ -117,6 +117,8 @@ func TestBadModels(t *testing.T) {
 		{"zip that leaves its folder", zipped(map[string][]byte{"../model.onnx": good}), 400, []string{"name"}},
 		{"tokenizer that is none", zipped(map[string][]byte{"model.onnx": onnxBytes(t, textGraph()), "tokenizer.json": []byte("{}")}), 400, []string{"tokenizer.json"}},
 		{"tokenizer beside a model without texts", zipped(map[string][]byte{"model.onnx": good, "tokenizer.json": tokenizer(t)}), 400, []string{"text"}},
+		{"image preparation that is none", zipped(map[string][]byte{"model.onnx": onnxBytes(t, imageGraph()), "preprocessor_config.json": []byte(`{"do_resize":`)}), 400, []string{"preprocessor_config.json"}},
+		{"image preparation for another size", zipped(map[string][]byte{"model.onnx": onnxBytes(t, imageGraph()), "preprocessor_config.json": []byte(`{"image_processor_type":"ViTImageProcessor","size":{"height":9,"width":9}}`)}), 400, []string{"9x9"}},
 		{"labels twice", zipped(map[string][]byte{"model.onnx": good, "labels.txt": []byte("a\na\n")}), 400, []string{"labels.txt"}},
 		{"too few labels", zipped(map[string][]byte{"model.onnx": good, "labels.txt": []byte("a\nb\nc\n")}), 400, []string{"labels.txt names 3 classes", "logits is [-1 4]"}},
 		{"too many labels for texts", zipped(map[string][]byte{"model.onnx": onnxBytes(t, textGraph()), "tokenizer.json": tokenizer(t), "labels.txt": []byte("a\nb\nc\nd\n")}), 400, []string{"labels.txt names 4 classes", "logits is [-1 3]"}},

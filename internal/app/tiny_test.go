@@ -252,6 +252,16 @@ func hideScores(m *graph.Model) *graph.Model {
 	return m
 }
 
+// imageGraph takes RGB images of 8x8.
+func imageGraph() *graph.Model {
+	g := &graph.Graph{Name: "image",
+		Inputs:  []*graph.Value{value("pixels", tensor.Float32, "batch", 3, 8, 8)},
+		Outputs: []*graph.Value{value("flat", tensor.Float32, "batch", 3*8*8)},
+	}
+	g.Nodes = append(g.Nodes, graph.NewNode("", "Flatten", "/flat", []string{"pixels"}, []string{"flat"}))
+	return model(g)
+}
+
 // picture is a small PNG.
 func picture(t testing.TB) []byte {
 	t.Helper()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/registry"
 	"github.com/fewbit/fewbit/internal/task"
+	"github.com/fewbit/fewbit/internal/task/vision"
 )
 
 // validateModel looks at an upload before it is published: the graph is whole,
@@ -42,6 +44,9 @@ func validateModel(e engine.Engine, dir string) error {
 func validateTask(s engine.Session, dir string) error {
 	prep, err := preparerFor(dir, s.Spec())
 	if err != nil {
+		return err
+	}
+	if _, err := vision.New(s.Spec(), dir); err != nil && !errors.Is(err, vision.ErrNotImage) && exists(dir, vision.ConfigFile) {
 		return err
 	}
 	labels, err := task.ReadLabels(dir)
@@ -80,6 +85,11 @@ func validateTask(s engine.Session, dir string) error {
 	}
 	slices.Sort(seen)
 	return labelsError(labels, "on one text ", strings.Join(seen[:min(len(seen), maxOutputsShown)], ", "))
+}
+
+func exists(dir, name string) bool {
+	_, err := os.Lstat(filepath.Join(dir, name))
+	return err == nil
 }
 
 func labelsError(labels []string, when, outputs string) error {

@@ -21,8 +21,12 @@ type Facts struct {
 	Labelled bool
 }
 
-// checkedImages are decoded wholly by Check; of the others the header is read.
-const checkedImages = 64
+// So many images, of so many pixels together, are decoded wholly by Check; of
+// the others the header is read.
+const (
+	checkedImages = 64
+	checkedPixels = 256 << 20
+)
 
 // Check looks at the data set at path without a model and refuses what no model
 // could use: arrays that are damaged or cut off, lines that are no texts, images
@@ -190,7 +194,7 @@ func checkImages(ctx context.Context, s *images) (Facts, error) {
 	if err := s.classes(); err != nil {
 		return Facts{}, err
 	}
-	whole := map[int]bool{}
+	whole, pixels := map[int]bool{}, 0
 	order := choose(len(s.items), 0, checkedImages)
 	for _, i := range order {
 		whole[i] = true
@@ -199,14 +203,16 @@ func checkImages(ctx context.Context, s *images) (Facts, error) {
 		if err := ctx.Err(); err != nil {
 			return Facts{}, context.Cause(ctx)
 		}
-		if order == nil || whole[i] {
+		if (order == nil || whole[i]) && pixels < checkedPixels {
 			b, err := s.bytes(it.path)
 			if err != nil {
 				return Facts{}, err
 			}
-			if _, err := vision.Decode(b); err != nil {
+			im, err := vision.Decode(b)
+			if err != nil {
 				return Facts{}, s.imageError(it.path, err)
 			}
+			pixels += im.Width * im.Height
 			continue
 		}
 		f, err := s.files.Open(it.path)

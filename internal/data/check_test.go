@@ -88,3 +88,14 @@ func TestCheckEndsWithItsContext(t *testing.T) {
 		}
 	}
 }
+
+// TestClassNamesAreBounded: names of classes stay in memory.
+func TestClassNamesAreBounded(t *testing.T) {
+	var b strings.Builder
+	for i := range maxClassBytes/4000 + 2 {
+		fmt.Fprintf(&b, `{"text":"a","label":"%04000d"}`+"\n", i)
+	}
+	if _, err := Check(t.Context(), write(t, "a.jsonl", []byte(b.String()))); !errors.Is(err, ErrLabel) || !strings.Contains(err.Error(), "bytes of their names") {
+		t.Errorf("%v", err)
+	}
+}

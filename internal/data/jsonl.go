@@ -161,6 +161,7 @@ type labelIndex struct {
 	fixed            bool // byName is labels.txt and must not grow
 	byName           map[string]int32
 	labelled         int
+	bytes            int // of all names
 	byText, byNumber bool
 }
 
@@ -181,8 +182,8 @@ func (c *labelIndex) of(raw json.RawMessage) (int32, error) {
 		if c.fixed {
 			return 0, fmt.Errorf("label %.40q is not in the model's %s", name, task.LabelsFile)
 		}
-		if name == "" || len(name) > maxClassName || len(c.byName) >= maxClassNames {
-			return 0, fmt.Errorf("label %.40q is empty or too long, or there are more than %d classes", name, maxClassNames)
+		if c.bytes += len(name); name == "" || len(name) > maxClassName || len(c.byName) >= maxClassNames || c.bytes > maxClassBytes {
+			return 0, fmt.Errorf("label %.40q is empty or too long, or there are more than %d classes or %d bytes of their names", name, maxClassNames, maxClassBytes)
 		}
 		c.byName[name] = int32(len(c.byName))
 		return c.byName[name], nil
@@ -205,8 +206,11 @@ func (c *labelIndex) of(raw json.RawMessage) (int32, error) {
 	return int32(v), nil
 }
 
-// maxClassNames bounds the classes that a data set may name.
-const maxClassNames = 1 << 20
+// Limits of the classes that a data set may name.
+const (
+	maxClassNames = 1 << 20
+	maxClassBytes = 16 << 20
+)
 
 // readLine appends the next line to buf, without its end, and returns how many
 // bytes it took from r. io.EOF comes with the last line.

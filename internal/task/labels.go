@@ -14,8 +14,9 @@ import (
 
 // Limits of a labels file.
 const (
-	maxLabels     = 1 << 20
-	maxLabelBytes = 4 << 10
+	maxLabels      = 1 << 20
+	maxLabelBytes  = 4 << 10  // of one
+	maxLabelsBytes = 16 << 20 // of all
 )
 
 // ReadLabels reads labels.txt in dir: one class name a line, line i naming
@@ -36,7 +37,8 @@ func ReadLabels(dir string) ([]string, error) {
 func ParseLabels(r io.Reader) ([]string, error) {
 	var names []string
 	seen := map[string]int{}
-	s := bufio.NewScanner(r)
+	left := &io.LimitedReader{R: r, N: maxLabelsBytes + 1}
+	s := bufio.NewScanner(left)
 	s.Buffer(nil, maxLabelBytes)
 	for s.Scan() {
 		name := s.Text()
@@ -51,6 +53,9 @@ func ParseLabels(r io.Reader) ([]string, error) {
 	}
 	if err := s.Err(); err != nil {
 		return nil, fmt.Errorf("%w: %s: line %d cannot be read or is longer than %d bytes", ErrConfig, LabelsFile, len(names)+1, maxLabelBytes)
+	}
+	if left.N == 0 {
+		return nil, fmt.Errorf("%w: %s has more than %d bytes", ErrConfig, LabelsFile, maxLabelsBytes)
 	}
 	for len(names) > 0 && names[len(names)-1] == "" {
 		names = names[:len(names)-1]

@@ -2,6 +2,7 @@ package task
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -25,6 +26,7 @@ func TestLabels(t *testing.T) {
 		"a\nb\na":                      "lines 1 and 3",
 		strings.Repeat("x", 5000):      "line 1",
 		strings.Repeat("x\n", 1<<20+1): "more than",
+		longNames(4200):                "more than 16777216 bytes",
 	} {
 		if _, err := ParseLabels(strings.NewReader(text)); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), words) {
 			t.Errorf("%.20q: %v, want %q", text, err, words)
@@ -36,6 +38,15 @@ func TestLabels(t *testing.T) {
 	if got, err := ReadLabels(dirWith(t, map[string]string{LabelsFile: "q\n"})); err != nil || !slices.Equal(got, []string{"q"}) {
 		t.Error(got, err)
 	}
+}
+
+// longNames are n distinct names of 4,000 bytes.
+func longNames(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "%04000d\n", i)
+	}
+	return b.String()
 }
 
 func TestSoftmax(t *testing.T) {
