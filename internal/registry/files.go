@@ -156,7 +156,7 @@ func (r *Registry) copyTo(ctx context.Context, path string, src io.Reader, max i
 			os.Remove(path)
 		}
 	}()
-	n, err = io.CopyBuffer(struct{ io.Writer }{r.through(f)}, io.LimitReader(&contextReader{ctx, src}, max+1), make([]byte, 256<<10))
+	n, err = io.CopyBuffer(struct{ io.Writer }{r.through(f)}, io.LimitReader(&roomReader{r: r, src: &contextReader{ctx, src}, left: roomEvery}, max+1), make([]byte, 256<<10))
 	if err != nil {
 		return n, space(noPath(err))
 	}
@@ -177,6 +177,29 @@ func (c *contextReader) Read(p []byte) (int, error) {
 		return 0, context.Cause(c.ctx)
 	}
 	return c.r.Read(p)
+}
+
+// roomEvery is how much is read between two looks at the disk.
+const roomEvery = 1 << 20
+
+// roomReader stops before the disk is full, so that what else is stored on it
+// (jobs, manifests) can go on: the length of src may not be known before.
+type roomReader struct {
+	r    *Registry
+	src  io.Reader
+	left int // bytes until the next look
+}
+
+func (r *roomReader) Read(p []byte) (int, error) {
+	if r.left <= 0 {
+		if err := r.r.checkFree(roomEvery); err != nil {
+			return 0, err
+		}
+		r.left = roomEvery
+	}
+	n, err := r.src.Read(p)
+	r.left -= n
+	return n, err
 }
 
 // File is one file of a model or data set.
