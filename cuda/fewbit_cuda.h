@@ -231,9 +231,18 @@ typedef struct fb_embed_table { const void *rows; const float *scale; const int6
 int fb_embed(const fb_embed_table *tables /* host */, int n_tables, int64_t tokens, int64_t dim, float *out, int32_t *fault, fb_stream s);
 
 /* ---- pool.cu ------------------------------------------------------------------------------------------------------ */
-typedef struct fb_pool { int n, h, w, c, oh, ow, kh, kw, stride_h, stride_w, pad_h, pad_w; int average, count_include_pad, nhwc; } fb_pool;
+typedef struct fb_pool {
+  int n, h, w, c, oh, ow, kh, kw, stride_h, stride_w;
+  int pad_h, pad_w, pad_h_end, pad_w_end; /* smaller than the kernel; those at the end matter for count_include_pad only: windows that ceil_mode lets
+                                             reach further are cut there when counted */
+  int average, count_include_pad;
+  int nhwc; /* layout of x and y */
+} fb_pool;
+/* Tensors hold fewer than 2^31 elements. A maximum ignores NaN. */
 int fb_pool_f32(const fb_pool *d, const float *x, float *y, fb_stream s);
-int fb_pool_s8(const fb_pool *d, const int8_t *x, float x_scale, int32_t x_zero, int8_t *y, float y_scale, int32_t y_zero, fb_stream s); /* nhwc */
+/* NHWC. Maximum and sum are exact; y = max (x - x_zero) * x_scale, or sum (x - x_zero) * x_scale / count; q = clamp(rne(y / y_scale) + y_zero).
+ * Padding stands for 0 in an average. */
+int fb_pool_s8(const fb_pool *d, const int8_t *x, float x_scale, int32_t x_zero, int8_t *y, float y_scale, int32_t y_zero, fb_stream s);
 /* [n, c, hw] (or [n, hw, c]) f32 -> [n, c] */
 int fb_global_average_f32(const float *x, int n, int c, int64_t hw, int nhwc, float *y, fb_stream s);
 /* Masked mean over tokens: x [b, t, d], mask [b, t] f32 -> [b, d] = sum(x mask) / max(sum(mask), 1e-9) */
