@@ -32,7 +32,7 @@ func entropy(h *Histogram, s Scheme) (Range, error) {
 	}
 	seen := Range{h.lo, h.hi}
 	one := -h.lo <= oneSided*h.hi || h.hi <= oneSided*-h.lo
-	levels := 1 << (s.bits() - 1)
+	levels := 1 << (s.CodeBits() - 1)
 	if one && !s.Symmetric {
 		levels *= 2
 	}

@@ -54,13 +54,14 @@ func (s Scheme) Check() error {
 	if s.Bits < 0 || s.Bits == 1 || s.Bits > s.Type.Bits() {
 		return fmt.Errorf("%w: %d bits in %v, expected 2 to %d (0: all)", ErrScheme, s.Bits, s.Type, s.Type.Bits())
 	}
-	if s.ReduceRange && s.bits() < 2 {
+	if s.ReduceRange && s.CodeBits() < 2 {
 		return fmt.Errorf("%w: no code is left of %d bits with a reduced range", ErrScheme, s.Bits)
 	}
 	return nil
 }
 
-func (s Scheme) bits() int {
+// CodeBits returns how many bits a code uses, 2 to 16.
+func (s Scheme) CodeBits() int {
 	b := s.Bits
 	if b <= 1 || b > 16 {
 		if b = s.Type.Bits(); b <= 1 || b > 16 {
@@ -79,7 +80,7 @@ func (s Scheme) signed() bool {
 
 // Codes returns the smallest and largest code in use.
 func (s Scheme) Codes() (lo, hi int32) {
-	n := int32(1) << s.bits()
+	n := int32(1) << s.CodeBits()
 	switch {
 	case s.signed() && s.Symmetric:
 		return -(n/2 - 1), n/2 - 1

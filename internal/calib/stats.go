@@ -21,6 +21,31 @@ type Spec struct {
 
 func (s Spec) channels() bool { return s.ChannelMax || s.ChannelMean }
 
+// Channels returns how a tensor of n values with these dimensions is cut: value i
+// belongs to channel i/inner%channels. It returns ErrShape for what has no such
+// axis or too many channels.
+func (s Spec) Channels(n int64, dims []int64) (channels, inner int64, err error) {
+	elems, err := tensor.Elems(dims)
+	if err != nil {
+		return 0, 0, err
+	}
+	axis := s.Axis
+	if axis < 0 {
+		axis += len(dims)
+	}
+	if axis < 0 || axis >= len(dims) || elems != n {
+		return 0, 0, fmt.Errorf("%w: channel axis %d of shape %v with %d values", ErrShape, s.Axis, dims, n)
+	}
+	inner = 1
+	for _, d := range dims[axis+1:] {
+		inner *= d
+	}
+	if dims[axis] > MaxChannels {
+		return 0, 0, checkChannels(MaxChannels + 1)
+	}
+	return dims[axis], inner, nil
+}
+
 // Stats are everything collected of one tensor. All methods are safe for
 // concurrent use while values are observed.
 type Stats struct {
@@ -63,23 +88,9 @@ func (s *Stats) Observe(x []float32, dims []int64) error {
 }
 
 func (s *Stats) observeChannels(x []float32, dims []int64) error {
-	n, err := tensor.Elems(dims)
+	channels, inner, err := s.spec.Channels(int64(len(x)), dims)
 	if err != nil {
 		return err
-	}
-	axis := s.spec.Axis
-	if axis < 0 {
-		axis += len(dims)
-	}
-	if axis < 0 || axis >= len(dims) || n != int64(len(x)) {
-		return fmt.Errorf("%w: channel axis %d of shape %v with %d values", ErrShape, s.spec.Axis, dims, len(x))
-	}
-	channels, inner := dims[axis], int64(1)
-	for _, d := range dims[axis+1:] {
-		inner *= d
-	}
-	if channels > MaxChannels {
-		return checkChannels(MaxChannels + 1)
 	}
 	if s.spec.ChannelMax {
 		if s.max == nil {

@@ -125,8 +125,9 @@ void drain(Stream *s) {
 void drain_all() {
   for (Stream *s : m().streams) drain(s);
 }
-void wait_for(Event *e, uint64_t until) {
-  while (e->done < until && e->where && !e->where->queue.empty()) step(e->where);
+// Until the record of that number, which is on s: the event may have been recorded elsewhere since.
+void wait_for(Event *e, Stream *s, uint64_t until) {
+  while (e->done < until && s && !s->queue.empty()) step(s);
 }
 
 // Queues work, or records it where the stream is captured.
@@ -396,8 +397,7 @@ int cuStreamWaitEvent(void *handle, void *event, unsigned) {
     return kOK; // the order of recording is an order of the graph
   }
   if (s->capture) return kCaptureUnsupported;
-  const uint64_t until = e->recorded;
-  s->queue.push_back([e, until] { return wait_for(e, until), 0; });
+  s->queue.push_back([e, where = e->where, until = e->recorded] { return wait_for(e, where, until), 0; });
   return kOK;
 }
 
@@ -487,7 +487,7 @@ int cuEventSynchronize(void *handle) {
   Event *e;
   if (int r = event_of(handle, &e)) return r;
   if (e->captured) return kCapturedEvent;
-  wait_for(e, e->recorded);
+  wait_for(e, e->where, e->recorded);
   return m().sticky;
 }
 int cuEventQuery(void *handle) {
