@@ -103,6 +103,7 @@ func TestBadModels(t *testing.T) {
 			p.Graph.Node[1].Domain = proto.String("nobody.knows")
 			p.OpsetImport = append(p.OpsetImport, &pb.OperatorSetIdProto{Domain: proto.String("nobody.knows"), Version: proto.Int64(1)})
 		}), 400, []string{"nobody.knows"}},
+		{"a tensor larger than memory", onnxBytes(t, hugeGraph()), 400, []string{"huge", "ConstantOfShape", "GB"}},
 		{"unknown operator", changed(t, func(p *pb.ModelProto) { p.Graph.Node[1].OpType = proto.String("Frobnicate") }), 400, []string{"Frobnicate"}},
 		{"short initializer", changed(t, func(p *pb.ModelProto) {
 			w := p.Graph.Initializer[0]

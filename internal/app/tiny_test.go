@@ -262,6 +262,21 @@ func imageGraph() *graph.Model {
 	return model(g)
 }
 
+// hugeGraph makes a tensor of 2^38 numbers on the way.
+func hugeGraph() *graph.Model {
+	g := &graph.Graph{Name: "huge",
+		Inputs:  []*graph.Value{value("x", tensor.Float32, "batch", 4)},
+		Outputs: []*graph.Value{value("y", tensor.Float32, "batch", 4)},
+	}
+	g.SetInit("size", tensor.From([]int64{1 << 38}, 1))
+	g.SetInit("zero", tensor.From([]int64{0}, 1))
+	g.Nodes = append(g.Nodes,
+		graph.NewNode("", "ConstantOfShape", "/huge", []string{"size"}, []string{"huge"}),
+		graph.NewNode("", "Gather", "/first", []string{"huge", "zero"}, []string{"first"}),
+		graph.NewNode("", "Add", "/y", []string{"x", "first"}, []string{"y"}))
+	return model(g)
+}
+
 // picture is a small PNG.
 func picture(t testing.TB) []byte {
 	t.Helper()

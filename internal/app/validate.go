@@ -26,7 +26,11 @@ func validateModel(e engine.Engine, dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := m.Close(); err != nil {
+	err = checkMemory(m)
+	if cerr := m.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
 		return err
 	}
 	s, err := e.OpenFile(context.Background(), path, engine.Options{})
@@ -38,6 +42,32 @@ func validateModel(e engine.Engine, dir string) error {
 		return errors.Join(err, fmt.Errorf("closing the model: %w", cerr))
 	}
 	return err
+}
+
+// checkMemory refuses a model with a tensor that this machine cannot hold,
+// whatever it is fed with: the engine would try, and be killed. m is changed.
+func checkMemory(m *graph.Model) error {
+	total, ok := engine.TotalMemory()
+	if !ok {
+		return nil
+	}
+	graph.InferShapes(m)
+	for _, n := range m.Graph.Nodes {
+		for _, name := range n.Outputs {
+			v := m.Graph.Info[name]
+			if v == nil || len(v.Dims) == 0 {
+				continue
+			}
+			bytes := float64(v.Type.Bits()) / 8
+			for _, d := range v.Dims {
+				bytes *= float64(max(d.N, 1)) // a variable one is at least 1
+			}
+			if bytes > float64(total) {
+				return fmt.Errorf("%w: tensor %q of operator %s has %.3g GB, this machine %.3g", engine.ErrMemory, name, n.Op, bytes/1e9, float64(total)/1e9)
+			}
+		}
+	}
+	return nil
 }
 
 // validateTask looks at the files beside a model that say what it is for.
