@@ -18,15 +18,8 @@ func (p *Pool) c() *C.fb_pool {
 	return &C.fb_pool{
 		n: C.int(p.N), h: C.int(p.H), w: C.int(p.W), c: C.int(p.C), oh: C.int(p.OH), ow: C.int(p.OW), kh: C.int(p.KH), kw: C.int(p.KW),
 		stride_h: C.int(p.StrideH), stride_w: C.int(p.StrideW), pad_h: C.int(p.PadH), pad_w: C.int(p.PadW), pad_h_end: C.int(p.PadHEnd), pad_w_end: C.int(p.PadWEnd),
-		average: flag(p.Average), count_include_pad: flag(p.CountIncludePad), nhwc: flag(p.NHWC),
+		average: cbool(p.Average), count_include_pad: cbool(p.CountIncludePad), nhwc: cbool(p.NHWC),
 	}
-}
-
-func flag(b bool) C.int {
-	if b {
-		return 1
-	}
-	return 0
 }
 
 // PoolF32 pools x [n, c, h, w] f32, or [n, h, w, c].
@@ -43,7 +36,7 @@ func PoolS8(p Pool, x Ptr, xScale float32, xZero int32, y Ptr, yScale float32, y
 // GlobalAverage writes the mean of each plane of x [n, c, hw] f32, or
 // [n, hw, c], to y [n, c].
 func GlobalAverage(x Ptr, n, c int, hw int64, nhwc bool, y Ptr, s Stream) error {
-	return check("global average", C.fb_global_average_f32(at[C.float](x), C.int(n), C.int(c), C.int64_t(hw), flag(nhwc), at[C.float](y), stream(s)))
+	return check("global average", C.fb_global_average_f32(at[C.float](x), C.int(n), C.int(c), C.int64_t(hw), cbool(nhwc), at[C.float](y), stream(s)))
 }
 
 // MaskedMean writes sum(x mask) / max(sum(mask), 1e-9) over the tokens of
