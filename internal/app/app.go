@@ -22,6 +22,7 @@ import (
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/engine/batch"
 	"github.com/fewbit/fewbit/internal/engine/ort"
+	"github.com/fewbit/fewbit/internal/grpc"
 	"github.com/fewbit/fewbit/internal/http"
 	"github.com/fewbit/fewbit/internal/jobs"
 	"github.com/fewbit/fewbit/internal/pipeline"
@@ -149,11 +150,36 @@ func (a *App) Run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("cannot listen on %s: %w; choose another address with --listen", a.cfg.Listen, reason(err)), a.Close())
 	}
-	fmt.Fprintf(out, "fewbit serves on http://%s (data in %s, %d CPU threads)\n", l.Addr(), a.cfg.DataDir, a.threads())
+	g, err := a.listenGRPC(ctx)
+	if err != nil {
+		return errors.Join(err, l.Close(), a.Close())
+	}
+	also := ""
+	if g != nil {
+		also = fmt.Sprintf(" and grpc://%s", g.Addr())
+	}
+	fmt.Fprintf(out, "fewbit serves on http://%s%s (data in %s, %d CPU threads)\n", l.Addr(), also, a.cfg.DataDir, a.threads())
 	if tcp, ok := l.Addr().(*net.TCPAddr); ok && !tcp.IP.IsLoopback() && a.cfg.Keys == "" {
 		a.log.Warn("uploads, jobs and other admin routes are off: the address is not loopback and there is no --keys FILE")
 	}
-	return a.Serve(ctx, l)
+	return a.serve(ctx, l, g)
+}
+
+// listenGRPC returns the listener for gRPC, nil for none.
+func (a *App) listenGRPC(ctx context.Context) (net.Listener, error) {
+	if a.cfg.GRPCListen == "" {
+		return nil, nil
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", a.cfg.GRPCListen)
+	switch {
+	case err == nil:
+		return l, nil
+	case a.cfg.GRPCListen == DefaultGRPCListen:
+		a.log.Warn("gRPC is not served: choose an address with --grpc-listen", "address", a.cfg.GRPCListen, "error", reason(err))
+		return nil, nil
+	}
+	return nil, fmt.Errorf("cannot listen for gRPC on %s: %w; choose another address with --grpc-listen, or none with an empty one", a.cfg.GRPCListen, reason(err))
 }
 
 func (a *App) threads() int {
@@ -172,8 +198,10 @@ func reason(err error) error {
 	return err
 }
 
-// Serve is Run over a listener of the caller's, which it closes.
-func (a *App) Serve(ctx context.Context, l net.Listener) error {
+// Serve is Run over a listener of the caller's, which it closes, without gRPC.
+func (a *App) Serve(ctx context.Context, l net.Listener) error { return a.serve(ctx, l, nil) }
+
+func (a *App) serve(ctx context.Context, l, rpc net.Listener) error {
 	side, stop := context.WithCancel(ctx) // ends when serving does, whatever ends it
 	defer stop()
 	var wg sync.WaitGroup
@@ -191,10 +219,18 @@ func (a *App) Serve(ctx context.Context, l net.Listener) error {
 		}
 	})
 	wg.Go(func() { a.collect(side) })
-	err := a.server.Serve(ctx, l)
+	var rpcErr error
+	if rpc != nil {
+		s := grpc.New(a.server, grpc.Options{MaxMessage: a.cfg.MaxBody, Drain: a.cfg.Drain})
+		wg.Go(func() {
+			rpcErr = s.Serve(side, rpc)
+			stop() // both or none
+		})
+	}
+	err := a.server.Serve(side, l)
 	stop()
 	wg.Wait()
-	return errors.Join(err, a.Close())
+	return errors.Join(err, rpcErr, a.Close())
 }
 
 // collectEvery is how often contents that nothing refers to are removed.

@@ -26,9 +26,11 @@ import (
 // Flags registers a flag for each field; a configuration file holds the same
 // settings under the flags' names.
 type Config struct {
-	Listen  string // host:port
-	DataDir string
-	Keys    string // file with admin keys; "" is none
+	Listen string // host:port
+	// GRPCListen is host:port for gRPC; "" serves none.
+	GRPCListen string
+	DataDir    string
+	Keys       string // file with admin keys; "" is none
 	// ORTLib is libonnxruntime or its folder; "" looks for it.
 	ORTLib string
 	// Threads of the pool that all sessions share, jobs' too; 0 is all CPUs.
@@ -43,13 +45,17 @@ type Config struct {
 	Drain       time.Duration // for requests in flight at shutdown
 }
 
+// DefaultGRPCListen is where gRPC is served. When it is taken, and was not
+// asked for, the server goes without.
+const DefaultGRPCListen = "127.0.0.1:8081"
+
 // DefaultDataDir is where the server keeps models, data sets and jobs.
 const DefaultDataDir = "fewbit-data"
 
 // Defaults returns the configuration that flags and files start from.
 func Defaults() Config {
 	return Config{
-		Listen: http.DefaultListen, DataDir: DefaultDataDir,
+		Listen: http.DefaultListen, GRPCListen: DefaultGRPCListen, DataDir: DefaultDataDir,
 		MaxBody: http.MaxInferBody, MaxUpload: http.MaxUpload, MaxInFlight: http.DefaultMaxInFlight, MaxRuns: 1,
 		Target: http.DefaultTarget, Drain: http.DefaultDrainTimeout,
 	}
@@ -58,6 +64,7 @@ func Defaults() Config {
 // Flags registers the settings of c with their present values as defaults.
 func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.Listen, "listen", c.Listen, "address to serve on; beyond loopback the admin routes need --keys")
+	fs.StringVar(&c.GRPCListen, "grpc-listen", c.GRPCListen, "address for gRPC; empty serves none")
 	fs.StringVar(&c.DataDir, "data-dir", c.DataDir, "folder of models, data sets and jobs; one server each")
 	fs.StringVar(&c.Keys, "keys", c.Keys, "file with the keys of the admin routes, one a line")
 	fs.StringVar(&c.ORTLib, "ort-lib", c.ORTLib, "libonnxruntime, or its folder (default: $"+ort.EnvLibrary+", .deps, the system's)")

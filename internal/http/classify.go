@@ -79,7 +79,7 @@ func (s *Server) classify(c *gin.Context) error {
 	if len(labels) == 0 {
 		return badf("model %q is no classifier: it was uploaded without labels.txt", req.Model)
 	}
-	return s.counted(c, lease, func(m *modelStats, t *timing) error {
+	return s.counted(c.Request.Context(), progressOf(c).arrival, lease, func(m *modelStats, t *timing) error {
 		feeds, err := prep.Text(texts)
 		if err != nil {
 			return err

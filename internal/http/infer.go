@@ -59,7 +59,7 @@ func (s *Server) infer(c *gin.Context) error {
 	defer lease.Release()
 	x := scratches.Get().(*inferScratch)
 	defer x.free()
-	return s.counted(c, lease, func(m *modelStats, t *timing) error {
+	return s.counted(c.Request.Context(), progressOf(c).arrival, lease, func(m *modelStats, t *timing) error {
 		ctx, cancel, err := s.readInfer(c, lease.Spec(), x, t)
 		if err != nil {
 			return err
@@ -83,9 +83,9 @@ type timing struct {
 
 // counted runs a request of one model and counts how it ended. Panics count
 // too, as the engine's.
-func (s *Server) counted(c *gin.Context, lease Lease, f func(*modelStats, *timing) error) error {
+func (s *Server) counted(client context.Context, arrival time.Time, lease Lease, f func(*modelStats, *timing) error) error {
 	m := s.stats.of(lease)
-	t := timing{arrival: progressOf(c).arrival}
+	t := timing{arrival: arrival}
 	reason := failBackend
 	defer func() {
 		if reason >= 0 {
@@ -103,7 +103,7 @@ func (s *Server) counted(c *gin.Context, lease Lease, f func(*modelStats, *timin
 	default:
 		status = explain(err).status
 		switch {
-		case status == statusClientGone || c.Request.Context().Err() != nil:
+		case status == statusClientGone || client.Err() != nil:
 			reason = failCanceled
 		case !t.ran:
 			reason = failRejected

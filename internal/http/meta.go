@@ -3,6 +3,7 @@ package http
 import (
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/gin-gonic/gin"
 
@@ -57,11 +58,13 @@ type (
 
 const platform = "onnxruntime_onnx"
 
+const serverName = "fewbit"
+
 // extensions lists what is implemented, by the names of the protocol.
 var extensions = []string{"model_repository", "model_repository(unload_dependents)", "model_configuration", "statistics", "binary_tensor_data", "parameters"}
 
 func (s *Server) serverMeta(c *gin.Context) error {
-	return s.reply(c, http.StatusOK, serverMetadata{"fewbit", s.cfg.Version, extensions})
+	return s.reply(c, http.StatusOK, serverMetadata{serverName, s.cfg.Version, extensions})
 }
 
 func (s *Server) live(c *gin.Context) error {
@@ -98,14 +101,12 @@ func (s *Server) modelReady(c *gin.Context) error {
 	if err != nil {
 		return err
 	}
-	infos, err := s.infosOf(name, version)
+	ready, err := s.Ready(name, version)
 	if err != nil {
 		return err
 	}
-	for _, m := range infos {
-		if m.State == StateReady && (version != "" || m.Default || len(infos) == 1) {
-			return s.reply(c, http.StatusOK, health{Live: true, Ready: true, Name: name})
-		}
+	if ready {
+		return s.reply(c, http.StatusOK, health{Live: true, Ready: true, Name: name})
 	}
 	c.Header("Retry-After", "1")
 	return s.reply(c, http.StatusServiceUnavailable, health{Live: true, Name: name})
@@ -201,22 +202,18 @@ func (s *Server) modelConfig(c *gin.Context) error {
 }
 
 func (s *Server) modelStats(c *gin.Context) error {
-	s.settle()
-	ans := statsAnswer{Models: []modelStatsJSON{}}
-	infos := s.cfg.Models.List()
+	name, version := "", ""
 	if c.Param("model") != "" {
-		name, version, err := modelParams(c)
-		if err != nil {
-			return err
-		}
-		if infos, err = s.infosOf(name, version); err != nil {
+		var err error
+		if name, version, err = modelParams(c); err != nil {
 			return err
 		}
 	}
-	for _, m := range infos {
-		ans.Models = append(ans.Models, s.stats.statsOf(m.Name, m.Version))
+	stats, err := s.Statistics(name, version)
+	if err != nil {
+		return err
 	}
-	return s.reply(c, http.StatusOK, ans)
+	return s.reply(c, http.StatusOK, statsAnswer{Models: stats})
 }
 
 func (s *Server) repositoryIndex(c *gin.Context) error {
@@ -278,8 +275,8 @@ func (s *Server) noOverrides(c *gin.Context) error {
 			return sc.skip()
 		}
 		return sc.object(func(key []byte) error {
-			if view(key) == "config" || len(key) > 5 && view(key[:5]) == "file:" {
-				return failf(http.StatusNotImplemented, "parameter %s is not supported: upload models with PUT /models/{name}", clip(key))
+			if err := CheckOverride(string(key)); err != nil {
+				return err
 			}
 			return sc.skip()
 		})
@@ -288,6 +285,15 @@ func (s *Server) noOverrides(c *gin.Context) error {
 		return err
 	}
 	return sc.end()
+}
+
+// CheckOverride refuses a parameter of load or unload that would change what is
+// loaded.
+func CheckOverride(key string) error {
+	if key == "config" || strings.HasPrefix(key, "file:") {
+		return failf(http.StatusNotImplemented, "parameter %s is not supported: upload models with PUT /models/{name}", clip([]byte(key)))
+	}
+	return nil
 }
 
 // unsupportedRoute answers the protocol's logging and trace settings.

@@ -1,0 +1,190 @@
+// Package grpc serves the Open Inference Protocol over gRPC: the same models,
+// limits, counters and errors as package http, which does the work.
+package grpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/grpc/pb"
+	fhttp "github.com/fewbit/fewbit/internal/http"
+)
+
+// Backend is what the calls are answered from: *http.Server.
+type Backend interface {
+	Infer(ctx context.Context, model, version string, arrival time.Time, read func(engine.IOSpec) (fhttp.Call, error), write func(lease fhttp.Lease, names []string, res engine.Result) error) error
+	Explain(method, path string, err error) (status int, text string, retryAfter int)
+	Models() fhttp.Models
+	Info() (name, version string, extensions []string)
+	IsReady() bool
+	Ready(name, version string) (bool, error)
+	ModelVersions(name, version string) ([]fhttp.ModelInfo, error)
+	Statistics(name, version string) ([]fhttp.ModelStatistics, error)
+	Admit(key string, loopback bool) error
+}
+
+// Limits of a connection.
+const (
+	// MaxStreams bounds the calls that run on one connection at a time.
+	MaxStreams = 256
+	// maxHeaderBytes bounds the metadata of a call.
+	maxHeaderBytes = 64 << 10
+	// handshakeTime bounds how long a connection may take to be set up.
+	handshakeTime = 10 * time.Second
+	// idleTime is how long a connection without calls is kept.
+	idleTime = 5 * time.Minute
+	// pingTime is how often a silent client is asked whether it is there, and
+	// minPing how often a client may ask that of us.
+	pingTime = time.Minute
+	minPing  = 10 * time.Second
+)
+
+// Options configure a Server.
+type Options struct {
+	// MaxMessage bounds a request, in bytes. Default: http.MaxInferBody.
+	MaxMessage int64
+	// Drain is how long calls may take at shutdown. Default: http.DefaultDrainTimeout.
+	Drain time.Duration
+}
+
+// Server answers GRPCInferenceService.
+type Server struct {
+	pb.UnimplementedGRPCInferenceServiceServer
+	b        Backend
+	o        Options
+	loopback bool
+}
+
+// New returns a server of b's models.
+func New(b Backend, o Options) *Server {
+	if o.MaxMessage <= 0 {
+		o.MaxMessage = fhttp.MaxInferBody
+	}
+	if o.Drain <= 0 {
+		o.Drain = fhttp.DefaultDrainTimeout
+	}
+	return &Server{b: b, o: o}
+}
+
+// Serve answers on l, which it closes, until ctx ends; calls in progress are
+// then finished, at most for Options.Drain. It is called once.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	if tcp, ok := l.Addr().(*net.TCPAddr); ok {
+		s.loopback = tcp.IP.IsLoopback()
+	}
+	g := grpc.NewServer(
+		grpc.MaxRecvMsgSize(int(s.o.MaxMessage)), grpc.MaxSendMsgSize(int(s.o.MaxMessage)),
+		grpc.MaxConcurrentStreams(MaxStreams), grpc.MaxHeaderListSize(maxHeaderBytes), grpc.ConnectionTimeout(handshakeTime),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: pingTime}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
+		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
+	)
+	pb.RegisterGRPCInferenceServiceServer(g, s)
+	done := make(chan error, 1)
+	go func() { done <- g.Serve(l) }()
+	select {
+	case err := <-done:
+		return fmt.Errorf("grpc: %w", err)
+	case <-ctx.Done():
+	}
+	graceful := make(chan struct{})
+	go func() { g.GracefulStop(); close(graceful) }()
+	select {
+	case <-graceful:
+	case <-time.After(s.o.Drain):
+		g.Stop()
+	}
+	if err := <-done; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		return fmt.Errorf("grpc: %w", err)
+	}
+	return nil
+}
+
+// unary makes a status of every error, and of a panic.
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (res any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			res, err = nil, fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+		err = s.status(ctx, info.FullMethod, err)
+	}()
+	return h(ctx, req)
+}
+
+func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+		err = s.status(ss.Context(), info.FullMethod, err)
+	}()
+	return h(srv, ss)
+}
+
+// codeOf maps the statuses of package http to gRPC's codes
+// (google/rpc/code.proto names the HTTP status of each).
+var codeOf = map[int]codes.Code{
+	http.StatusBadRequest: codes.InvalidArgument, http.StatusUnprocessableEntity: codes.InvalidArgument,
+	http.StatusUnauthorized: codes.Unauthenticated, http.StatusForbidden: codes.PermissionDenied,
+	http.StatusNotFound: codes.NotFound, http.StatusConflict: codes.FailedPrecondition,
+	http.StatusRequestEntityTooLarge: codes.ResourceExhausted, http.StatusInsufficientStorage: codes.ResourceExhausted,
+	http.StatusNotImplemented: codes.Unimplemented, http.StatusServiceUnavailable: codes.Unavailable,
+}
+
+// status words err for the client.
+func (s *Server) status(ctx context.Context, method string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if st, ok := status.FromError(err); ok {
+		return st.Err() // grpc's own
+	}
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		return status.Error(codes.Canceled, "the client left")
+	}
+	code, text, retry := s.b.Explain("gRPC", method, err)
+	c, known := codeOf[code]
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		c = codes.DeadlineExceeded
+	case !known:
+		c = codes.Internal
+	}
+	if retry > 0 {
+		// As HTTP's Retry-After; a client that does not know it loses nothing.
+		_ = grpc.SetTrailer(ctx, metadata.Pairs("retry-after", strconv.Itoa(retry)))
+	}
+	return status.Error(c, text)
+}
+
+// admit checks the key of a call that changes what is served.
+func (s *Server) admit(ctx context.Context) error {
+	md, _ := metadata.FromIncomingContext(ctx)
+	first := func(name string) string {
+		if v := md.Get(name); len(v) > 0 {
+			return v[0]
+		}
+		return ""
+	}
+	key := first("x-api-key")
+	if key == "" {
+		if scheme, bearer, _ := strings.Cut(first("authorization"), " "); strings.EqualFold(scheme, "Bearer") {
+			key = strings.TrimSpace(bearer)
+		}
+	}
+	return s.b.Admit(key, s.loopback)
+}
