@@ -21,6 +21,7 @@ type GPU struct {
 	PowerLimitW       *float64 `json:"power_limit_w"`
 	EnergyJ           *float64 `json:"energy_j" doc:"GPU board energy (NVML) since the driver was loaded"`
 	TemperatureC      *float64 `json:"temperature_c"`
+	MemoryTempC       *float64 `json:"memory_temperature_c"`
 	ClockSMMHz        *float64 `json:"clock_sm_mhz"`
 	ClockMemoryMHz    *float64 `json:"clock_memory_mhz"`
 	Utilization       *float64 `json:"utilization" doc:"share of time with a kernel running, 0..1"`
@@ -30,7 +31,20 @@ type GPU struct {
 	// Throttle lists why the clocks are below their highest; null when it
 	// cannot be read, empty when nothing holds them back.
 	Throttle []string `json:"throttle_reasons" null:"true"`
-	Reasons  Reasons  `json:"reasons,omitempty" doc:"why a field is null, by its name"`
+	// ThrottleSeconds holds the reasons that the driver keeps time of.
+	ThrottleSeconds map[string]float64 `json:"throttle_seconds" null:"true" doc:"time with lowered clocks since the driver was loaded, by reason"`
+	ECC             *bool              `json:"ecc_enabled"`
+	// Errors of the memory: those since the driver was loaded, and of the board's life.
+	ECCCorrected           *float64 `json:"ecc_corrected" doc:"memory errors corrected since the driver was loaded"`
+	ECCUncorrected         *float64 `json:"ecc_uncorrected" doc:"memory errors not corrected since the driver was loaded"`
+	ECCCorrectedLifetime   *float64 `json:"ecc_corrected_lifetime"`
+	ECCUncorrectedLifetime *float64 `json:"ecc_uncorrected_lifetime"`
+	RemappedRows           *float64 `json:"remapped_rows" doc:"rows of memory replaced by spare ones after errors"`
+	RemapPending           *bool    `json:"row_remap_pending" doc:"a row waits for a reset of the GPU to be replaced"`
+	RemapFailed            *bool    `json:"row_remap_failed" doc:"no spare row was left: the board should be replaced"`
+	MIG                    *bool    `json:"mig_enabled" doc:"the GPU is divided into instances"`
+
+	Reasons Reasons `json:"reasons,omitempty" doc:"why a field is null, by its name"`
 
 	throttle uint64
 }
@@ -45,7 +59,7 @@ var throttleReasons = []struct {
 	{nvml.ClocksThrottleReasonSwPowerCap, "power cap"},
 	{nvml.ClocksThrottleReasonHwSlowdown, "hardware slowdown"},
 	{nvml.ClocksThrottleReasonSyncBoost, "sync boost"},
-	{nvml.ClocksThrottleReasonSwThermalSlowdown, "thermal slowdown (software)"},
+	{nvml.ClocksThrottleReasonSwThermalSlowdown, softThermal},
 	{nvml.ClocksThrottleReasonHwThermalSlowdown, "thermal slowdown (hardware)"},
 	{nvml.ClocksThrottleReasonHwPowerBrakeSlowdown, "power brake"},
 	{nvml.ClocksThrottleReasonDisplayClockSetting, "display clocks"},
@@ -151,7 +165,7 @@ func (g *GPU) read(d nvml.Device) {
 		}
 		*to = &v
 	}
-	g.readPower(d, set)
+	g.readFields(d, set)
 	mw, r := d.GetEnforcedPowerLimit()
 	set("power_limit_w", &g.PowerLimitW, float64(mw)/1000, r)
 	mj, r := d.GetTotalEnergyConsumption()
@@ -173,25 +187,108 @@ func (g *GPU) read(d nvml.Device) {
 	} else {
 		g.Reasons.set("throttle_reasons", returnText(r))
 	}
+	g.readHealth(d, set)
 }
 
-// readPower prefers the fields that say which power they mean: GetPowerUsage
-// is a one-second average on Ampere and later, except GA100, and instantaneous
-// before (nvml.h, nvmlDeviceGetPowerUsage).
-func (g *GPU) readPower(d nvml.Device, set func(string, **float64, float64, nvml.Return)) {
-	fields := []nvml.FieldValue{{FieldId: nvml.FI_DEV_POWER_INSTANT}, {FieldId: nvml.FI_DEV_POWER_AVERAGE}}
-	if r := d.GetFieldValues(fields); r != nvml.SUCCESS {
-		fields[0].NvmlReturn, fields[1].NvmlReturn = uint32(r), uint32(r)
+// gpuFields are read in one call. Times are in nanoseconds (nvml.h, NVML_FI_*).
+var gpuFields = []struct {
+	id     uint32
+	reason string // the throttle reason that it keeps time of
+}{
+	{id: nvml.FI_DEV_POWER_INSTANT},
+	{id: nvml.FI_DEV_POWER_AVERAGE},
+	{id: nvml.FI_DEV_MEMORY_TEMP},
+	{nvml.FI_DEV_CLOCKS_EVENT_REASON_SW_POWER_CAP, "power cap"},
+	{nvml.FI_DEV_CLOCKS_EVENT_REASON_SYNC_BOOST, "sync boost"},
+	{nvml.FI_DEV_PERF_POLICY_BOARD_LIMIT, "board limit"},
+	{nvml.FI_DEV_PERF_POLICY_RELIABILITY, "reliability"},
+	{nvml.FI_DEV_PERF_POLICY_THERMAL, softThermal}, // what older drivers have of the next
+	{nvml.FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN, softThermal},
+	{nvml.FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN, "thermal slowdown (hardware)"},
+	{nvml.FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN, "power brake"},
+}
+
+const softThermal = "thermal slowdown (software)"
+
+// readFields reads power, the memory's temperature and the time of throttling. It
+// prefers the fields that say which power they mean: GetPowerUsage is a one-second
+// average on Ampere and later, except GA100, and instantaneous before (nvml.h,
+// nvmlDeviceGetPowerUsage).
+func (g *GPU) readFields(d nvml.Device, set func(string, **float64, float64, nvml.Return)) {
+	values := make([]nvml.FieldValue, len(gpuFields))
+	for i := range values {
+		values[i].FieldId = gpuFields[i].id
 	}
-	mw, r := fieldNumber(fields[0])
+	if r := d.GetFieldValues(values); r != nvml.SUCCESS {
+		for i := range values {
+			values[i].NvmlReturn = uint32(r)
+		}
+	}
+	mw, r := fieldNumber(values[0])
 	if r != nvml.SUCCESS {
 		var usage uint32
 		usage, r = d.GetPowerUsage()
 		mw = float64(usage)
 	}
 	set("power_w", &g.PowerW, mw/1000, r)
-	mw, r = fieldNumber(fields[1])
+	mw, r = fieldNumber(values[1])
 	set("power_average_w", &g.PowerAverageW, mw/1000, r)
+	c, r := fieldNumber(values[2])
+	if r == nvml.SUCCESS && c <= 0 { // a board without this sensor
+		r = nvml.ERROR_NOT_SUPPORTED
+	}
+	set("memory_temperature_c", &g.MemoryTempC, c, r)
+	for i, f := range gpuFields[3:] {
+		ns, r := fieldNumber(values[3+i])
+		if r != nvml.SUCCESS {
+			if g.ThrottleSeconds == nil {
+				g.Reasons.set("throttle_seconds", returnText(r))
+			}
+			continue
+		}
+		if g.ThrottleSeconds == nil {
+			g.ThrottleSeconds = map[string]float64{}
+			delete(g.Reasons, "throttle_seconds")
+		}
+		g.ThrottleSeconds[f.reason] = ns / 1e9
+	}
+}
+
+// readHealth reads the memory's errors and how the GPU is divided.
+func (g *GPU) readHealth(d nvml.Device, set func(string, **float64, float64, nvml.Return)) {
+	flag := func(field string, to **bool, v bool, r nvml.Return) {
+		if r != nvml.SUCCESS {
+			g.Reasons.set(field, returnText(r))
+			return
+		}
+		*to = &v
+	}
+	on, _, r := d.GetEccMode()
+	flag("ecc_enabled", &g.ECC, on == nvml.FEATURE_ENABLED, r)
+	for _, c := range []struct {
+		field   string
+		to      **float64
+		kind    nvml.MemoryErrorType
+		counter nvml.EccCounterType
+	}{
+		{"ecc_corrected", &g.ECCCorrected, nvml.MEMORY_ERROR_TYPE_CORRECTED, nvml.VOLATILE_ECC},
+		{"ecc_uncorrected", &g.ECCUncorrected, nvml.MEMORY_ERROR_TYPE_UNCORRECTED, nvml.VOLATILE_ECC},
+		{"ecc_corrected_lifetime", &g.ECCCorrectedLifetime, nvml.MEMORY_ERROR_TYPE_CORRECTED, nvml.AGGREGATE_ECC},
+		{"ecc_uncorrected_lifetime", &g.ECCUncorrectedLifetime, nvml.MEMORY_ERROR_TYPE_UNCORRECTED, nvml.AGGREGATE_ECC},
+	} {
+		if g.ECC != nil && !*g.ECC {
+			g.Reasons.set(c.field, "error correction is switched off")
+			continue
+		}
+		n, r := d.GetTotalEccErrors(c.kind, c.counter)
+		set(c.field, c.to, float64(n), r)
+	}
+	corrected, uncorrected, pending, failed, r := d.GetRemappedRows()
+	set("remapped_rows", &g.RemappedRows, float64(corrected+uncorrected), r)
+	flag("row_remap_pending", &g.RemapPending, pending, r)
+	flag("row_remap_failed", &g.RemapFailed, failed, r)
+	mode, _, r := d.GetMigMode()
+	flag("mig_enabled", &g.MIG, mode == nvml.DEVICE_MIG_ENABLE, r)
 }
 
 // fieldNumber decodes an nvmlFieldValue_t.

@@ -185,6 +185,7 @@ type ModelLatency struct {
 	Version  string            `json:"version"`
 	TargetMS float64           `json:"target_ms"`
 	Windows  map[string]Window `json:"windows" doc:"by window: 1m, 5m, total"`
+	Energy   *ModelEnergy      `json:"energy,omitempty" doc:"what it took on GPUs; absent when it has not run on one whose energy can be read"`
 }
 
 // Snapshot summarises l.

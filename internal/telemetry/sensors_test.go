@@ -2,7 +2,6 @@ package telemetry
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -14,8 +13,6 @@ import (
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock"
-	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/dgxh200"
-	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/server"
 )
 
 func file(s string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(s)} }
@@ -141,106 +138,6 @@ type absent struct{}
 func (absent) Open() error          { return errors.New("no driver") }
 func (absent) Read() ([]GPU, error) { panic("read without a driver") }
 func (absent) Close() error         { panic("closed without a driver") }
-
-// fieldValue makes an answer of GetFieldValues, in milliwatts.
-func fieldValue(f *nvml.FieldValue, mw uint32, r nvml.Return) {
-	f.NvmlReturn, f.ValueType = uint32(r), uint32(nvml.VALUE_TYPE_UNSIGNED_INT)
-	binary.NativeEndian.PutUint32(f.Value[:], mw)
-}
-
-// h200 gives every GPU of NVIDIA's own mock server the readings of one at work.
-func h200(instant nvml.Return) *server.Server {
-	s := dgxh200.New()
-	for i := range s.Devices {
-		d := &s.Devices[i].(*server.Device).Device
-		d.GetFieldValuesFunc = func(fs []nvml.FieldValue) nvml.Return {
-			for i := range fs {
-				switch fs[i].FieldId {
-				case nvml.FI_DEV_POWER_INSTANT:
-					fieldValue(&fs[i], 512_500, instant)
-				case nvml.FI_DEV_POWER_AVERAGE:
-					fieldValue(&fs[i], 498_000, instant)
-				}
-			}
-			return nvml.SUCCESS
-		}
-		d.GetPowerUsageFunc = func() (uint32, nvml.Return) { return 400_000, nvml.SUCCESS }
-		d.GetEnforcedPowerLimitFunc = func() (uint32, nvml.Return) { return 700_000, nvml.SUCCESS }
-		d.GetTotalEnergyConsumptionFunc = func() (uint64, nvml.Return) { return 0, nvml.ERROR_NOT_SUPPORTED }
-		d.GetTemperatureFunc = func(nvml.TemperatureSensors) (uint32, nvml.Return) { return 61, nvml.SUCCESS }
-		d.GetClockInfoFunc = func(k nvml.ClockType) (uint32, nvml.Return) {
-			return map[nvml.ClockType]uint32{nvml.CLOCK_SM: 1755, nvml.CLOCK_MEM: 3201}[k], nvml.SUCCESS
-		}
-		d.GetUtilizationRatesFunc = func() (nvml.Utilization, nvml.Return) {
-			return nvml.Utilization{Gpu: 97, Memory: 40}, nvml.SUCCESS
-		}
-		d.GetCurrentClocksThrottleReasonsFunc = func() (uint64, nvml.Return) {
-			return nvml.ClocksThrottleReasonSwPowerCap | nvml.ClocksThrottleReasonGpuIdle, nvml.SUCCESS
-		}
-	}
-	return s
-}
-
-func TestGPU(t *testing.T) {
-	c := New(Options{Sys: fstest.MapFS{}, Proc: fstest.MapFS{}, GPU: NewNVML(h200(nvml.SUCCESS))})
-	l := c.Model("m", "1", time.Second)
-	c.Sample(time.Now())
-	s := c.Snapshot()
-	if len(s.GPU) != 8 || s.Reasons["gpu"] != "" {
-		t.Fatalf("%d GPUs, reasons %v", len(s.GPU), s.Reasons)
-	}
-	g := s.GPU[3]
-	for name, c := range map[string]struct {
-		got  *float64
-		want float64
-	}{"power": {g.PowerW, 512.5}, "average": {g.PowerAverageW, 498}, "limit": {g.PowerLimitW, 700}, "temperature": {g.TemperatureC, 61}, "SM clock": {g.ClockSMMHz, 1755},
-		"memory clock": {g.ClockMemoryMHz, 3201}, "utilization": {g.Utilization, .97}, "memory utilization": {g.MemoryUtilization, .4}} {
-		if c.got == nil || *c.got != c.want {
-			t.Errorf("%s is %v, want %v", name, c.got, c.want)
-		}
-	}
-	if g.Index != 3 || g.Name == "" || g.UUID == "" || g.MemoryTotalBytes == nil || *g.MemoryTotalBytes < 100<<30 {
-		t.Errorf("%+v", g)
-	}
-	if g.EnergyJ != nil || g.Reasons["energy_j"] != "not supported by this GPU" {
-		t.Errorf("energy %v, reason %q; an unsupported counter is null", g.EnergyJ, g.Reasons["energy_j"])
-	}
-	if strings.Join(g.Throttle, ",") != "idle,power cap" {
-		t.Errorf("throttle reasons %v", g.Throttle)
-	}
-	// What slows requests down is attached to the latency window; idling does not.
-	if w := l.Snapshot(time.Now()).Windows["1m"]; strings.Join(w.GPUThrottle, ",") != "power cap" {
-		t.Errorf("window has %v", w.GPUThrottle)
-	}
-}
-
-func TestGPUWithoutInstantPower(t *testing.T) {
-	gpus, err := NewNVML(h200(nvml.ERROR_NOT_SUPPORTED)).Read()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if g := gpus[0]; g.PowerW == nil || *g.PowerW != 400 || g.PowerAverageW != nil || g.Reasons["power_average_w"] == "" {
-		t.Errorf("%+v", g)
-	}
-}
-
-func TestGPULost(t *testing.T) {
-	s := h200(nvml.SUCCESS)
-	s.DeviceGetHandleByIndexFunc = func(i int) (nvml.Device, nvml.Return) {
-		if i == 1 {
-			return nil, nvml.ERROR_GPU_IS_LOST
-		}
-		return s.Devices[i], nvml.SUCCESS
-	}
-	gpus, err := NewNVML(s).Read()
-	if err != nil || len(gpus) != 8 || gpus[1].PowerW != nil || !strings.Contains(gpus[1].Reasons["all"], "lost") || gpus[2].PowerW == nil {
-		t.Errorf("%v %+v", err, gpus[1])
-	}
-	b, err := json.Marshal(gpus[1])
-	if err != nil || !strings.Contains(string(b), `"power_w":null`) {
-		t.Errorf("%s", b)
-	}
-}
 
 func TestNVMLAbsent(t *testing.T) {
 	for r, want := range map[nvml.Return]string{nvml.ERROR_LIBRARY_NOT_FOUND: "no NVIDIA driver", nvml.ERROR_DRIVER_NOT_LOADED: "not loaded", nvml.ERROR_NO_PERMISSION: "no permission", nvml.ERROR_UNKNOWN: "status"} {

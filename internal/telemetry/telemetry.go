@@ -1,7 +1,7 @@
 // Package telemetry says how the models and the machine are doing: latency by
-// phase against each model's target, and power, temperature, clocks and memory
-// of GPU and CPU. What cannot be read is null, with the reason beside it, and
-// never 0.
+// phase against each model's target, the energy that each model took, and power,
+// temperature, clocks, memory and errors of GPU and CPU. What cannot be read is
+// null, with the reason beside it, and never 0.
 package telemetry
 
 import (
@@ -24,6 +24,8 @@ type Options struct {
 	Sys, Proc fs.FS
 	// GPU reads the GPUs; nil means NVML.
 	GPU GPUReader
+	// Energy attributes the GPUs' energy to models; nil means a new one.
+	Energy *Energy
 }
 
 // GPUReader reads every GPU of the machine. It is called from one goroutine at
@@ -68,6 +70,9 @@ func New(o Options) *Collector {
 	}
 	if o.GPU == nil {
 		o.GPU = NewNVML(nil)
+	}
+	if o.Energy == nil {
+		o.Energy = NewEnergy(nil)
 	}
 	return &Collector{opts: o, start: time.Now(), models: map[modelKey]*Latency{}}
 }
@@ -119,7 +124,11 @@ func (c *Collector) Forget(name, version string) {
 	c.mu.Lock()
 	delete(c.models, modelKey{name, version})
 	c.mu.Unlock()
+	c.opts.Energy.Forget(name, version)
 }
+
+// Energy is told by whoever runs models on a GPU.
+func (c *Collector) Energy() *Energy { return c.opts.Energy }
 
 // latencies returns all recorders, sorted by name and version.
 func (c *Collector) latencies() []*Latency {
@@ -177,6 +186,7 @@ func (c *Collector) sampleLocked(now time.Time) {
 	c.gpus = nil
 	if c.gpuOpen {
 		c.gpus, c.gpuErr = c.opts.GPU.Read()
+		c.opts.Energy.Sample(c.gpus)
 	}
 	c.cpu = readCPU(c.opts.Sys, c.opts.Proc, now, &c.rapl)
 	c.process = readProcess(c.opts.Proc)
@@ -199,7 +209,9 @@ func (c *Collector) Snapshot() Snapshot {
 	now := time.Now()
 	s := Snapshot{Time: now.UTC(), UptimeSeconds: now.Sub(c.start).Seconds(), Models: []ModelLatency{}}
 	for _, l := range c.latencies() {
-		s.Models = append(s.Models, l.Snapshot(now))
+		m := l.Snapshot(now)
+		m.Energy = c.opts.Energy.Model(l.name, l.version)
+		s.Models = append(s.Models, m)
 	}
 	c.sample.Lock()
 	defer c.sample.Unlock()

@@ -1,0 +1,233 @@
+package telemetry
+
+import (
+	"encoding/json"
+	"math"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"testing/fstest"
+	"time"
+)
+
+// clock is a time that a test moves.
+type clock struct{ at time.Time }
+
+func newClock() *clock                { return &clock{time.Unix(1000, 0)} }
+func (c *clock) now() time.Time       { return c.at }
+func (c *clock) pass(seconds float64) { c.at = c.at.Add(time.Duration(seconds * 1e9)) }
+
+func counted(uuid string, joules float64) []GPU { return []GPU{{UUID: uuid, EnergyJ: &joules}} }
+
+func powered(uuid string, watts float64) []GPU { return []GPU{{UUID: uuid, PowerW: &watts}} }
+
+func close9(a, b float64) bool { return math.Abs(a-b) <= 1e-9*max(1, math.Abs(b)) }
+
+func checkEnergy(t *testing.T, e *Energy, name string, joules, seconds float64, requests, runs int64, source string) {
+	t.Helper()
+	m := e.Model(name, "1")
+	if m == nil {
+		t.Fatalf("%s: nothing", name)
+	}
+	if !close9(m.Joules, joules) || !close9(m.Seconds, seconds) || m.Requests != requests || m.Runs != runs || m.Source != source {
+		t.Errorf("%s: %+v, want %v J in %v s for %d requests in %d runs by %s", name, *m, joules, seconds, requests, runs, source)
+	}
+	if requests > 0 && !close9(*m.PerRequest, joules/float64(requests)) || runs > 0 && !close9(*m.PerRun, joules/float64(runs)) {
+		t.Errorf("%s: %v J a request, %v J a run", name, *m.PerRequest, *m.PerRun)
+	}
+}
+
+// The energy of the time that something ran is shared by time; idle time is nobody's.
+func TestEnergyIsSharedByTime(t *testing.T) {
+	c := newClock()
+	e := NewEnergy(c.now)
+	e.Sample(counted("G", 5000))
+	c.pass(.2)
+	endA := e.Run("G", "a", "1", 4)
+	c.pass(.2)
+	endB := e.Run("G", "b", "1", 1)
+	c.pass(.1)
+	endA() // a: 0.3 s
+	c.pass(.2)
+	endB() // b: 0.3 s; together 0.5 s
+	c.pass(.3)
+	e.Sample(counted("G", 5100)) // 100 J in 1 s, half of it busy
+	checkEnergy(t, e, "a", 25, .3, 4, 1, "counter")
+	checkEnergy(t, e, "b", 25, .3, 1, 1, "counter")
+
+	// A run over three windows: its energy is in each, its request in the last.
+	end := e.Run("G", "a", "1", 2)
+	c.pass(1)
+	e.Sample(counted("G", 5400))
+	checkEnergy(t, e, "a", 325, 1.3, 4, 1, "counter")
+	c.pass(1)
+	e.Sample(counted("G", 5500))
+	c.pass(.5)
+	end()
+	end() // does nothing more
+	c.pass(.5)
+	e.Sample(counted("G", 5600))
+	checkEnergy(t, e, "a", 475, 2.8, 6, 2, "counter")
+	// Nothing runs.
+	c.pass(1)
+	e.Sample(counted("G", 9999))
+	checkEnergy(t, e, "a", 475, 2.8, 6, 2, "counter")
+	// Another GPU is another matter; readings at the same time change nothing.
+	done := e.Run("H", "b", "1", 1)
+	e.Sample(counted("G", 9999))
+	c.pass(1)
+	done()
+	e.Sample(counted("G", 20000))
+	checkEnergy(t, e, "b", 25, .3, 1, 1, "counter")
+	e.Forget("b", "1")
+	if e.Model("b", "1") != nil || e.Model("never", "1") != nil {
+		t.Error("energy of a model that has none")
+	}
+}
+
+func TestEnergyFromPower(t *testing.T) {
+	c := newClock()
+	e := NewEnergy(c.now)
+	e.Sample(powered("G", 100))
+	end := e.Run("G", "a", "1", 1)
+	c.pass(2)
+	e.Sample(powered("G", 300)) // the mean is 200 W
+	end()
+	checkEnergy(t, e, "a", 400, 2, 0, 0, "power")
+	// The mean of a second is preferred.
+	end = e.Run("G", "a", "1", 1)
+	watts, mean := 999., 500.
+	c.pass(1)
+	e.Sample([]GPU{{UUID: "G", PowerW: &watts, PowerAverageW: &mean}})
+	end()
+	c.pass(1)
+	e.Sample([]GPU{{UUID: "G", PowerW: &watts, PowerAverageW: &mean}})
+	checkEnergy(t, e, "a", 400+400, 3, 2, 2, "power")
+}
+
+// Energy and requests of a window that cannot be measured are both left out.
+func TestEnergyUnmeasured(t *testing.T) {
+	c := newClock()
+	e := NewEnergy(c.now)
+	run := func(requests int) {
+		end := e.Run("G", "a", "1", requests)
+		c.pass(1)
+		end()
+	}
+	run(100) // before the first reading
+	e.Sample(counted("G", 7000))
+	if m := e.Model("a", "1"); m != nil {
+		t.Errorf("%+v of a time without a reading", m)
+	}
+	run(1)
+	e.Sample(counted("G", 7050))
+	checkEnergy(t, e, "a", 50, 1, 1, 1, "counter")
+	run(100)
+	e.Sample(counted("G", 10)) // the driver was loaded anew
+	run(100)
+	e.Sample([]GPU{{UUID: "G"}}) // nothing can be read
+	run(100)
+	e.Sample(counted("G", 100))
+	e.Sample([]GPU{{}}) // a lost GPU has no UUID
+	checkEnergy(t, e, "a", 50, 1, 1, 1, "counter")
+	run(1)
+	e.Sample(counted("G", 130))
+	checkEnergy(t, e, "a", 80, 2, 2, 2, "counter")
+}
+
+// Whatever happens when: no more is given out than the counter counted, all of it
+// where something always ran, and shares follow time.
+func TestEnergyIsConserved(t *testing.T) {
+	for seed := range uint64(50) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		c := newClock()
+		e := NewEnergy(c.now)
+		total := 0.
+		e.Sample(counted("G", 0))
+		always := seed%2 == 0
+		if always {
+			e.Run("G", "always", "1", 1)
+		}
+		var ends []func()
+		for range 300 {
+			switch r.IntN(4) {
+			case 0:
+				ends = append(ends, e.Run("G", string(rune('a'+r.IntN(3))), "1", 1))
+			case 1:
+				if len(ends) > 0 {
+					i := r.IntN(len(ends))
+					ends[i]()
+					ends = append(ends[:i], ends[i+1:]...)
+				}
+			case 2:
+				total += r.Float64() * 100
+				e.Sample(counted("G", total))
+			}
+			c.pass(r.Float64() / 4)
+		}
+		before := total
+		total += 10
+		e.Sample(counted("G", total))
+		given := 0.
+		for _, name := range []string{"a", "b", "c", "always"} {
+			if m := e.Model(name, "1"); m != nil {
+				given += m.Joules
+			}
+		}
+		if given > total*(1+1e-9) || always && given < before*(1-1e-9) {
+			t.Errorf("seed %d: %v J given out of %v", seed, given, total)
+		}
+	}
+}
+
+func TestEnergyInSnapshot(t *testing.T) {
+	clk := newClock()
+	joules := 0.
+	c := New(Options{Sys: fstest.MapFS{}, Proc: fstest.MapFS{}, GPU: counting{&joules}, Energy: NewEnergy(clk.now)})
+	c.Model("m", "1", time.Second)
+	c.Model("cpu", "1", time.Second)
+	c.Sample(time.Now())
+	end := c.Energy().Run("G", "m", "1", 8)
+	clk.pass(1)
+	end()
+	joules = 16
+	c.Sample(time.Now())
+	b, err := json.Marshal(c.Snapshot().Models)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(b), `"energy":{"joules":16,"gpu_seconds":1,"requests":8,"runs":1,"joules_per_request":2,"joules_per_run":16,"source":"counter"}`) || strings.Count(string(b), `"energy"`) != 1 {
+		t.Errorf("%s", b)
+	}
+	c.Forget("m", "1")
+	if c.Energy().Model("m", "1") != nil {
+		t.Error("energy of a forgotten version")
+	}
+}
+
+type counting struct{ joules *float64 }
+
+func (counting) Open() error            { return nil }
+func (c counting) Read() ([]GPU, error) { return counted("G", *c.joules), nil }
+func (counting) Close() error           { return nil }
+
+func TestEnergyConcurrently(t *testing.T) {
+	e := NewEnergy(nil)
+	e.Sample(powered("G", 100))
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 200 {
+				e.Run("G", "a", "1", 1)()
+				e.Sample(powered("G", 100))
+				e.Model("a", "1")
+			}
+		})
+	}
+	wg.Wait()
+	e.Sample(powered("G", 100))
+	if m := e.Model("a", "1"); m == nil || m.Runs > 1600 || m.Joules < 0 {
+		t.Errorf("%+v", m)
+	}
+}
