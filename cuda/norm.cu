@@ -2,7 +2,7 @@
 // the row quantization after), and softmax. Bound by memory: the row stays in
 // registers between the passes. Sums run in a fixed order, so the same input
 // gives the same bits.
-#include "common.cuh"
+#include "float_io.cuh"
 #include <cfloat>
 
 namespace {
@@ -12,24 +12,8 @@ constexpr int kWarps = kThreads / 32;
 constexpr int64_t kMaxRows = 0x7fffffff; // gridDim.x
 
 // Four neighbours of a row of k values; zeros past its end.
-__device__ __forceinline__ void load4(const float *row, int64_t at, int64_t k, bool vector, float (&to)[4]) {
-  if (vector && at + 4 <= k) {
-    const float4 f = *reinterpret_cast<const float4 *>(row + at);
-    to[0] = f.x, to[1] = f.y, to[2] = f.z, to[3] = f.w;
-  } else {
-#pragma unroll
-    for (int j = 0; j < 4; j++) to[j] = at + j < k ? row[at + j] : 0.f;
-  }
-}
-__device__ __forceinline__ void store4(float *row, int64_t at, int64_t k, bool vector, const float (&v)[4]) {
-  if (vector && at + 4 <= k) {
-    *reinterpret_cast<float4 *>(row + at) = make_float4(v[0], v[1], v[2], v[3]);
-  } else {
-#pragma unroll
-    for (int j = 0; j < 4; j++)
-      if (at + j < k) row[at + j] = v[j];
-  }
-}
+__device__ __forceinline__ void load4(const float *row, int64_t at, int64_t k, bool vector, float (&to)[4]) { fb_read4(row + at, k - at, vector, to); }
+__device__ __forceinline__ void store4(float *row, int64_t at, int64_t k, bool vector, const float (&v)[4]) { fb_write4(row + at, k - at, vector, v); }
 
 struct LayerNorm {
   const float *x, *residual, *gamma, *beta, *divisor;
@@ -47,7 +31,7 @@ struct LayerNorm {
 // each pass instead. What it reads again, it reads from where it wrote it, so
 // sum and y may be x or residual.
 template <int ITEMS>
-__global__ void __launch_bounds__(kThreads) layer_norm(LayerNorm p) {
+__global__ void __launch_bounds__(kThreads, 3) layer_norm(LayerNorm p) {
   FB_SHARED(float, scratch, kWarps);
   const int64_t row = blockIdx.x, base = row * p.k;
   const int tid = (int)threadIdx.x;

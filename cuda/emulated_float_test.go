@@ -1,0 +1,13 @@
+//go:build cuda && cudaemu
+
+package cuda
+
+import "testing"
+
+// On a device without the instructions of sm_80, attention computes in FP32
+// whatever was asked for.
+func TestAttentionBeforeTensorCores(t *testing.T) {
+	Emulate(1, 75)
+	defer configure(0)
+	attentionSweep(t, true)
+}
