@@ -44,7 +44,10 @@ type Fallback struct {
 
 	// unproven: no request has succeeded since the device was opened anew.
 	unproven atomic.Bool
-	work     sync.WaitGroup // attempts in the background
+	// opened counts how often it was: a loss that is reported late may be that of
+	// the device before.
+	opened atomic.Int64
+	work   sync.WaitGroup // attempts in the background
 
 	mu       sync.Mutex // may be taken while a Session's is held, not the other way round
 	sessions map[*Session]struct{}
@@ -176,12 +179,12 @@ func (f *Fallback) background(attempt func()) bool {
 	return true
 }
 
-// lost takes the device out of use until Retry. Many requests may report the
-// same loss.
-func (f *Fallback) lost(err error) {
+// lost takes the device, the opened-th one, out of use until Retry. Many requests
+// may report the same loss.
+func (f *Fallback) lost(err error, opened int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.status.Reason != "" {
+	if f.status.Reason != "" || opened != f.opened.Load() {
 		return
 	}
 	f.later(err)
@@ -236,6 +239,7 @@ func (f *Fallback) attempt() {
 	}
 	f.set(Status{Engine: f.c.GPU.Name(), Device: d.Name})
 	f.unproven.Store(true)
+	f.opened.Add(1)
 	list = list[:0]
 	for s := range f.sessions { // those opened meanwhile too
 		list = append(list, s)
@@ -335,11 +339,12 @@ func (s *Session) proved() {
 
 // open opens the model on the GPU and notes how that went.
 func (s *Session) open(ctx context.Context) error {
+	opened := s.f.opened.Load()
 	g, err := s.f.c.GPU.OpenFile(ctx, s.path, s.options)
 	if err != nil {
 		switch kindOf(err) {
 		case lostDevice:
-			s.f.lost(err)
+			s.f.lost(err, opened)
 		case noMemory, failure:
 			s.later(err)
 		default: // operators that the executor lacks, or no device: for good
@@ -421,6 +426,7 @@ func (f *Fallback) up() bool {
 // it (see RanOn).
 func (s *Session) Run(ctx context.Context, in engine.Feeds, outs []string) (engine.Result, error) {
 	why := ""
+	opened := s.f.opened.Load()
 	if g := s.usable(); g != nil {
 		r, err := g.Run(ctx, in, outs)
 		if err == nil {
@@ -434,7 +440,7 @@ func (s *Session) Run(ctx context.Context, in engine.Feeds, outs []string) (engi
 		case callers:
 			return nil, err
 		case lostDevice:
-			s.f.lost(err)
+			s.f.lost(err, opened)
 		case noMemory, failure:
 			s.later(err)
 		}

@@ -9,7 +9,7 @@ import (
 
 // window reads the geometry of a convolution or pooling over one or two spatial
 // axes (one is height 1).
-func (b *builder) window(n *graph.Node, x, y []int64, kernel []int64) (c Conv, err error) {
+func (b *builder) window(n *graph.Node, x, y []int64, kernel []int64) (c Conv, end [2]int64, err error) {
 	r := len(x) - 2
 	ints := func(name string, def int64, want int) []int64 {
 		v := n.Ints(name)
@@ -23,31 +23,33 @@ func (b *builder) window(n *graph.Node, x, y []int64, kernel []int64) (c Conv, e
 	}
 	stride, dil, pads := ints("strides", 1, r), ints("dilations", 1, r), ints("pads", 0, 2*r)
 	if r < 1 || r > 2 || len(y) != len(x) || len(kernel) != r || len(stride) != r || len(dil) != r || len(pads) != 2*r {
-		return c, unsupported(n, "%d spatial axes", r)
+		return c, end, unsupported(n, "%d spatial axes", r)
 	}
 	before := make([]int64, r)
 	for i := range r {
 		if kernel[i] < 1 || stride[i] < 1 || dil[i] < 1 || pads[i] < 0 || pads[r+i] < 0 ||
-			kernel[i] > MaxDim || stride[i] > MaxDim || dil[i] > MaxDim || pads[i] > MaxDim {
-			return c, unsupported(n, "kernel %v, strides %v, dilations %v, pads %v", kernel, stride, dil, pads)
+			kernel[i] > MaxDim || stride[i] > MaxDim || dil[i] > MaxDim || pads[i] > MaxDim || pads[r+i] > MaxDim {
+			return c, end, unsupported(n, "kernel %v, strides %v, dilations %v, pads %v", kernel, stride, dil, pads)
 		}
 		before[i] = pads[i]
+		after := pads[r+i]
 		total := max((y[2+i]-1)*stride[i]+(kernel[i]-1)*dil[i]+1-x[2+i], 0)
 		switch n.Str("auto_pad", "NOTSET") {
 		case "SAME_UPPER":
-			before[i] = total / 2
+			before[i], after = total/2, total-total/2
 		case "SAME_LOWER":
-			before[i] = total - total/2
+			before[i], after = total-total/2, total/2
 		case "VALID":
-			before[i] = 0
+			before[i], after = 0, 0
 		}
+		end[2-r+i] = after
 	}
 	c = Conv{N: x[0], C: x[1], H: 1, W: x[len(x)-1], OC: y[1], KH: 1, KW: kernel[r-1], OH: 1, OW: y[len(y)-1],
 		StrideH: 1, StrideW: stride[r-1], PadW: before[r-1], DilH: 1, DilW: dil[r-1], Groups: 1}
 	if r == 2 {
 		c.H, c.KH, c.OH, c.StrideH, c.PadH, c.DilH = x[2], kernel[0], y[2], stride[0], before[0], dil[0]
 	}
-	return c, nil
+	return c, end, nil
 }
 
 // convOf reads the geometry of a Conv.
@@ -66,7 +68,7 @@ func (b *builder) convOf(n *graph.Node) (c Conv, x, w *value, err error) {
 		err = unsupported(n, "weight %v for input %v", w.dims, x.dims)
 		return
 	}
-	if c, err = b.window(n, x.dims, y.dims, w.dims[2:]); err != nil {
+	if c, _, err = b.window(n, x.dims, y.dims, w.dims[2:]); err != nil {
 		return
 	}
 	c.Groups = n.Int("group", 1)
@@ -190,19 +192,19 @@ func (b *builder) poolOf(n *graph.Node) (p Pool, err error) {
 	if n.Is("GlobalAveragePool") {
 		kernel = x.dims[2:]
 	}
-	c, err := b.window(n, x.dims, y.dims, kernel)
+	c, end, err := b.window(n, x.dims, y.dims, kernel)
 	if err != nil {
 		return p, err
 	}
 	p = Pool{N: c.N, H: c.H, W: c.W, C: c.C, OH: c.OH, OW: c.OW, KH: c.KH, KW: c.KW, StrideH: c.StrideH, StrideW: c.StrideW,
-		PadH: c.PadH, PadW: c.PadW, Average: !n.Is("MaxPool"), CountIncludePad: n.Int("count_include_pad", 0) != 0}
+		PadH: c.PadH, PadW: c.PadW, PadHEnd: end[0], PadWEnd: end[1], Average: !n.Is("MaxPool"), CountIncludePad: n.Int("count_include_pad", 0) != 0}
 	switch {
+	case p.PadH >= p.KH || p.PadHEnd >= p.KH || p.PadW >= p.KW || p.PadWEnd >= p.KW:
+		return p, unsupported(n, "padding beyond the window")
 	case c.DilH != 1 || c.DilW != 1:
 		return p, unsupported(n, "dilations")
 	case len(n.Outputs) > 1 && b.read(n.Outputs[1:]...):
 		return p, unsupported(n, "the places of the largest values")
-	case p.Average && n.Int("ceil_mode", 0) != 0:
-		return p, unsupported(n, "an average with ceil_mode")
 	}
 	return p, nil
 }

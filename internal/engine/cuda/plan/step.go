@@ -326,6 +326,7 @@ type Pool struct {
 	OH, OW, KH, KW   int64
 	StrideH, StrideW int64
 	PadH, PadW       int64
+	PadHEnd, PadWEnd int64
 	Average          bool
 	CountIncludePad  bool
 }

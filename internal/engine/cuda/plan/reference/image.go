@@ -83,8 +83,9 @@ func pool(p plan.Pool, oh, ow int64, get func(y, x int64) float32) float32 {
 	if !p.Average {
 		return top
 	}
-	if p.CountIncludePad {
-		n = p.KH * p.KW
+	if p.CountIncludePad { // what lies beyond the padding, with ceil_mode, does not count
+		n = 0
+		taps(p.H+p.PadH+p.PadHEnd, p.W+p.PadW+p.PadWEnd, p.KH, p.KW, oh, ow, p.StrideH, p.StrideW, 0, 0, 1, 1, func(_, _, _, _ int64) { n++ })
 	}
 	return float32(sum / float64(n))
 }
