@@ -136,14 +136,14 @@ var tableMark = []byte(`{"version":`)
 // OpenTable reads the calibration table at path. ok is false, without an
 // error, when the file is something else: a data set, or not there.
 func OpenTable(path string) (t *calib.Table, ok bool, err error) {
+	if st, err := os.Stat(path); err != nil || !st.Mode().IsRegular() {
+		return nil, false, nil // a folder of images; opening a pipe would wait for its writer
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, false, nil // whoever reads it as data says what is wrong with it
 	}
 	defer f.Close()
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
-		return nil, false, nil // a folder of images
-	}
 	head := make([]byte, len(tableMark))
 	if _, err := io.ReadFull(f, head); err != nil || !bytes.Equal(head, tableMark) {
 		return nil, false, nil // shorter than any table
