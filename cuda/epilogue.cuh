@@ -44,7 +44,7 @@ __device__ __forceinline__ void fb_load4(T (&to)[4], const T *from, int count, b
 }
 
 // c[row, col..col+3] = act(y + bias) + residual, in the output's type; columns from n on are left alone.
-__device__ __forceinline__ void fb_store4(const FbEpilogue &e, int64_t row, int64_t col, float (&y)[4]) {
+__device__ __forceinline__ void fb_finish4(const FbEpilogue &e, int64_t row, int64_t col, float (&y)[4]) {
   const int count = e.n - col < 4 ? (int)(e.n - col) : 4;
   const bool vector = e.vector && count == 4;
   const int64_t at = row * e.ldc + col;
@@ -118,7 +118,8 @@ __device__ __forceinline__ void fb_store4(const FbEpilogue &e, int64_t row, int6
   }
 }
 
-// The same from integer accumulators: y = (acc - a_zero * b_sum) * (a_scale * b_scale). The difference is exact:
+// What a product does with four columns of its accumulators: nothing outside the matrix, otherwise fb_finish4 with
+// y = (acc - a_zero * b_sum) * (a_scale * b_scale). The difference is exact:
 // |sum (a - zero) b| < 2^31 (the host bounds k), and what overflows on the way wraps back.
 __device__ __forceinline__ void fb_store4(const FbEpilogue &e, int64_t row, int64_t col, int (&acc)[4]) {
   if (row >= e.m || col >= e.n) return;
@@ -148,7 +149,7 @@ __device__ __forceinline__ void fb_store4(const FbEpilogue &e, int64_t row, int6
   const float a_scale = e.a_scale[r];
 #pragma unroll
   for (int j = 0; j < 4; j++) y[j] = fb_mul((float)acc[j], fb_mul(a_scale, scale[j]));
-  fb_store4(e, row, col, y);
+  fb_finish4(e, row, col, y);
 }
 
 // ---- accumulators of m16n8 tiles
@@ -158,8 +159,9 @@ __host__ __device__ constexpr int fb_stage_cols(int nt) { return nt >= 4 ? 32 : 
 __host__ __device__ constexpr int fb_stage_words(int nt) { return 16 * (fb_stage_cols(nt) + 8); }
 
 // Stores acc[MT][NT][4], whose first row and column are row0 and col0. stage is the warp's own.
-template <int MT, int NT, class T>
-__device__ __forceinline__ void fb_store_mma(const FbEpilogue &e, T (&acc)[MT][NT][4], int64_t row0, int64_t col0, T *stage) {
+// E is an FbEpilogue, or something else that fb_store4 takes with T.
+template <int MT, int NT, class E, class T>
+__device__ __forceinline__ void fb_store_mma(const E &e, T (&acc)[MT][NT][4], int64_t row0, int64_t col0, T *stage) {
   constexpr int kCols = fb_stage_cols(NT), kStride = kCols + 8, kTiles = kCols / 8, kAcross = NT / kTiles, kLanes = kCols / 4, kRows = 32 / kLanes;
   static_assert(NT % kTiles == 0 && NT >= 2, "a chunk is 16 or 32 columns");
   const int lane = fb_lane(), g = lane >> 2, t = lane & 3;

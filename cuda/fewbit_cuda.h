@@ -155,19 +155,27 @@ int fb_row_sums(const int8_t *b, int64_t n, int64_t k, int64_t ldb, int32_t *sum
 
 /* ---- gemm_w4.cu: weights in INT4 blocks ------------------------------------------------------------------------- */
 typedef struct fb_gemm_w4 {
-  int64_t m, n, k, lda, ldc; /* k multiple of block */
-  int block;                 /* 32, 64, 128 or k */
-  int a;                     /* FB_F16 (W4A16) or FB_S8 (W4A8: a_scale [m], a_zero [m]) */
-  int act; float act_min, act_max;
-  int out;                   /* FB_F32 or FB_F16 */
-  int residual;
-  int config;
+  int64_t m, n, k;     /* k a multiple of 32 and of block */
+  int64_t lda, ldc;    /* rows of A are multiples of 16 bytes, A aligned to 16 */
+  int block;           /* 32, 64, a multiple of 128, or k */
+  int a;               /* FB_F16 (W4A16) or FB_S8 (W4A8: a_scale [m], a_zero [m] or NULL) */
+  int act;
+  float act_min, act_max;
+  int out;             /* FB_F32 or FB_F16 */
+  int residual;        /* FB_F32 or FB_F16 */
+  int config, split, zeroed; /* as in fb_gemm_s8 */
 } fb_gemm_w4;
-/* Offline: q [n, k/2] as fb_quantize_blocks_s4 writes it -> the order the kernel reads, same size. scale [n, k/block] f32 -> packed_scale. */
+/* Offline: q [n, k/2] as fb_quantize_blocks_s4 writes it -> the order the kernel reads, n rounded up to n32 = a multiple of 32: packed n32 * k / 2
+ * bytes. scale [n, k/block] f32 -> packed_scale [k/block + 1, n32]: the scales, and in the last row the sums of the dequantized weights, for zero
+ * points. Both aligned to 16. */
 int fb_w4_pack(const uint8_t *q, const float *scale, int64_t n, int64_t k, int block, uint8_t *packed, float *packed_scale, fb_stream s);
+/* y = act(sum_k a * (q - 8) * scale + bias) + residual, with a = A (f16) or (A - a_zero) * a_scale (s8). Sums are f32; those of
+ * s8 are exact over a block, or 128 of k in larger ones. C may be the residual. */
 int fb_gemm_w4_run(const fb_gemm_w4 *d, const void *a, const float *a_scale, const int32_t *a_zero, const uint8_t *packed, const float *packed_scale,
                    const float *bias, const void *residual, void *c, void *workspace, size_t workspace_bytes, fb_stream s);
 size_t fb_gemm_w4_workspace(const fb_gemm_w4 *d);
+int fb_gemm_w4_pick(const fb_gemm_w4 *d, const fb_device_info *dev, char *text, size_t text_bytes); /* as fb_gemm_s8_pick */
+int fb_gemm_w4_configs(void);
 
 /* ---- gemm_float.cu: what stays in float ------------------------------------------------------------------------- */
 typedef struct fb_gemm_float {
@@ -200,21 +208,27 @@ int fb_attention_run(const fb_attention *d, const void *q, const void *k, const 
 
 /* ---- conv.cu: NHWC, s8 -------------------------------------------------------------------------------------------- */
 typedef struct fb_conv_s8 {
-  int n, h, w, c;             /* input [n, h, w, c]; c per group times groups */
-  int oc, kh, kw, oh, ow;     /* weight [oc, kh, kw, c / groups] s8; output [n, oh, ow, oc] */
+  int n, h, w, c;             /* input [n, h, w, c], at most 2^30 elements; c per group times groups */
+  int oc, kh, kw, oh, ow;     /* weight [oc, kh, kw, c / groups] s8, kh kw c/groups <= 65792; output [n, oh, ow, oc], fewer than 2^31 pixels */
   int stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, groups; /* pads at the start; those at the end follow from oh, ow */
   float x_scale; int32_t x_zero;     /* of the input, s8 zero point; padding reads x_zero */
   int act; float act_min, act_max;
   int out;                           /* FB_S8 or FB_F32 */
-  float out_scale; int32_t out_zero;
+  float out_scale; int32_t out_zero; /* of FB_S8: q = clamp(rne(y / out_scale) + out_zero, -128, 127); scale within 2^+-100 */
   float residual_scale; int32_t residual_zero; /* residual [n, oh, ow, oc] s8: y += (r - zero) * scale, before act */
-  int config;
+  int config;                        /* as in fb_gemm_s8: 0, or 1 + an index into the table */
+  int split, zeroed;                 /* as in fb_gemm_s8: blocks along k (0: chosen); counters at the start of the workspace are zero */
 } fb_conv_s8;
-/* acc = sum (x - x_zero) * w exactly (int32); y = act(acc * (x_scale * w_scale[oc]) + bias[oc] + residual). */
+/* acc = sum (x - x_zero) * w exactly (int32); y = act(acc * (x_scale * w_scale[oc]) + bias[oc] + residual). w_sum [oc] = sum of
+ * each filter (fb_row_sums with k = kh kw c/groups), NULL where x_zero is 0. x and w aligned to 16. bias and residual may be NULL;
+ * y may be the residual. */
 int fb_conv_s8_run(const fb_conv_s8 *d, const int8_t *x, const int8_t *w, const float *w_scale, const int32_t *w_sum, const float *bias, const int8_t *residual,
                    void *y, void *workspace, size_t workspace_bytes, fb_stream s);
 size_t fb_conv_s8_workspace(const fb_conv_s8 *d);
-/* Float convolution NCHW for what stays in float. Same geometry; x [n, c, h, w], w [oc, c/groups, kh, kw], all f32. */
+int fb_conv_s8_pick(const fb_conv_s8 *d, const fb_device_info *dev, char *text, size_t text_bytes); /* as fb_gemm_s8_pick */
+int fb_conv_s8_configs(void);
+/* ---- conv_f32.cu: what stays in float, NCHW ------------------------------------------------------------------------ */
+/* Same geometry and activation; x [n, c, h, w], w [oc, c/groups, kh, kw], y and residual [n, oc, oh, ow], all f32. */
 int fb_conv_f32(const fb_conv_s8 *geometry, const float *x, const float *w, const float *bias, const float *residual, float *y, fb_stream s);
 
 /* ---- norm.cu ------------------------------------------------------------------------------------------------------ */

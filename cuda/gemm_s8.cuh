@@ -223,7 +223,8 @@ __global__ void __launch_bounds__(kDp4aThreads) gemm_s8_dp4a(const GemmS8Args p)
   for (int i = (int)threadIdx.x; i < kDp4aTile * kDp4aTile / 4; i += kDp4aThreads) {
     const int row = i / (kDp4aTile / 4), col = i % (kDp4aTile / 4) * 4;
     int v[4];
-    memcpy(v, stage + row * kDp4aStride + col, 16);
+    const int4 bits = *reinterpret_cast<const int4 *>(stage + row * kDp4aStride + col);
+    memcpy(v, &bits, 16);
     fb_store4(p.e, (int64_t)tm * kDp4aTile + row, (int64_t)tn * kDp4aTile + col, v);
   }
 }

@@ -45,6 +45,12 @@ func (d *GemmS8) c() C.fb_gemm_s8 {
 		out_zero: C.int32_t(d.OutZero), residual: C.int(d.Residual), config: C.int(d.Config), split: C.int(d.Split), zeroed: cbool(d.Zeroed)}
 }
 
+const pickText = 160 // bytes of a configuration's description
+
+func (d Info) c() C.fb_device_info {
+	return C.fb_device_info{sm: C.int(d.SM), sms: C.int(d.SMs), smem_per_block: C.int(d.SharedPerBlock), emulated: cbool(d.Emulated)}
+}
+
 func cbool(b bool) C.int {
 	if b {
 		return 1
@@ -67,9 +73,9 @@ func (d *GemmS8) Workspace() int64 {
 
 // Pick returns the configuration that d gets on a device, and describes it; -1 where there is none.
 func (d *GemmS8) Pick(on Info) (config int, text string) {
-	c, info := d.c(), C.fb_device_info{sm: C.int(on.SM), sms: C.int(on.SMs), smem_per_block: C.int(on.SharedPerBlock)}
-	var buffer [160]C.char
-	config = int(C.fb_gemm_s8_pick(&c, &info, &buffer[0], C.size_t(len(buffer))))
+	c, info := d.c(), on.c()
+	var buffer [pickText]C.char
+	config = int(C.fb_gemm_s8_pick(&c, &info, &buffer[0], pickText))
 	if config < 0 {
 		return config, ""
 	}
