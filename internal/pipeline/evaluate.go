@@ -78,9 +78,7 @@ func (r *run) checkEval() error {
 	if r.req.Eval == "" {
 		return nil
 	}
-	o := r.dataOptions()
-	o.Samples = r.req.EvalSamples
-	ds, err := data.Open(r.req.Eval, o)
+	ds, err := r.openEval()
 	if err != nil {
 		return fmt.Errorf("evaluation data: %w", err)
 	}

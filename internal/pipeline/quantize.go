@@ -252,8 +252,11 @@ func (r *run) openEval() (data.Dataset, error) {
 	if path == r.req.Calib {
 		o.Skip = r.samples()
 		ds, err := data.Open(path, o)
-		if err == nil || r.req.Eval != "" || !errors.Is(err, data.ErrEmpty) {
+		switch {
+		case err == nil || !errors.Is(err, data.ErrEmpty):
 			return ds, err
+		case r.req.Eval != "":
+			return nil, fmt.Errorf("%w: it is the calibration data, of which all samples calibrate (%d at most) and none is left to judge; give other data, or fewer samples", data.ErrEmpty, r.samples())
 		}
 		// Every sample calibrated and there is no other data: better measured
 		// on those than not at all, and said.
