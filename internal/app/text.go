@@ -2,6 +2,7 @@ package app
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 
@@ -16,9 +17,13 @@ import (
 type textPreparer struct {
 	enc    *task.TextEncoder
 	labels []string
+	// of embedding models
+	pooling      task.Pooling
+	output       string
+	notEmbedding error
 }
 
-var _ http.Preparer = (*textPreparer)(nil)
+var _ http.Texts = (*textPreparer)(nil)
 
 func (p *textPreparer) Text(texts []string) (engine.Feeds, error) {
 	in := make([]task.Text, len(texts))
@@ -27,6 +32,29 @@ func (p *textPreparer) Text(texts []string) (engine.Feeds, error) {
 	}
 	feeds, _, err := p.enc.Encode(in...)
 	return feeds, err
+}
+
+func (p *textPreparer) Encode(texts []http.TextPair) (engine.Feeds, []int, error) {
+	in := make([]task.Text, len(texts))
+	for i, t := range texts {
+		in[i] = task.Text(t)
+	}
+	return p.enc.Encode(in...)
+}
+
+func (p *textPreparer) Tokens(ids [][]int64) (engine.Feeds, []int, error) { return p.enc.Tokens(ids) }
+func (p *textPreparer) Count(t http.TextPair) int                         { return p.enc.CountTokens(task.Text(t)) }
+func (p *textPreparer) MaxTokens() int                                    { return p.enc.MaxTokens() }
+
+func (p *textPreparer) Tokenize(text string, special bool) []int64 {
+	return p.enc.Tokenize(text, special)
+}
+
+func (p *textPreparer) Embed(out engine.Feeds, lengths []int) ([][]float32, error) {
+	if p.notEmbedding != nil {
+		return nil, fmt.Errorf("%w: %w", engine.ErrModel, p.notEmbedding)
+	}
+	return p.pooling.Pool(out[p.output], lengths)
 }
 
 func (p *textPreparer) Labels() []string { return p.labels }
@@ -45,5 +73,10 @@ func preparerFor(dir string, spec engine.IOSpec) (registry.Preparer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &textPreparer{enc, labels}, nil
+	p := &textPreparer{enc: enc, labels: labels}
+	if p.pooling, err = task.ReadPooling(dir); err != nil {
+		return nil, err
+	}
+	p.output, _, p.notEmbedding = task.EmbeddingOutput(spec)
+	return p, nil
 }

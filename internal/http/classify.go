@@ -102,26 +102,17 @@ func (s *Server) classify(c *gin.Context) error {
 // classifications finds the model's scores, the first float output of shape
 // [texts, labels], and words them.
 func classifications(spec engine.IOSpec, out engine.Feeds, labels []string, texts int) ([]classification, error) {
-	for _, io := range spec.Outputs {
-		t := out[io.Name]
-		if t == nil || !t.Type.IsFloat() || len(t.Dims) != 2 || t.Dims[0] != int64(texts) || t.Dims[1] != int64(len(labels)) {
-			continue
-		}
-		x, err := t.F32()
-		if err != nil {
+	rows, err := scoreRows(spec, out, texts, len(labels))
+	if err != nil {
+		return nil, fmt.Errorf("%w of the model's labels", err)
+	}
+	results := make([]classification, texts)
+	for i, row := range rows {
+		if results[i], err = classificationOf(row, labels); err != nil {
 			return nil, err
 		}
-		results := make([]classification, texts)
-		for i := range results {
-			r, err := classificationOf(x[i*len(labels):(i+1)*len(labels)], labels)
-			if err != nil {
-				return nil, err
-			}
-			results[i] = r
-		}
-		return results, nil
 	}
-	return nil, fmt.Errorf("%w: no float output has the shape [texts, %d] of the model's labels", engine.ErrModel, len(labels))
+	return results, nil
 }
 
 // classificationOf turns one row of scores into probabilities. A row that is

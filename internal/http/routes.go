@@ -156,8 +156,12 @@ func (s *Server) fail(c *gin.Context, err error) {
 	if e.status == http.StatusRequestTimeout || e.status == http.StatusRequestEntityTooLarge {
 		h["Connection"] = []string{"close"} // do not wait for the rest of the body
 	}
-	b := append([]byte(`{"error":`), appendString(nil, e.msg)...)
-	s.write(c, e.status, typeJSON, append(b, '}', '\n'))
+	status, body := e.status, append(append([]byte(`{"error":`), appendString(nil, e.msg)...), '}', '\n')
+	var other *formed
+	if errors.As(err, &other) {
+		status, body = other.status, other.body
+	}
+	s.write(c, status, typeJSON, body)
 	c.Abort()
 }
 

@@ -66,6 +66,11 @@ func (s *Server) routes() []route {
 	get := func(path string, h func(*gin.Context) error, tag, summary string, answer any, fails ...int) route {
 		return route{method: "GET", path: path, handler: h, tag: tag, summary: summary, answer: answer, fails: fails}
 	}
+	tei := func(path string, h func(*gin.Context) error, summary string, body, answer any) route {
+		return route{method: "POST", path: path, handler: s.teiError(h), tag: tagTasks, summary: summary + ", in the form of Text Embeddings Inference",
+			query: []parameter{{"model", "the model, when several take texts", false}},
+			body:  body, limit: MaxJSONBody, answer: answer, fails: []int{408, 415, 422, 429}}
+	}
 	admin := func(r route) route {
 		r.admin = true
 		r.fails = append([]int{401, 403}, r.fails...)
@@ -102,6 +107,14 @@ func (s *Server) routes() []route {
 
 		route{method: "POST", path: "/v1/classify", handler: s.classify, tag: tagTasks, summary: "Labels and scores of texts",
 			body: classifyRequest{}, limit: MaxJSONBody, answer: classifyAnswer{}, fails: []int{400, 404, 413, 415, 422, 503}},
+
+		route{method: "POST", path: "/v1/embeddings", handler: s.openAIError(s.embeddings), tag: tagTasks, summary: "Embeddings of texts, in OpenAI's form",
+			body: embeddingsRequest{}, limit: MaxJSONBody, answer: embeddingsAnswer{}, fails: []int{400, 404, 413, 415, 422, 503}},
+		tei("/embed", s.teiEmbed, "Embeddings of texts", teiEmbedRequest{}, [][]float32{}),
+		tei("/predict", s.teiPredict, "Labels and scores of texts or pairs of texts", teiPredictRequest{}, []teiScore{}),
+		tei("/rerank", s.teiRerank, "Texts by how well they answer a query", teiRerankRequest{}, []teiRank{}),
+		tei("/tokenize", s.teiTokenize, "Token ids of texts", teiTokenizeRequest{}, [][]teiToken{}),
+		route{method: "GET", path: "/info", handler: s.teiError(s.teiInfo), tag: tagTasks, summary: "The model that takes texts", answer: teiInfo{}, fails: []int{422, 429}},
 
 		admin(route{method: "POST", path: "/quantize", handler: s.quantize, tag: tagJobs, summary: "Start a quantization job",
 			query: []parameter{{"Idempotency-Key", "the same key returns the same job", true}},

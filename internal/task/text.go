@@ -212,8 +212,6 @@ func (e *TextEncoder) Encode(texts ...Text) (engine.Feeds, []int, error) {
 		return nil, nil, fmt.Errorf("%w: no text", engine.ErrInput)
 	}
 	enc := make([]wordpiece.Encoding, len(texts))
-	lens := make([]int, len(texts))
-	width := e.fixed
 	for i, t := range texts {
 		switch {
 		case t.HasPair && !e.tok.HasPairs():
@@ -223,16 +221,58 @@ func (e *TextEncoder) Encode(texts ...Text) (engine.Feeds, []int, error) {
 		default:
 			enc[i] = e.tok.EncodeSingle(t.Text, e.max)
 		}
+	}
+	feeds, lens := e.batch(enc)
+	return feeds, lens, nil
+}
+
+// Tokens is Encode for texts that are token ids already, special ones included.
+// Errors: engine.ErrInput for ids outside the vocabulary and for more than
+// MaxTokens.
+func (e *TextEncoder) Tokens(ids [][]int64) (engine.Feeds, []int, error) {
+	if e.fixBatch > 0 && e.fixBatch != len(ids) || len(ids) == 0 {
+		return nil, nil, fmt.Errorf("%w: %d texts, the model takes batches of %d", engine.ErrInput, len(ids), max(e.fixBatch, 1))
+	}
+	enc := make([]wordpiece.Encoding, len(ids))
+	for i, row := range ids {
+		if len(row) == 0 || len(row) > e.max {
+			return nil, nil, fmt.Errorf("%w: text %d has %d tokens, the model takes 1 to %d", engine.ErrInput, i, len(row), e.max)
+		}
+		for _, id := range row {
+			if id < 0 || id >= int64(e.tok.VocabSize()) {
+				return nil, nil, fmt.Errorf("%w: text %d has the token %d, the vocabulary has %d", engine.ErrInput, i, id, e.tok.VocabSize())
+			}
+		}
+		enc[i] = wordpiece.Encoding{IDs: row, TypeIDs: make([]int64, len(row))}
+	}
+	feeds, lens := e.batch(enc)
+	return feeds, lens, nil
+}
+
+// Tokenize returns the ids of a text, whatever their number, with or without
+// the template's special tokens.
+func (e *TextEncoder) Tokenize(text string, special bool) []int64 {
+	if special {
+		return e.tok.Encode(text, 0)
+	}
+	return e.tok.Plain(text)
+}
+
+// batch pads encodings to one batch.
+func (e *TextEncoder) batch(enc []wordpiece.Encoding) (engine.Feeds, []int) {
+	lens := make([]int, len(enc))
+	width := e.fixed
+	for i := range enc {
 		lens[i] = len(enc[i].IDs)
 		width = max(width, lens[i])
 	}
 	feeds := engine.Feeds{}
 	for _, io := range e.spec.Inputs {
-		vals := make([]int64, len(texts)*width)
-		for i := range texts {
+		vals := make([]int64, len(enc)*width)
+		for i := range enc {
 			e.fill(vals[i*width:(i+1)*width], io.Name, enc[i])
 		}
-		dims := []int64{int64(len(texts)), int64(width)}
+		dims := []int64{int64(len(enc)), int64(width)}
 		if io.Type == tensor.Int32 {
 			narrow := make([]int32, len(vals))
 			for i, v := range vals {
@@ -243,7 +283,7 @@ func (e *TextEncoder) Encode(texts ...Text) (engine.Feeds, []int, error) {
 			feeds[io.Name] = tensor.From(vals, dims...)
 		}
 	}
-	return feeds, lens, nil
+	return feeds, lens
 }
 
 // fill writes one row of the input called name.

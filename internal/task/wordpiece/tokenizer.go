@@ -102,6 +102,18 @@ func (t *Tokenizer) Encode(text string, maxLen int) []int64 {
 	return ids
 }
 
+// Plain returns the ids of text without special tokens.
+func (t *Tokenizer) Plain(text string) []int64 {
+	s := scratchPool.Get().(*scratch)
+	defer putScratch(s)
+	s.a = t.tokens(s, s.a[:0], text, -1)
+	ids := make([]int64, len(s.a))
+	for i, id := range s.a {
+		ids[i] = int64(id)
+	}
+	return ids
+}
+
 // EncodePair returns the ids and type ids of two texts by the pair template;
 // HasPairs must hold, otherwise the result is empty. A pair longer than
 // maxLen loses tokens of the longer text first, as the library's strategy

@@ -1,0 +1,337 @@
+package http
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"math"
+	"net/http"
+	"slices"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/fewbit/fewbit/internal/engine"
+)
+
+// The routes of Text Embeddings Inference. It serves one model, so its requests
+// name none; here a query parameter or field "model" may.
+
+type (
+	teiEmbedRequest struct {
+		Model     string          `json:"model,omitempty" doc:"may be left out when one model takes texts"`
+		Inputs    json.RawMessage `json:"inputs" doc:"a text, a list of texts, a list of token ids, or a list of such lists"`
+		Normalize *bool           `json:"normalize,omitempty" doc:"default true"`
+		Truncate  bool            `json:"truncate,omitempty" doc:"cut texts that are too long instead of refusing them"`
+		// accepted where they change nothing
+		Direction  string `json:"truncation_direction,omitempty" doc:"right"`
+		Dimensions int    `json:"dimensions,omitempty" doc:"keeps the first so many dimensions"`
+	}
+	teiPredictRequest struct {
+		Model     string          `json:"model,omitempty" doc:"may be left out when one model takes texts"`
+		Inputs    json.RawMessage `json:"inputs" doc:"a text, a pair of texts as a list of two, or a list of lists of one or two"`
+		Truncate  bool            `json:"truncate,omitempty"`
+		Direction string          `json:"truncation_direction,omitempty" doc:"right"`
+		Raw       bool            `json:"raw_scores,omitempty" doc:"the model's numbers instead of probabilities"`
+	}
+	teiScore struct {
+		Score float64 `json:"score"`
+		Label string  `json:"label"`
+	}
+	teiRerankRequest struct {
+		Model     string   `json:"model,omitempty" doc:"may be left out when one model takes texts"`
+		Query     string   `json:"query"`
+		Texts     []string `json:"texts"`
+		Truncate  bool     `json:"truncate,omitempty"`
+		Direction string   `json:"truncation_direction,omitempty" doc:"right"`
+		Raw       bool     `json:"raw_scores,omitempty" doc:"the model's number instead of its sigmoid"`
+		Return    bool     `json:"return_text,omitempty"`
+	}
+	teiRank struct {
+		Index int     `json:"index"`
+		Score float64 `json:"score"`
+		Text  string  `json:"text,omitempty"`
+	}
+	teiInfo struct {
+		ModelID      string         `json:"model_id"`
+		ModelSHA     *string        `json:"model_sha"`
+		DType        string         `json:"model_dtype"`
+		Type         map[string]any `json:"model_type" doc:"embedding, classifier or reranker"`
+		MaxRequests  int            `json:"max_concurrent_requests"`
+		MaxLength    int            `json:"max_input_length"`
+		MaxBatch     int            `json:"max_batch_tokens"`
+		MaxClient    int            `json:"max_client_batch_size"`
+		AutoTruncate bool           `json:"auto_truncate"`
+		Version      string         `json:"version"`
+	}
+	teiTokenizeRequest struct {
+		Model   string          `json:"model,omitempty" doc:"may be left out when one model takes texts"`
+		Inputs  json.RawMessage `json:"inputs" doc:"a text or a list of texts"`
+		Special *bool           `json:"add_special_tokens,omitempty" doc:"default true"`
+	}
+	teiToken struct {
+		ID int64 `json:"id"`
+	}
+)
+
+// teiError words errors as TEI's clients read them: 422 for what is wrong with
+// the input, 429 when too much is waiting.
+func (s *Server) teiError(h func(*gin.Context) error) func(*gin.Context) error {
+	return s.worded(h, func(e *httpError) any {
+		kind := "Backend"
+		switch {
+		case e.status == http.StatusBadRequest || e.status == http.StatusNotFound || e.status == http.StatusRequestEntityTooLarge:
+			e.status, kind = http.StatusUnprocessableEntity, "Validation"
+		case e.status == http.StatusServiceUnavailable:
+			e.status, kind = http.StatusTooManyRequests, "Overloaded"
+		}
+		return map[string]string{"error": e.msg, "error_type": kind}
+	})
+}
+
+// teiModel is the model that a request names in its query or body.
+func (s *Server) teiModel(c *gin.Context, field, direction string) (Lease, Texts, error) {
+	if direction != "" && direction != "right" && direction != "Right" {
+		return nil, nil, badf("field \"truncation_direction\": texts are cut on the right only")
+	}
+	return s.textModel(c.Request.Context(), cmp.Or(field, c.Query("model")), "")
+}
+
+// teiEmbed answers POST /embed.
+func (s *Server) teiEmbed(c *gin.Context) error {
+	var req teiEmbedRequest
+	if err := s.decode(c, &req, false); err != nil {
+		return err
+	}
+	texts, ids, err := readInput("inputs", req.Inputs)
+	if err != nil {
+		return err
+	}
+	lease, prep, err := s.teiModel(c, req.Model, req.Direction)
+	if err != nil {
+		return err
+	}
+	defer lease.Release()
+	encode := func() (engine.Feeds, []int, error) {
+		if ids != nil {
+			return prep.Tokens(ids)
+		}
+		if !req.Truncate {
+			if err := tooLong(prep, texts); err != nil {
+				return nil, nil, err
+			}
+		}
+		return prep.Encode(texts)
+	}
+	return s.runTexts(c, lease, encode, func(out engine.Feeds, lengths []int) error {
+		vectors, err := vectorsOf(prep, out, lengths, req.Normalize == nil || *req.Normalize, max(req.Dimensions, 0))
+		if err != nil {
+			return err
+		}
+		return s.reply(c, http.StatusOK, vectors)
+	})
+}
+
+// teiPredict answers POST /predict: the labels of texts, or of pairs.
+func (s *Server) teiPredict(c *gin.Context) error {
+	var req teiPredictRequest
+	if err := s.decode(c, &req, false); err != nil {
+		return err
+	}
+	texts, single, err := readPairs(req.Inputs)
+	if err != nil {
+		return err
+	}
+	lease, prep, err := s.teiModel(c, req.Model, req.Direction)
+	if err != nil {
+		return err
+	}
+	defer lease.Release()
+	labels := prep.Labels()
+	if len(labels) == 0 {
+		return badf("model %q is no classifier: it was uploaded without labels.txt", lease.Name())
+	}
+	return s.runTexts(c, lease, encoder(prep, texts, req.Truncate), func(out engine.Feeds, lengths []int) error {
+		rows, err := scoreRows(lease.Spec(), out, len(lengths), len(labels))
+		if err != nil {
+			return err
+		}
+		ans := make([][]teiScore, len(rows))
+		for i, row := range rows {
+			r, err := classificationOf(row, labels)
+			if err != nil {
+				return err
+			}
+			for _, l := range r.Scores {
+				score := l.Score
+				if req.Raw {
+					score = float64(row[slices.Index(labels, l.Label)])
+				}
+				ans[i] = append(ans[i], teiScore{score, l.Label})
+			}
+		}
+		if single {
+			return s.reply(c, http.StatusOK, ans[0])
+		}
+		return s.reply(c, http.StatusOK, ans)
+	})
+}
+
+// teiRerank answers POST /rerank: texts by how well they answer the query, as a
+// model with one score for a pair judges it.
+func (s *Server) teiRerank(c *gin.Context) error {
+	var req teiRerankRequest
+	if err := s.decode(c, &req, false); err != nil {
+		return err
+	}
+	if err := checkTexts(len(req.Texts), func(i int) string { return req.Texts[i] }); err != nil {
+		return err
+	}
+	if err := checkTexts(1, func(int) string { return req.Query }); err != nil {
+		return badf("field \"query\" is missing or too long")
+	}
+	lease, prep, err := s.teiModel(c, req.Model, req.Direction)
+	if err != nil {
+		return err
+	}
+	defer lease.Release()
+	pairs := make([]TextPair, len(req.Texts))
+	for i, t := range req.Texts {
+		pairs[i] = TextPair{req.Query, t, true}
+	}
+	return s.runTexts(c, lease, encoder(prep, pairs, req.Truncate), func(out engine.Feeds, lengths []int) error {
+		rows, err := scoreRows(lease.Spec(), out, len(lengths), 1)
+		if err != nil {
+			return badf("model %q is no reranker: it does not give one score for a pair of texts", lease.Name())
+		}
+		ans := make([]teiRank, len(rows))
+		for i, row := range rows {
+			x := float64(row[0])
+			if math.IsNaN(x) || math.IsInf(x, 0) {
+				return fmt.Errorf("%w: its scores are not finite", engine.ErrModel)
+			}
+			if !req.Raw {
+				x = 1 / (1 + math.Exp(-x))
+			}
+			ans[i] = teiRank{Index: i, Score: x}
+			if req.Return {
+				ans[i].Text = req.Texts[i]
+			}
+		}
+		slices.SortStableFunc(ans, func(a, b teiRank) int { return cmp.Compare(b.Score, a.Score) })
+		return s.reply(c, http.StatusOK, ans)
+	})
+}
+
+// teiTokenize answers POST /tokenize with the ids of each text.
+func (s *Server) teiTokenize(c *gin.Context) error {
+	var req teiTokenizeRequest
+	if err := s.decode(c, &req, false); err != nil {
+		return err
+	}
+	texts, ids, err := readInput("inputs", req.Inputs)
+	if err != nil {
+		return err
+	}
+	if ids != nil {
+		return badf("field \"inputs\": expected a text or a list of texts")
+	}
+	lease, prep, err := s.teiModel(c, req.Model, "")
+	if err != nil {
+		return err
+	}
+	defer lease.Release()
+	ans := make([][]teiToken, len(texts))
+	for i, t := range texts {
+		ans[i] = []teiToken{}
+		for _, id := range prep.Tokenize(t.Text, req.Special == nil || *req.Special) {
+			ans[i] = append(ans[i], teiToken{id})
+		}
+	}
+	return s.reply(c, http.StatusOK, ans)
+}
+
+// teiInfo answers GET /info.
+func (s *Server) teiInfo(c *gin.Context) error {
+	lease, prep, err := s.teiModel(c, "", "")
+	if err != nil {
+		return err
+	}
+	defer lease.Release()
+	info := teiInfo{ModelID: lease.Name(), DType: "float32", MaxRequests: s.cfg.MaxInFlight, MaxLength: prep.MaxTokens(),
+		MaxBatch: MaxTokens, MaxClient: MaxTexts, Version: s.cfg.Version}
+	if labels := prep.Labels(); len(labels) > 0 {
+		byID, ids := map[string]string{}, map[string]int{}
+		for i, l := range labels {
+			byID[fmt.Sprint(i)], ids[l] = l, i
+		}
+		info.Type = map[string]any{"classifier": map[string]any{"id2label": byID, "label2id": ids}}
+	} else {
+		info.Type = map[string]any{"embedding": map[string]any{}}
+	}
+	return s.reply(c, http.StatusOK, info)
+}
+
+func encoder(prep Texts, texts []TextPair, truncate bool) func() (engine.Feeds, []int, error) {
+	return func() (engine.Feeds, []int, error) {
+		if !truncate {
+			if err := tooLong(prep, texts); err != nil {
+				return nil, nil, err
+			}
+		}
+		return prep.Encode(texts)
+	}
+}
+
+// readPairs reads what /predict takes; single says that the answer is one text's.
+func readPairs(raw json.RawMessage) (texts []TextPair, single bool, err error) {
+	var one string
+	var pair []string
+	var many [][]string
+	switch {
+	case len(raw) == 0:
+		return nil, false, badf("field \"inputs\" is missing")
+	case json.Unmarshal(raw, &one) == nil:
+		many, single = [][]string{{one}}, true
+	case json.Unmarshal(raw, &pair) == nil:
+		many, single = [][]string{pair}, true
+	case json.Unmarshal(raw, &many) == nil:
+	default:
+		return nil, false, badf("field \"inputs\": expected a text, a pair of texts, or a list of lists of one or two texts")
+	}
+	if len(many) > MaxTexts {
+		return nil, false, badf("%d texts, at most %d are allowed in one request", len(many), MaxTexts)
+	}
+	for i, m := range many {
+		if len(m) < 1 || len(m) > 2 {
+			return nil, false, badf("input %d has %d texts, expected one or two", i, len(m))
+		}
+		if err := checkTexts(len(m), func(j int) string { return m[j] }); err != nil {
+			return nil, false, err
+		}
+		t := TextPair{Text: m[0], HasPair: len(m) == 2}
+		if t.HasPair {
+			t.Pair = m[1]
+		}
+		texts = append(texts, t)
+	}
+	if len(texts) == 0 {
+		return nil, false, badf("there is no text")
+	}
+	return texts, single, nil
+}
+
+// scoreRows returns the rows of the first float output of shape [rows, n].
+func scoreRows(spec engine.IOSpec, out engine.Feeds, rows, n int) ([][]float32, error) {
+	for _, io := range spec.Outputs {
+		t := out[io.Name]
+		if t == nil || !t.Type.IsFloat() || len(t.Dims) != 2 || t.Dims[0] != int64(rows) || t.Dims[1] != int64(n) {
+			continue
+		}
+		x, err := t.F32()
+		if err != nil {
+			return nil, err
+		}
+		return slices.Collect(slices.Chunk(x, n)), nil
+	}
+	return nil, fmt.Errorf("%w: no float output has the shape [texts, %d]", engine.ErrModel, n)
+}
