@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"image"
 	"image/png"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -147,10 +149,10 @@ func zipOf(t testing.TB, files map[string][]byte) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	z := zip.NewWriter(&b)
-	for name, data := range files {
+	for _, name := range slices.Sorted(maps.Keys(files)) { // the same bytes every time
 		w, err := z.Create(name)
 		if err == nil {
-			_, err = w.Write(data)
+			_, err = w.Write(files[name])
 		}
 		if err != nil {
 			t.Fatal(err)
