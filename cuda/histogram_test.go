@@ -369,7 +369,7 @@ func TestKLThreshold(t *testing.T) {
 			r := random(seed)
 			all = append(all, *spread(r, 2049+r.IntN(2048)))
 		}
-		gelu := new(Histogram)
+		var gelu *Histogram
 		{ // of values, zeros and small ones included
 			h := device[Histogram](t, 3)
 			ok(t, HistogramInit(h, 3, 0))

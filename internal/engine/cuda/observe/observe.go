@@ -350,7 +350,7 @@ func (o *Observer) Entropy(scheme calib.Scheme) (map[string]calib.Range, error) 
 	}
 	n := min(together, len(o.names))
 	logs := calib.LogTable()
-	work := int64(cuda.KLWorkspace(n))
+	work := cuda.KLWorkspace(n)
 	sizes := []int64{work, int64(n) * countsBytes, int64(n) * tensorBytes, int64(8 * len(logs)), int64(4 * n)}
 	var total int64
 	at := make([]int64, len(sizes))
