@@ -15,8 +15,8 @@ var version = "unknown"
 // Exit codes, part of the command line's contract.
 const (
 	exitGood        = 0
-	exitFailed      = 1 // the work failed: a gate refused, a file is bad
-	exitUsage       = 2 // wrong use
+	exitFailed      = 1   // the work failed: a gate refused, a file is bad
+	exitUsage       = 2   // wrong use
 	exitInterrupted = 130 // by Ctrl-C or SIGTERM, as shells count: 128 + SIGINT
 )
 

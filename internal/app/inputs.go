@@ -72,16 +72,20 @@ func (a *App) welcome(name string, src registry.Version) error {
 	if name != src.Model {
 		return nil
 	}
-	_, err := a.registry.Model(name)
-	if err == nil {
-		var v registry.Version
-		if v, err = a.registry.Version(name, src.ID()); err != nil || v.Digest() == src.Digest() {
-			return nil // the source alone may well be gone
-		}
-	} else if !errors.Is(err, registry.ErrNotFound) {
+	gone := fmt.Errorf("model %s was deleted while the job ran: nothing was published", name)
+	m, err := a.registry.Model(name)
+	switch {
+	case errors.Is(err, registry.ErrNotFound):
+		return gone
+	case err != nil:
 		return err
 	}
-	return fmt.Errorf("model %s was deleted while the job ran: nothing was published", name)
+	for _, v := range m.Versions { // the source alone may well be gone
+		if v.Number == src.Number && v.Digest() != src.Digest() {
+			return gone
+		}
+	}
+	return nil
 }
 
 // pinnedData returns where the pinned contents lie. They outlive their data set

@@ -52,7 +52,7 @@ func newScratch(parent, prefix string) (*scratchDir, error) {
 	fresh := filepath.Join(dir, scratchLock+".new")
 	if s.lock, err = lockfile.Exclusive(fresh); err == nil {
 		if err := os.Rename(fresh, filepath.Join(dir, scratchLock)); err != nil {
-			s.remove()
+			_ = s.remove() // the next process does it
 			return nil, bare.Error(err)
 		}
 	}

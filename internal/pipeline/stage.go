@@ -30,7 +30,7 @@ func newStage(out, scratch string) (*stage, error) {
 
 func (s *stage) discard() {
 	if s.dir != nil {
-		s.dir.remove()
+		_ = s.dir.remove() // the next process does it
 	}
 }
 
