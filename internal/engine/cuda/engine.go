@@ -139,6 +139,8 @@ func workspace(s plan.Step) int64 {
 	switch s := s.(type) {
 	case *plan.GemmS8:
 		return gemmS8(s).Workspace()
+	case *plan.GemmW4:
+		return gemmW4(s).Workspace()
 	}
 	return 0
 }

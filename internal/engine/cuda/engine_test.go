@@ -88,6 +88,7 @@ func difference(a, b *tensor.Tensor) float64 {
 const (
 	floatTolerance = 2e-5
 	codeTolerance  = 5e-3
+	blockTolerance = 5e-2
 )
 
 // TestModels: whole models on the device agree with ONNX Runtime on the same
@@ -106,6 +107,7 @@ func TestModels(t *testing.T) {
 		{"bert-float", tiny.Model(), []engine.Feeds{tiny.Feeds(1, 2, 5)}, floatTolerance},
 		{"bert-decomposed", old.Model(), []engine.Feeds{old.Feeds(1, 1, 6)}, floatTolerance},
 		{"bert-int8", opstest.Native(t, bert.Model(), quant.INT8Dynamic), []engine.Feeds{bert.Feeds(1, 3, 13), bert.Feeds(2, 1, 4)}, codeTolerance},
+		{"bert-int4", opstest.Native(t, tiny.Model(), quant.INT4), []engine.Feeds{tiny.Feeds(1, 2, 9)}, blockTolerance},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			e := newEngine(t, cuda.Config{Streams: 1})

@@ -3,7 +3,6 @@ package cuda
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,7 +30,7 @@ type FallbackConfig struct {
 	Now func() time.Time
 	// Changed, when not nil, is told of each change of the device's state, one at
 	// a time. It must not call back into the Fallback.
-	Changed func(Status)
+	Changed func(engine.Placement)
 }
 
 // Fallback is an engine that answers each request on the GPU where it can and on
@@ -51,28 +50,10 @@ type Fallback struct {
 
 	mu       sync.Mutex // may be taken while a Session's is held, not the other way round
 	sessions map[*Session]struct{}
-	status   Status // of the device
+	status   engine.Placement // of the device
 	pause    time.Duration
 	trying   bool
 	closed   bool
-}
-
-// Status says what answers requests, and why it is not the GPU.
-type Status struct {
-	// Engine is the name of the engine that answers now.
-	Engine string
-	// Device is the GPU, "" while none is in use.
-	Device string
-	// Reason says why the GPU does not answer, "" when it does.
-	Reason string
-	// Since is when Engine or Reason last changed.
-	Since time.Time
-	// Retry is the earliest time at which the GPU is tried again, zero when it
-	// answers or is not tried again.
-	Retry time.Time
-	// GPU and CPU count the requests that each answered (of one session; zero in
-	// the device's status).
-	GPU, CPU uint64
 }
 
 // resetter is an engine that can give up its device and open it anew.
@@ -81,6 +62,7 @@ type resetter interface{ Reset() error }
 var (
 	_ engine.Engine  = (*Fallback)(nil)
 	_ engine.Session = (*Session)(nil)
+	_ engine.Placed  = (*Session)(nil)
 )
 
 // NewFallback looks for a device. A missing one is not an error; see Status.
@@ -89,7 +71,7 @@ func NewFallback(ctx context.Context, c FallbackConfig) *Fallback {
 		c.Now = time.Now
 	}
 	f := &Fallback{c: c, sessions: map[*Session]struct{}{}, pause: firstPause}
-	f.status = Status{Engine: c.CPU.Name(), Since: c.Now()}
+	f.status = engine.Placement{Engine: c.CPU.Name(), Since: c.Now()}
 	if d, err := c.GPU.Probe(ctx); err != nil {
 		f.status.Reason = err.Error()
 	} else {
@@ -110,14 +92,14 @@ func (f *Fallback) Probe(ctx context.Context) (engine.Device, error) {
 }
 
 // Status returns the device's state.
-func (f *Fallback) Status() Status {
+func (f *Fallback) Status() engine.Placement {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.status
 }
 
 // set changes the device's state. f.mu is held.
-func (f *Fallback) set(s Status) {
+func (f *Fallback) set(s engine.Placement) {
 	s.Since = f.c.Now()
 	f.status = s
 	if f.c.Changed != nil {
@@ -135,7 +117,7 @@ func (f *Fallback) OpenFile(ctx context.Context, path string, o engine.Options) 
 		return nil, err
 	}
 	s := &Session{f: f, cpu: cpu, path: path, options: o, pause: firstPause}
-	s.status = Status{Engine: f.c.CPU.Name(), Since: f.c.Now()}
+	s.status = engine.Placement{Engine: f.c.CPU.Name(), Since: f.c.Now()}
 	if o.Profile != "" || o.OptimizedModelPath != "" || o.DisableOptimization {
 		s.status.Reason = "the options need ONNX Runtime"
 		return s, nil
@@ -192,7 +174,7 @@ func (f *Fallback) lost(err error, opened int64) {
 
 // later plans the next attempt. f.mu is held.
 func (f *Fallback) later(err error) {
-	f.set(Status{Engine: f.c.CPU.Name(), Reason: err.Error(), Retry: f.c.Now().Add(f.pause)})
+	f.set(engine.Placement{Engine: f.c.CPU.Name(), Reason: err.Error(), Retry: f.c.Now().Add(f.pause)})
 	f.pause = min(2*f.pause, lastPause)
 }
 
@@ -237,7 +219,7 @@ func (f *Fallback) attempt() {
 		f.mu.Unlock()
 		return
 	}
-	f.set(Status{Engine: f.c.GPU.Name(), Device: d.Name})
+	f.set(engine.Placement{Engine: f.c.GPU.Name(), Device: d.Name})
 	f.unproven.Store(true)
 	f.opened.Add(1)
 	list = list[:0]
@@ -268,7 +250,7 @@ type Session struct {
 	waiting, unproven atomic.Bool
 
 	mu      sync.Mutex
-	status  Status
+	status  engine.Placement
 	pause   time.Duration
 	opening bool
 	closed  bool
@@ -279,8 +261,8 @@ type gpuSession struct{ engine.Session }
 // Spec is the model's, as the CPU engine reads it.
 func (s *Session) Spec() engine.IOSpec { return s.cpu.Spec() }
 
-// Status says which engine answers this model, and why.
-func (s *Session) Status() Status {
+// Placement implements engine.Placed.
+func (s *Session) Placement() engine.Placement {
 	s.mu.Lock()
 	st := s.status
 	s.mu.Unlock()
@@ -296,7 +278,7 @@ func (s *Session) Status() Status {
 
 // set changes the state: reason is "" when the GPU answers. s.mu is held.
 func (s *Session) set(reason string, retry time.Time) {
-	st := Status{Engine: s.f.c.CPU.Name(), Reason: reason, Retry: retry, Since: s.f.c.Now()}
+	st := engine.Placement{Engine: s.f.c.CPU.Name(), Reason: reason, Retry: retry, Since: s.f.c.Now()}
 	if reason == "" {
 		st.Engine, st.Device = s.f.c.GPU.Name(), s.f.Status().Device
 	}
@@ -452,7 +434,7 @@ func (s *Session) Run(ctx context.Context, in engine.Feeds, outs []string) (engi
 	}
 	s.onCPU.Add(1)
 	if why == "" {
-		why = s.Status().Reason
+		why = s.Placement().Reason
 	}
 	return &result{r, s.f.c.CPU.Name(), why}, nil
 }
@@ -510,12 +492,4 @@ func kindOf(err error) int {
 		return unsupported
 	}
 	return failure
-}
-
-// String is for logs: "cuda on NVIDIA H100" or "onnxruntime: no CUDA device".
-func (s Status) String() string {
-	if s.Reason == "" {
-		return fmt.Sprintf("%s on %s", s.Engine, s.Device)
-	}
-	return fmt.Sprintf("%s: %s", s.Engine, s.Reason)
 }

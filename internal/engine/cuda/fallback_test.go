@@ -171,7 +171,7 @@ func (b *bench) wait() {
 	})
 }
 
-func (b *bench) status() cuda.Status { return b.s.(*cuda.Session).Status() }
+func (b *bench) status() engine.Placement { return b.s.(*cuda.Session).Placement() }
 
 func TestOnGPU(t *testing.T) {
 	b := newBench(t, nil)
@@ -299,7 +299,7 @@ func TestLost(t *testing.T) {
 	b.on("cpu", "illegal address") // the same request, answered
 	fail(&b.gpu.run, nil)
 	b.on("cpu", "illegal address")
-	for _, st := range []cuda.Status{b.f.Status(), b.status(), other.(*cuda.Session).Status()} {
+	for _, st := range []engine.Placement{b.f.Status(), b.status(), other.(*cuda.Session).Placement()} {
 		if st.Engine != "cpu" || !strings.Contains(st.Reason, "illegal address") || !st.Retry.Equal(b.c.now().Add(time.Second)) {
 			t.Errorf("%+v", st)
 		}
@@ -323,7 +323,7 @@ func TestLost(t *testing.T) {
 	b.c.pass(2 * time.Second)
 	b.wait()
 	for _, s := range []engine.Session{other, late} {
-		b.until(func() bool { return s.(*cuda.Session).Status().Engine == "gpu" })
+		b.until(func() bool { return s.(*cuda.Session).Placement().Engine == "gpu" })
 		b.s, s = s, b.s
 		b.on("gpu", "")
 		b.s, s = s, b.s

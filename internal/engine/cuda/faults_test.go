@@ -110,7 +110,7 @@ func (s *stand) recover() {
 			return
 		}
 	}
-	s.t.Errorf("the GPU does not answer again: %v", s.s.(*cuda.Session).Status())
+	s.t.Errorf("the GPU does not answer again: %v", s.s.(*cuda.Session).Placement())
 }
 
 func TestNoDevice(t *testing.T) {
@@ -228,7 +228,7 @@ func TestBusGone(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
-	st := s.s.(*cuda.Session).Status()
+	st := s.s.(*cuda.Session).Placement()
 	if st.GPU == 0 || st.CPU == 0 {
 		t.Errorf("%+v", st)
 	}

@@ -30,6 +30,12 @@ func launch(step plan.Step, addr func(plan.Ref) device.Ptr, stream *device.Strea
 		d := gemmS8(s)
 		return d.Run(kernels.GemmOperands{A: at(s.A), AScale: at(s.AScale), AZero: at(s.AZero), B: at(s.B), BScale: at(s.BScale), BSum: at(s.BSum),
 			Bias: at(s.Bias), Residual: at(s.Residual), C: at(s.C), Workspace: at(s.Work), WorkspaceBytes: s.WorkBytes}, on)
+	case *plan.W4Pack:
+		return kernels.W4Pack(at(s.Q), at(s.Scale), s.N, s.K, int(s.Block), at(s.Packed), at(s.PackedScale), on)
+	case *plan.GemmW4:
+		d := gemmW4(s)
+		return d.Run(kernels.GemmOperands{A: at(s.A), AScale: at(s.AScale), AZero: at(s.AZero), B: at(s.Packed), BScale: at(s.PackedScale),
+			Bias: at(s.Bias), Residual: at(s.Residual), C: at(s.C), Workspace: at(s.Work), WorkspaceBytes: s.WorkBytes}, on)
 	case *plan.GemmFloat:
 		d := kernels.GemmFloat{M: s.M, N: s.N, K: s.K, TransB: s.TransB, LdA: s.LdA, LdB: s.LdB, LdC: s.LdC,
 			Batch: s.Batch, StrideA: s.StrideA, StrideB: s.StrideB, StrideC: s.StrideC, Alpha: s.Alpha,
@@ -102,4 +108,9 @@ func view(v plan.View) kernels.View {
 func gemmS8(s *plan.GemmS8) *kernels.GemmS8 {
 	return &kernels.GemmS8{M: s.M, N: s.N, K: s.K, LDA: s.LdA, LDB: s.LdB, LDC: s.LdC, PerRow: s.Rows,
 		Act: kernels.Act(s.Act), ActMin: s.ActMin, ActMax: s.ActMax, Out: kernels.Type(s.Out), OutScale: s.OutScale, OutZero: s.OutZero, Zeroed: true}
+}
+
+func gemmW4(s *plan.GemmW4) *kernels.GemmW4 {
+	return &kernels.GemmW4{M: s.M, N: s.N, K: s.K, LDA: s.LdA, LDC: s.LdC, Block: int(s.Block), A: kernels.Type(s.AType),
+		Act: kernels.Act(s.Act), ActMin: s.ActMin, ActMax: s.ActMax, Zeroed: true}
 }

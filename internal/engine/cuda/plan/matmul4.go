@@ -5,8 +5,10 @@ import (
 	"github.com/fewbit/fewbit/internal/tensor"
 )
 
-// w4Blocks are the block sizes that gemm_w4 takes.
-var w4Blocks = map[int64]bool{32: true, 64: true, 128: true}
+// inBlocks reports whether gemm_w4 multiplies k rows in blocks of this size.
+func inBlocks(k, block int64) bool {
+	return k%32 == 0 && k%block == 0 && (block == 32 || block == 64 || block%128 == 0 || block == k)
+}
 
 // blocks4 is the constant operand of com.microsoft.MatMulNBits in 4 bits:
 // codes [n, blocks, block/2], low nibble first, scales [n, blocks], and zero
@@ -62,7 +64,7 @@ func (b *builder) emitGemmW4(p *product, form weightForm) error {
 	if err != nil {
 		return err
 	}
-	if w.zero != nil || w.k%w.block != 0 || !w4Blocks[w.block] {
+	if w.zero != nil || !inBlocks(w.k, w.block) {
 		s := &GemmFloat{M: m, N: w.n, K: w.k, LdA: w.k, LdB: w.k, LdC: w.n, Batch: 1, TransB: true, Alpha: 1,
 			Act: p.act.act, ActMin: p.act.lo, ActMax: p.act.hi, Bias: b.bias(p, form), Residual: residual}
 		if s.A, err = b.dense(x); err != nil {
@@ -106,11 +108,16 @@ func (b *builder) pack(w *blocks4) (packed, scale Ref) {
 	}
 	q := b.weight(w.q, "", int64(len(w.q.Data)), func() []byte { return w.q.Data })
 	s := b.weight(w.scale, "", int64(len(w.scale.Data)), func() []byte { return w.scale.Data })
-	packed = b.keyed(key, int64(len(w.q.Data)), nil)
-	scale = b.keyed(key+"|scale", int64(len(w.scale.Data)), nil)
+	// fb_w4_pack pads to whole tiles of columns, and adds a row of sums to the scales.
+	n := (w.n + packColumns - 1) / packColumns * packColumns
+	packed = b.keyed(key, n*w.k/2, nil)
+	scale = b.keyed(key+"|scale", (w.k/w.block+1)*n*4, nil)
 	b.plan.Init = append(b.plan.Init, &W4Pack{N: w.n, K: w.k, Block: w.block, Q: q, Scale: s, Packed: packed, PackedScale: scale})
 	return packed, scale
 }
+
+// packColumns is the width of the tiles that fb_w4_pack writes.
+const packColumns = 32
 
 // floats returns the weights that the codes stand for, [n, k].
 func (w *blocks4) floats() []float32 {

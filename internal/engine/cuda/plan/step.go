@@ -173,7 +173,8 @@ type GemmS8 struct {
 	WorkBytes              int64
 }
 
-// W4Pack is fb_w4_pack: run once, after the weights were uploaded.
+// W4Pack is fb_w4_pack: Packed has ceil(N/32) * 32 * K/2 bytes, PackedScale
+// (K/Block + 1) * ceil(N/32) * 32 floats. It is run once, after the weights were uploaded.
 type W4Pack struct {
 	N, K        int64
 	Block       int64
