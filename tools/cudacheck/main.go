@@ -21,6 +21,7 @@ import (
 	"regexp"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 )
 
@@ -56,7 +57,7 @@ func run(archive, program string, verbose bool, w io.Writer) error {
 	}
 	if verbose {
 		for _, k := range all {
-			fmt.Fprintf(w, "%-7s %6d instructions, %d local: %s\n", k.arch, k.instructions, k.local, k.name)
+			fmt.Fprintf(w, "%-7s %6d instructions, %d local, %s: %s\n", k.arch, k.instructions, k.local, strings.Join(k.telling(), " "), k.name)
 		}
 	}
 	problems := judge(all, rules, localAllowed)
@@ -146,31 +147,46 @@ func parse(r io.Reader, arch string) ([]kernel, error) {
 	return all, s.Err()
 }
 
-// is tells whether the mangled name is that of a function called kernel: names
-// are written with their length in front (Itanium C++ ABI, 5.1.2).
+// is tells whether the mangled name is that of a function called kernel. A name is
+// written with its length in front, inside N...E behind those of its namespaces
+// (Itanium C++ ABI, 5.1.2).
 func is(mangled, kernel string) bool {
-	part := fmt.Sprintf("%d%s", len(kernel), kernel)
-	for i := strings.Index(mangled, part); i >= 0; {
-		if i == 0 || mangled[i-1] < '0' || mangled[i-1] > '9' {
-			return true
-		}
-		next := strings.Index(mangled[i+1:], part)
-		if next < 0 {
-			return false
-		}
-		i += 1 + next
+	rest, ok := strings.CutPrefix(mangled, "_Z")
+	if !ok {
+		return mangled == kernel
 	}
-	return false
+	rest, nested := strings.CutPrefix(rest, "N")
+	last := ""
+	for {
+		digits := 0
+		for digits < len(rest) && rest[digits] >= '0' && rest[digits] <= '9' {
+			digits++
+		}
+		n, err := strconv.Atoi(rest[:digits])
+		if err != nil || n <= 0 || n > len(rest)-digits {
+			return last == kernel
+		}
+		last, rest = rest[digits:digits+n], rest[digits+n:]
+		if !nested {
+			return last == kernel // what follows are the parameters
+		}
+	}
 }
 
 // rule says what the code of a kernel, in every instance of its template, must hold.
 type rule struct {
 	kernel string
 	arch   string
-	want   []string // opcodes, or their beginnings up to a dot
+	want   []string // opcodes, or their beginnings up to a dot; either of two with a bar
 }
 
-func judge(all []kernel, rules []rule, localAllowed map[string]string) []string {
+// exception lets the instances of a kernel have a few instructions that access local memory.
+type exception struct {
+	accesses int
+	why      string
+}
+
+func judge(all []kernel, rules []rule, localAllowed map[string]exception) []string {
 	var problems []string
 	for _, r := range rules {
 		found := false
@@ -195,9 +211,9 @@ func judge(all []kernel, rules []rule, localAllowed map[string]string) []string 
 			continue
 		}
 		allowed := false
-		for name := range localAllowed {
+		for name, e := range localAllowed {
 			if is(k.name, name) {
-				allowed, used[name] = true, true
+				allowed, used[name] = k.local <= e.accesses, true
 			}
 		}
 		if !allowed {
@@ -213,10 +229,25 @@ func judge(all []kernel, rules []rule, localAllowed map[string]string) []string 
 	return slices.Compact(problems)
 }
 
-func (k kernel) has(want string) bool {
+// telling are the opcodes of k that rules are about.
+func (k kernel) telling() []string {
+	ops := []string{}
 	for op := range k.opcodes {
-		if op == want || strings.HasPrefix(op, want+".") {
-			return true
+		switch name, _, _ := strings.Cut(op, "."); name {
+		case "IMMA", "HMMA", "IGMMA", "HGMMA", "IDP", "LDSM", "LDGSTS", "UTMALDG", "SYNCS", "WARPGROUP":
+			ops = append(ops, op)
+		}
+	}
+	slices.Sort(ops)
+	return ops
+}
+
+func (k kernel) has(want string) bool {
+	for either := range strings.SplitSeq(want, "|") {
+		for op := range k.opcodes {
+			if op == either || strings.HasPrefix(op, either+".") {
+				return true
+			}
 		}
 	}
 	return false

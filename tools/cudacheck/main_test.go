@@ -12,7 +12,7 @@ Fatbin elf code:
 arch = sm_80
 
 	code for sm_80
-		Function : _ZN40_GLOBAL__N__d6710080_8_gemm_s8_cu_fb4gemmILi1EEEvPKa
+		Function : _ZN36_GLOBAL__N__d6710080_8_gemm_s8_cu_fb4gemmILi1EEEvPKa
 	.headerflags	@"EF_CUDA_SM80 EF_CUDA_VIRTUAL_SM(EF_CUDA_SM80)"
         /*0000*/                   IMAD.MOV.U32 R1, RZ, RZ, c[0x0][0x28] ;               /* 0x00000a00ff017624 */
                                                                                          /* 0x000fe400078e00ff */
@@ -30,11 +30,11 @@ func TestParseAndJudge(t *testing.T) {
 		t.Fatalf("%+v, %v", all, err)
 	}
 	all[1].name = "_Z5spillv"
-	good := []rule{{"gemm", "sm_80", []string{"IMMA.16832.S8.S8", "LDGSTS", "UMOV"}}}
-	if p := judge(all, good, map[string]string{"spill": "a test"}); len(p) != 0 {
+	good := []rule{{"gemm", "sm_80", []string{"IMMA.16832.S8.S8", "HMMA|LDGSTS", "UMOV"}}}
+	if p := judge(all, good, map[string]exception{"spill": {2, "a test"}}); len(p) != 0 {
 		t.Error(p)
 	}
-	got := judge(all, []rule{{"gemm", "sm_80", []string{"IMMA.8816", "LDSM", "LDG"}}, {"gemm", "sm_90a", nil}, {"other", "sm_80", nil}}, map[string]string{"gone": ""})
+	got := judge(all, []rule{{"gemm", "sm_80", []string{"IMMA.8816", "LDSM", "LDG"}}, {"gemm", "sm_90a", nil}, {"other", "sm_80", nil}}, map[string]exception{"gone": {}, "spill": {accesses: 1}})
 	want := []string{
 		"no kernel gone uses local memory: take it off the list",
 		"sm_80: 2 accesses to local memory in _Z5spillv",
@@ -58,6 +58,12 @@ func TestIs(t *testing.T) {
 		{"_ZN1a4gemmILi8EEEv", "gemm", true},
 		{"_ZN1a14gemm_s8_dp4aaaEv", "gemm", false},
 		{"_ZN1a4gemm4gemmEv", "gemm", true},
+		{"_ZN4gemm5otherEv", "gemm", false},
+		{"_ZN12_GLOBAL__N_14gemmILi8EEEv", "gemm", true},
+		{"_ZN44_GLOBAL__N__63c10763_11_quantize_cu_7bf5419313quantize_rowsILi0EEEvPKf", "quantize_rows", true},
+		{"gemm", "gemm", true},
+		{"_Z12gemm_s8_dp4a10GemmS8Args", "gemm_s8_dp4a", true},
+		{"_Z99gemm", "gemm", false},
 		{"_Z7gemm_s8v", "gemm", false},
 	} {
 		if got := is(c.mangled, c.kernel); got != c.want {

@@ -6,16 +6,30 @@ var architectures = []string{"sm_75", "sm_80", "sm_89", "sm_90a"}
 // rules name the instructions that make a kernel what it is:
 // IMMA, HMMA and IGMMA multiply matrices on tensor cores (the last is Hopper's
 // asynchronous form), LDSM loads their fragments from shared memory, LDGSTS
-// copies to shared memory in the background, IDP.4A is __dp4a. ATOMS.POPC.INC counts
-// the lanes of a warp that meet in one bin in one go.
-var rules = []rule{
-	{"observe", "sm_75", []string{"LDG.E.128"}},
-	{"observe", "sm_80", []string{"ATOMS.POPC.INC", "LDG.E.128"}},
-	{"observe", "sm_89", []string{"ATOMS.POPC.INC", "LDG.E.128"}},
-	{"observe", "sm_90a", []string{"ATOMS.POPC.INC", "LDG.E.128"}},
+// copies to shared memory in the background, IDP.4A is __dp4a.
+var rules = append([]rule{
+	{"gemm_s8_dp4a", "sm_75", []string{"IDP.4A.S8.S8"}},
+}, onEach([]string{"sm_80", "sm_89", "sm_90a"}, []rule{
+	{kernel: "gemm_s8_mma", want: []string{"IMMA.16832.S8.S8", "LDSM.16.M88", "LDGSTS.E.BYPASS"}},
+	{kernel: "gemm_w4_mma", want: []string{"IMMA.16832.S8.S8|HMMA.16816.F32", "LDGSTS.E.BYPASS"}},
+	{kernel: "gemm_mma", want: []string{"HMMA.16816.F32|HMMA.1688.F32.TF32", "LDSM.16.M88"}},
+	{kernel: "attention_mma", want: []string{"HMMA.16816.F32", "LDSM.16.M88", "LDGSTS"}},
+})...)
+
+// onEach are the rules for each of several architectures.
+func onEach(archs []string, rules []rule) []rule {
+	var all []rule
+	for _, a := range archs {
+		for _, r := range rules {
+			all = append(all, rule{r.kernel, a, r.want})
+		}
+	}
+	return all
 }
 
-// localAllowed are the kernels that may use local memory, and why.
-var localAllowed = map[string]string{
-	"unary_f32": "the argument reduction of sinf and cosf for large arguments",
+// localAllowed are the kernels that may access local memory, in how many instructions, and why.
+var localAllowed = map[string]exception{
+	"unary_f32":          {10, "the argument reduction of sinf and cosf for large arguments"},
+	"quantize_rows":      {2, "a register is kept during the slow path of a division, outside the loops"},
+	"quantize_blocks_s4": {6, "as quantize_rows"},
 }
