@@ -51,6 +51,7 @@ type App struct {
 	lock      *lockfile.Lock
 	registry  *registry.Registry
 	loaded    *registry.Loaded
+	gpu       *gpu // nil: models run on the CPU
 	queue     *jobs.JetStream
 	telemetry *telemetry.Collector
 	pipeline  pipeline.Pipeline // copied for each job
@@ -97,8 +98,12 @@ func (a *App) open(ctx context.Context, version string) error {
 	if err != nil {
 		return fmt.Errorf("data directory %s: %w", a.cfg.DataDir, err)
 	}
+	serving := engine.Engine(e)
+	if a.gpu = openGPU(ctx, a.cfg.Device, e, a.log); a.gpu != nil {
+		serving = a.gpu.fallback
+	}
 	a.loaded = registry.NewLoaded(a.registry, registry.LoadedOptions{
-		Engine: e, PreparerFor: preparerFor, Target: a.cfg.Target, Alone: rowsDepend,
+		Engine: serving, PreparerFor: preparerFor, Target: a.cfg.Target, Alone: rowsDepend,
 		Scheduler: batch.New(batch.Options{Runs: a.cfg.MaxRuns}),
 	})
 	a.telemetry = telemetry.New(telemetry.Options{})
@@ -265,6 +270,7 @@ func (a *App) Close() error {
 			errs = append(errs, a.loaded.Close(ctx))
 			cancel()
 		}
+		errs = append(errs, a.gpu.Close())
 		if a.registry != nil {
 			errs = append(errs, a.registry.Close())
 		}

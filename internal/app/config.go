@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/fewbit/fewbit/internal/engine/cuda"
 	"github.com/fewbit/fewbit/internal/engine/ort"
 	"github.com/fewbit/fewbit/internal/http"
 )
@@ -35,6 +36,8 @@ type Config struct {
 	ORTLib string
 	// Threads of the pool that all sessions share, jobs' too; 0 is all CPUs.
 	Threads int
+	// Device is where models run: DeviceAuto, DeviceCPU or DeviceCUDA.
+	Device string
 	// NATSURL is a NATS cluster with JetStream; "" runs one inside the process.
 	NATSURL     string
 	MaxBody     int64         // bytes of an inference request
@@ -49,13 +52,20 @@ type Config struct {
 // asked for, the server goes without.
 const DefaultGRPCListen = "127.0.0.1:8081"
 
+// Values of Config.Device.
+const (
+	DeviceAuto = "auto"
+	DeviceCPU  = "cpu"
+	DeviceCUDA = "cuda"
+)
+
 // DefaultDataDir is where the server keeps models, data sets and jobs.
 const DefaultDataDir = "fewbit-data"
 
 // Defaults returns the configuration that flags and files start from.
 func Defaults() Config {
 	return Config{
-		Listen: http.DefaultListen, GRPCListen: DefaultGRPCListen, DataDir: DefaultDataDir,
+		Listen: http.DefaultListen, GRPCListen: DefaultGRPCListen, DataDir: DefaultDataDir, Device: DeviceAuto,
 		MaxBody: http.MaxInferBody, MaxUpload: http.MaxUpload, MaxInFlight: http.DefaultMaxInFlight, MaxRuns: 1,
 		Target: http.DefaultTarget, Drain: http.DefaultDrainTimeout,
 	}
@@ -69,6 +79,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.Keys, "keys", c.Keys, "file with the keys of the admin routes, one a line")
 	fs.StringVar(&c.ORTLib, "ort-lib", c.ORTLib, "libonnxruntime, or its folder (default: $"+ort.EnvLibrary+", .deps, the system's)")
 	fs.IntVar(&c.Threads, "threads", c.Threads, "CPU threads that all models and jobs share (default: all CPUs of the process's control group)")
+	fs.StringVar(&c.Device, "device", c.Device, "where models run: auto (the GPU where there is one that can), cpu or cuda; the CPU answers whatever the GPU cannot")
 	fs.StringVar(&c.NATSURL, "nats-url", c.NATSURL, "NATS cluster for the jobs (default: one inside the process)")
 	fs.Var((*bytesValue)(&c.MaxBody), "max-body", "largest inference request")
 	fs.Var((*bytesValue)(&c.MaxUpload), "max-upload", "largest model or data set")
@@ -110,6 +121,10 @@ func (c *Config) Check() error {
 		return bad("max-body", c.MaxBody, "at least 1 byte")
 	case c.MaxUpload < 1:
 		return bad("max-upload", c.MaxUpload, "at least 1 byte")
+	case c.Device != DeviceAuto && c.Device != DeviceCPU && c.Device != DeviceCUDA:
+		return bad("device", c.Device, "auto, cpu or cuda")
+	case c.Device == DeviceCUDA && !cuda.Built:
+		return bad("device", c.Device, "cpu: this program was built without CUDA; make cuda builds one that has it")
 	case c.MaxRuns < 1 || c.MaxRuns > maxRuns:
 		return bad("max-runs", c.MaxRuns, fmt.Sprintf("1 to %d", maxRuns))
 	case c.MaxInFlight < 1 || c.MaxInFlight > maxInFlight:

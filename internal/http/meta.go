@@ -1,6 +1,7 @@
 package http
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"strings"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/registry"
+	"github.com/fewbit/fewbit/internal/telemetry"
 )
 
 // Answers of the Open Inference Protocol.
@@ -19,11 +21,12 @@ type (
 		Extensions []string `json:"extensions"`
 	}
 	modelMetadata struct {
-		Name     string           `json:"name"`
-		Versions []string         `json:"versions"`
-		Platform string           `json:"platform"`
-		Inputs   []tensorMetadata `json:"inputs"`
-		Outputs  []tensorMetadata `json:"outputs"`
+		Name     string            `json:"name"`
+		Versions []string          `json:"versions"`
+		Platform string            `json:"platform"`
+		Engine   *engine.Placement `json:"engine,omitempty" doc:"which engine answers, and why; absent where there is only ONNX Runtime on the CPU"`
+		Inputs   []tensorMetadata  `json:"inputs"`
+		Outputs  []tensorMetadata  `json:"outputs"`
 	}
 	tensorMetadata struct {
 		Name     string  `json:"name"`
@@ -156,6 +159,9 @@ func (s *Server) modelMeta(c *gin.Context) error {
 	defer lease.Release()
 	spec := lease.Spec()
 	m := modelMetadata{Name: name, Versions: []string{}, Platform: platform, Inputs: tensorsOf(spec.Inputs), Outputs: tensorsOf(spec.Outputs)}
+	if at, ok := lease.Placement(); ok {
+		m.Engine = &at
+	}
 	if version != "" {
 		m.Versions = append(m.Versions, version)
 	} else {
@@ -303,7 +309,28 @@ func (s *Server) unsupportedRoute(*gin.Context) error {
 
 func (s *Server) telemetrySnapshot(c *gin.Context) error {
 	s.settle()
-	return s.reply(c, http.StatusOK, s.cfg.Telemetry.Snapshot())
+	snap := s.cfg.Telemetry.Snapshot()
+	snap.Engines = s.placements(c.Request.Context())
+	return s.reply(c, http.StatusOK, snap)
+}
+
+// placements says which engine answers for each version that is loaded.
+func (s *Server) placements(ctx context.Context) []telemetry.ModelEngine {
+	var all []telemetry.ModelEngine
+	for _, m := range s.cfg.Models.List() {
+		if m.State != StateReady {
+			continue
+		}
+		lease, err := s.cfg.Models.Acquire(ctx, m.Name, m.Version)
+		if err != nil {
+			continue // gone meanwhile
+		}
+		if at, ok := lease.Placement(); ok {
+			all = append(all, telemetry.ModelEngine{Name: m.Name, Version: m.Version, At: at})
+		}
+		lease.Release()
+	}
+	return all
 }
 
 func (s *Server) prometheus(c *gin.Context) error {

@@ -1,6 +1,7 @@
 package http
 
 import (
+	"context"
 	"net/http"
 	"strconv"
 	"time"
@@ -108,6 +109,7 @@ var (
 		{desc("nv_gpu_memory_used_bytes", "GPU memory in use.", "gpu_uuid"), prometheus.GaugeValue, func(g *telemetry.GPU) *float64 { return g.MemoryUsedBytes }},
 		{desc("fewbit_gpu_temperature_celsius", "GPU temperature.", "gpu_uuid"), prometheus.GaugeValue, func(g *telemetry.GPU) *float64 { return g.TemperatureC }},
 	}
+	descEngine   = desc("fewbit_engine_requests_total", "Requests that the GPU and the CPU answered.", "model", "version", "engine")
 	descCPUPower = desc("fewbit_cpu_package_power_watts", "Power of all processor packages (RAPL).")
 	descCPUTemp  = desc("fewbit_cpu_package_temperature_celsius", "Temperature of the hottest processor package.")
 )
@@ -135,6 +137,10 @@ func (t *tritonCollector) Collect(ch chan<- prometheus.Metric) {
 		for kind, d := range descInfer {
 			count(d, float64(m.durations[kind].ns.Load()/1000), m.name, m.version)
 		}
+	}
+	for _, m := range t.s.placements(context.Background()) {
+		count(descEngine, float64(m.At.GPU), m.Name, m.Version, "gpu")
+		count(descEngine, float64(m.At.CPU), m.Name, m.Version, "cpu")
 	}
 	gpus, cpu := t.s.cfg.Telemetry.Sensors()
 	for i := range gpus {

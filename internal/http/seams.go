@@ -47,6 +47,8 @@ type Lease interface {
 	// Run computes outs when the request's turn comes, perhaps together with
 	// others (batch.Queue.Run). Errors: the engine's, batch.ErrOverloaded.
 	Run(ctx context.Context, in engine.Feeds, outs []string) (engine.Result, batch.Timing, error)
+	// Placement says which engine answers; false when there is only one.
+	Placement() (engine.Placement, bool)
 	Name() string
 	Version() string
 	// Target is the latency target of the model; 0 stands for 50 ms.

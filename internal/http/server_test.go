@@ -130,10 +130,11 @@ func (l *testLease) Spec() engine.IOSpec { return l.q.Spec() }
 func (l *testLease) Run(ctx context.Context, in engine.Feeds, outs []string) (engine.Result, batch.Timing, error) {
 	return l.q.Run(ctx, in, outs)
 }
-func (l *testLease) Name() string          { return l.name }
-func (l *testLease) Version() string       { return "1" }
-func (l *testLease) Target() time.Duration { return 0 }
-func (l *testLease) Preparer() Preparer    { return l.m.prep[l.name] }
+func (l *testLease) Placement() (engine.Placement, bool) { return l.q.Placement() }
+func (l *testLease) Name() string                        { return l.name }
+func (l *testLease) Version() string                     { return "1" }
+func (l *testLease) Target() time.Duration               { return 0 }
+func (l *testLease) Preparer() Preparer                  { return l.m.prep[l.name] }
 func (l *testLease) Release() {
 	l.m.mu.Lock()
 	l.m.released++

@@ -50,6 +50,8 @@ type Lease interface {
 	Spec() engine.IOSpec
 	// Run computes outs when the request's turn comes (batch.Queue.Run).
 	Run(ctx context.Context, in engine.Feeds, outs []string) (engine.Result, batch.Timing, error)
+	// Placement says which engine answers; false when there is only one.
+	Placement() (engine.Placement, bool)
 	Name() string
 	Version() string
 	Target() time.Duration // latency target of the version

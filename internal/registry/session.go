@@ -130,10 +130,11 @@ func (l *lease) Spec() engine.IOSpec { return l.in.queue.Spec() }
 func (l *lease) Run(ctx context.Context, in engine.Feeds, outs []string) (engine.Result, batch.Timing, error) {
 	return l.in.queue.Run(ctx, in, outs)
 }
-func (l *lease) Name() string          { return l.in.v.Model }
-func (l *lease) Version() string       { return l.in.v.ID() }
-func (l *lease) Target() time.Duration { return l.in.target }
-func (l *lease) Preparer() Preparer    { return l.in.prep }
+func (l *lease) Placement() (engine.Placement, bool) { return l.in.queue.Placement() }
+func (l *lease) Name() string                        { return l.in.v.Model }
+func (l *lease) Version() string                     { return l.in.v.ID() }
+func (l *lease) Target() time.Duration               { return l.in.target }
+func (l *lease) Preparer() Preparer                  { return l.in.prep }
 
 func (l *lease) Release() {
 	if l.done.Swap(true) {

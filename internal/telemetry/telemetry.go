@@ -12,6 +12,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/fewbit/fewbit/internal/engine"
 )
 
 // sampleEvery is how often the sensors are read: NVML's own averages cover one
@@ -149,10 +151,19 @@ type Snapshot struct {
 	Time          time.Time      `json:"time"`
 	UptimeSeconds float64        `json:"uptime_seconds"`
 	Models        []ModelLatency `json:"models"`
+	Engines       []ModelEngine  `json:"engines,omitempty" doc:"which engine answers for each loaded version; absent where there is only ONNX Runtime on the CPU"`
 	GPU           []GPU          `json:"gpu" null:"true" doc:"one entry per GPU; null when there is none, with reasons.gpu"`
 	CPU           CPU            `json:"cpu"`
 	Process       Process        `json:"process"`
 	Reasons       Reasons        `json:"reasons,omitempty" doc:"why a field is null, by its name"`
+}
+
+// ModelEngine is which engine answers for a version, and why.
+type ModelEngine struct {
+	Name    string `json:"name"`
+	Version string `json:"version"`
+	// At is the placement.
+	At engine.Placement `json:"at"`
 }
 
 // Reasons says why fields of the object it stands in are null, by JSON name.

@@ -130,6 +130,15 @@ func (s *Scheduler) Queue(session engine.Session, o QueueOptions) *Queue {
 // Spec is the session's.
 func (q *Queue) Spec() engine.IOSpec { return q.session.Spec() }
 
+// Placement says which engine answers; false when the session does not know.
+func (q *Queue) Placement() (engine.Placement, bool) {
+	p, ok := q.session.(engine.Placed)
+	if !ok {
+		return engine.Placement{}, false
+	}
+	return p.Placement(), true
+}
+
 // Joins reports whether requests of this model may share a run.
 func (q *Queue) Joins() bool {
 	q.s.mu.Lock()
