@@ -141,6 +141,8 @@ func workspace(s plan.Step) int64 {
 		return gemmS8(s).Workspace()
 	case *plan.GemmW4:
 		return gemmW4(s).Workspace()
+	case *plan.ConvS8:
+		return convS8(s).Workspace()
 	}
 	return 0
 }

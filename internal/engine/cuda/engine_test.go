@@ -89,6 +89,7 @@ const (
 	floatTolerance = 2e-5
 	codeTolerance  = 5e-3
 	blockTolerance = 5e-2
+	imageTolerance = 2e-2
 )
 
 // TestModels: whole models on the device agree with ONNX Runtime on the same
@@ -97,6 +98,8 @@ func TestModels(t *testing.T) {
 	cpu := opstest.Engine(t)
 	bert := opstest.BERT{Vocab: 1100, Head: opstest.MeanPool}
 	tiny := opstest.TinyBERT
+	cnn := opstest.TinyCNN
+	pool := opstest.CNN{MaxPool: true}
 	old := opstest.BERT{Decomposed: true, Head: opstest.Classifier}
 	for _, c := range []struct {
 		name  string
@@ -108,6 +111,8 @@ func TestModels(t *testing.T) {
 		{"bert-decomposed", old.Model(), []engine.Feeds{old.Feeds(1, 1, 6)}, floatTolerance},
 		{"bert-int8", opstest.Native(t, bert.Model(), quant.INT8Dynamic), []engine.Feeds{bert.Feeds(1, 3, 13), bert.Feeds(2, 1, 4)}, codeTolerance},
 		{"bert-int4", opstest.Native(t, tiny.Model(), quant.INT4), []engine.Feeds{tiny.Feeds(1, 2, 9)}, blockTolerance},
+		{"cnn-int8", opstest.Native(t, cnn.Model(), quant.INT8), []engine.Feeds{cnn.Feeds(1, 2), cnn.Feeds(2, 1)}, imageTolerance},
+		{"cnn-pool-int8", opstest.Native(t, pool.Model(), quant.INT8), []engine.Feeds{pool.Feeds(1, 1)}, imageTolerance},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			e := newEngine(t, cuda.Config{Streams: 1})

@@ -48,6 +48,10 @@ func launch(step plan.Step, addr func(plan.Ref) device.Ptr, stream *device.Strea
 			V: kernels.Heads{Data: at(s.V), Row: s.VRow, Batch: s.VBatch}, Out: kernels.Heads{Data: at(s.Out), Row: s.ORow, Batch: s.OBatch},
 			Mask: at(s.Mask), MaskHeads: s.MaskHeads, MaskQ: s.MaskQ, KeyLengths: at(s.KeyLengths)}
 		return d.Run(on)
+	case *plan.ConvS8:
+		d := convS8(s)
+		return d.Run(kernels.ConvOperands{X: at(s.X), W: at(s.B), WScale: at(s.BScale), WSum: at(s.BSum), Bias: at(s.Bias), Residual: at(s.Residual),
+			Y: at(s.Y), Workspace: at(s.Work), WorkspaceBytes: s.WorkBytes}, on)
 	case *plan.LayerNorm:
 		d := kernels.LayerNorm{M: s.M, K: s.K, Epsilon: s.Epsilon, Input: at(s.X), Residual: at(s.Residual), Gamma: at(s.Gamma), Beta: at(s.Beta),
 			Sum: at(s.Sum), Y: at(s.Y), Divisor: at(s.Divisor), Q: at(s.Q), LdQ: s.LdQ, Scale: at(s.Scale), Zero: at(s.Zero)}
@@ -61,9 +65,9 @@ func launch(step plan.Step, addr func(plan.Ref) device.Ptr, stream *device.Strea
 		}
 		return kernels.Embed(tables, s.Tokens, s.Dim, at(s.Out), at(s.Fault), on)
 	case *plan.PoolF32:
-		return kernels.PoolF32(pool(s.Pool), at(s.X), at(s.Y), on)
+		return kernels.PoolF32(pool(s.Pool, false), at(s.X), at(s.Y), on)
 	case *plan.PoolS8:
-		return kernels.PoolS8(pool(s.Pool), at(s.X), s.XScale, s.XZero, at(s.Y), s.YScale, s.YZero, on)
+		return kernels.PoolS8(pool(s.Pool, true), at(s.X), s.XScale, s.XZero, at(s.Y), s.YScale, s.YZero, on)
 	case *plan.GlobalAverage:
 		return kernels.GlobalAverage(at(s.X), int(s.N), int(s.C), s.HW, s.NHWC, at(s.Y), on)
 	case *plan.MaskedMean:
@@ -89,10 +93,10 @@ func launch(step plan.Step, addr func(plan.Ref) device.Ptr, stream *device.Strea
 	return fmt.Errorf("%s: %w", step.Entry(), kernels.ErrUnsupported)
 }
 
-func pool(p plan.Pool) kernels.Pool {
+func pool(p plan.Pool, nhwc bool) kernels.Pool {
 	return kernels.Pool{N: int(p.N), H: int(p.H), W: int(p.W), C: int(p.C), OH: int(p.OH), OW: int(p.OW), KH: int(p.KH), KW: int(p.KW),
 		StrideH: int(p.StrideH), StrideW: int(p.StrideW), PadH: int(p.PadH), PadW: int(p.PadW), PadHEnd: int(p.PadHEnd), PadWEnd: int(p.PadWEnd),
-		Average: p.Average, CountIncludePad: p.CountIncludePad}
+		Average: p.Average, CountIncludePad: p.CountIncludePad, NHWC: nhwc}
 }
 
 // view is a plan's View for the kernels; planning keeps its rank within bounds.
@@ -108,6 +112,16 @@ func view(v plan.View) kernels.View {
 func gemmS8(s *plan.GemmS8) *kernels.GemmS8 {
 	return &kernels.GemmS8{M: s.M, N: s.N, K: s.K, LDA: s.LdA, LDB: s.LdB, LDC: s.LdC, PerRow: s.Rows,
 		Act: kernels.Act(s.Act), ActMin: s.ActMin, ActMax: s.ActMax, Out: kernels.Type(s.Out), OutScale: s.OutScale, OutZero: s.OutZero, Zeroed: true}
+}
+
+// convS8 is the descriptor of an s8 convolution; planning bounds its sizes.
+func convS8(s *plan.ConvS8) *kernels.ConvS8 {
+	return &kernels.ConvS8{
+		Conv: kernels.Conv{N: int(s.N), H: int(s.H), W: int(s.W), C: int(s.C), OC: int(s.OC), KH: int(s.KH), KW: int(s.KW), OH: int(s.OH), OW: int(s.OW),
+			StrideH: int(s.StrideH), StrideW: int(s.StrideW), PadH: int(s.PadH), PadW: int(s.PadW), DilH: int(s.DilH), DilW: int(s.DilW), Groups: int(s.Groups),
+			Act: kernels.Act(s.Act), ActMin: s.ActMin, ActMax: s.ActMax},
+		XScale: s.XScale, XZero: s.XZero, Out: kernels.Type(s.Out), OutScale: s.OutScale, OutZero: s.OutZero,
+		ResidualScale: s.ResidualScale, ResidualZero: s.ResidualZero, Zeroed: true}
 }
 
 func gemmW4(s *plan.GemmW4) *kernels.GemmW4 {
