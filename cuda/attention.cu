@@ -59,7 +59,7 @@ __device__ __forceinline__ uint32_t pack8(const float *v, float inverse) { // fo
 // padded to. Fragments are as in PTX ISA, mma.m16n8k16 and m16n8k32: lane
 // 4 g + t has rows g and g + 8.
 template <class T, bool S8, int DIM>
-__global__ void __launch_bounds__(kThreads, DIM == 128 ? 2 : DIM == 64 && S8 ? 3 : 4) attention_mma(FbAttention p) {
+__device__ __forceinline__ void attend(const FbAttention &p) {
   using S = Stage<S8, DIM>;
   constexpr int kStepsQ = S8 ? DIM / 32 : DIM / 16; // 32 bytes of a row each
   FB_DYN_SHARED(unsigned char, shared);
@@ -291,11 +291,16 @@ __global__ void __launch_bounds__(kThreads, DIM == 128 ? 2 : DIM == 64 && S8 ? 3
 }
 
 template <class T, int DIM>
+__global__ void __launch_bounds__(kThreads, DIM == 128 ? 2 : 4) attention_f16(FbAttention p) { attend<T, false, DIM>(p); }
+template <class T, int DIM>
+__global__ void __launch_bounds__(kThreads, DIM == 128 ? 2 : DIM == 64 ? 3 : 4) attention_s8(FbAttention p) { attend<T, true, DIM>(p); }
+
+template <class T, int DIM>
 void launch(const FbAttention &p, int scores, unsigned blocks, fb_stream s) {
   const dim3 grid(blocks), block(kThreads);
   if (scores == FB_F32) FB_LAUNCH((attention_f32<T, DIM>), grid, dim3(128), 0, s, p);
-  else if (scores == FB_S8) FB_LAUNCH((attention_mma<T, true, DIM>), grid, block, 2 * (Stage<true, DIM>::kBytes), s, p);
-  else FB_LAUNCH((attention_mma<T, false, DIM>), grid, block, 2 * (Stage<false, DIM>::kBytes), s, p);
+  else if (scores == FB_S8) FB_LAUNCH((attention_s8<T, DIM>), grid, block, 2 * (Stage<true, DIM>::kBytes), s, p);
+  else FB_LAUNCH((attention_f16<T, DIM>), grid, block, 2 * (Stage<false, DIM>::kBytes), s, p);
 }
 
 template <class T>

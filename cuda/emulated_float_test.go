@@ -11,3 +11,10 @@ func TestAttentionBeforeTensorCores(t *testing.T) {
 	defer configure(0)
 	attentionSweep(t, true)
 }
+
+// And products neither round to TF32 nor need the tensor cores for F16.
+func TestGemmFloatBeforeTensorCores(t *testing.T) {
+	Emulate(1, 75)
+	defer configure(0)
+	gemmFloatSweep(t, false)
+}

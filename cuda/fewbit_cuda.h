@@ -182,12 +182,14 @@ typedef struct fb_gemm_float {
   int64_t m, n, k, lda, ldb, ldc;
   int64_t batch, stride_a, stride_b, stride_c; /* batch >= 1; a stride of 0 shares the operand */
   int trans_b;  /* 1: B is [n, k]; 0: [k, n] */
-  int in;       /* FB_F32 (true FP32 fma), FB_F16 (tensor cores, f32 accumulators) */
-  int tf32;     /* FB_F32 inputs rounded to TF32 on tensor cores (sm_80+): calibration forward */
+  int in;       /* FB_F32 (true FP32 fma), FB_F16 (tensor cores, f32 accumulators; by fma before sm_80) */
+  int tf32;     /* FB_F32 inputs rounded to TF32 on tensor cores: calibration forward. Up to 8 rows, and all before sm_80, are true FP32 */
   int out;      /* FB_F32, FB_F16 */
   int act; float act_min, act_max;
   float alpha;
 } fb_gemm_float;
+/* y = act(alpha * sum_k A*B + bias[n]) + residual, for each item of the batch. bias and residual (f32, which lies as C) may be NULL; C may be
+ * the residual. Any alignment and shape; rows of multiples of 16 bytes are fast. The same bits every time. */
 int fb_gemm_float_run(const fb_gemm_float *d, const void *a, const void *b, const float *bias, const void *residual_f32, void *c, fb_stream s);
 
 /* ---- attention.cu ----------------------------------------------------------------------------------------------- */
@@ -203,7 +205,10 @@ typedef struct fb_attention {
   int mask_q;                      /* mask has q_len rows (1) or one row for all (0) */
   int mask_heads;                  /* mask has heads planes (1) or one (0) */
 } fb_attention;
-/* mask: additive f32 [batch, mask_heads ? heads : 1, mask_q ? q_len : 1, kv_len] or NULL; key_lengths [batch] s32 or NULL (keys past it are masked). out f32 or f16 as in. */
+/* mask: additive f32 [batch, mask_heads ? heads : 1, mask_q ? q_len : 1, kv_len] or NULL; key_lengths [batch] s32 or NULL: keys from it on take no
+ * part, unless it is below 1. causal: query i sees keys up to i + kv_len - q_len >= i. out f32 or f16 as in. A query whose keys are all masked by
+ * the same amount, -inf counting as -FLT_MAX, gets the softmax of what that leaves equal, and no NaN (attention.cuh).
+ * Before sm_80, and where rows do not start at multiples of 16 bytes, scores is FB_F32. FB_F16 and FB_S8 round V, and FB_F16 Q and K, to f16. */
 int fb_attention_run(const fb_attention *d, const void *q, const void *k, const void *v, const float *mask, const int32_t *key_lengths, void *out, fb_stream s);
 
 /* ---- conv.cu: NHWC, s8 -------------------------------------------------------------------------------------------- */
@@ -233,9 +238,11 @@ int fb_conv_f32(const fb_conv_s8 *geometry, const float *x, const float *w, cons
 
 /* ---- norm.cu ------------------------------------------------------------------------------------------------------ */
 /* y = LayerNorm(x + residual) * gamma + beta over the last axis; any of sum, y, q may be NULL: sum [m, k] receives x + residual;
- * q/scale/zero the rows of y quantized as by fb_quantize_rows with the same divisor. residual, beta, divisor may be NULL. */
+ * q/scale/zero the rows of y quantized as by fb_quantize_rows with the same divisor. residual, beta, divisor may be NULL. sum and y may be x or
+ * residual. */
 int fb_layer_norm(const float *x, const float *residual, const float *gamma, const float *beta, int64_t m, int64_t k, float epsilon, float *sum, float *y,
                   const float *divisor, int8_t *q, int64_t ldq, float *scale, int32_t *zero, fb_stream s);
+/* Of each row; y may be x. A row of -inf is uniform. */
 int fb_softmax(const float *x, int64_t m, int64_t k, float *y, fb_stream s);
 
 /* ---- embed.cu ----------------------------------------------------------------------------------------------------- */

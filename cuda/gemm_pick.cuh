@@ -21,6 +21,7 @@ struct FbTile {
   int bm, bn, bk, stages;
   int shared;   // bytes of dynamic shared memory a block
   int resident; // blocks that an SM's registers hold
+  bool persistent = false; // a block takes several tiles
 };
 
 // A kernel has up to 1 KiB of static shared memory beside.
@@ -55,6 +56,7 @@ static inline FbChoice fb_estimate(const FbTile &t, const FbStep &s, int64_t m, 
   const int64_t per_sm = fb_ceil_div(r.tiles * r.split, dev.sms);
   auto round = [&](int64_t blocks) { return blocks ? start + r.steps * (blocks * step > latency ? blocks * step : latency) : 0; };
   r.clocks = per_sm / resident * round(resident) + round(per_sm % resident) + per_sm * out;
+  if (t.persistent && per_sm > 1) r.clocks -= (per_sm - 1) * start;
   if (r.split > 1) r.clocks += per_sm * out + fb_ceil_div(r.tiles, dev.sms) * r.split * out + (zeroed ? 1000 : 3000);
   return r;
 }

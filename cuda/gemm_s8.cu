@@ -1,32 +1,55 @@
 // gemm_s8.cu: which kernel a product of s8 matrices gets, and its launch. The
-// kernels are in gemm_s8.cuh.
+// kernels are in gemm_s8.cuh and gemm_s8_sm90.cuh.
 #include "gemm_pick.cuh"
 #include "gemm_s8.cuh"
+#include "gemm_s8_sm90.cuh"
 
 #include <cstdio>
 
 namespace {
 
-enum Kind { Dp4a, Mma };
+enum Kind { Dp4a, Mma, Wgmma };
+const char *const kKinds[] = {"dp4a", "mma", "wgmma"};
 
 struct Config {
   Kind kind;
   int warps_m, warps_n;
   FbTile tile;
-  void (*launch)(const GemmS8Args &, unsigned blocks, fb_stream);
+  int (*launch)(const GemmS8Args &, unsigned blocks, fb_stream);
 };
 
-void launch_dp4a(const GemmS8Args &p, unsigned blocks, fb_stream s) { FB_LAUNCH(gemm_s8_dp4a, dim3(blocks), dim3(kDp4aThreads), kDp4aShared, s, p); }
+int launch_dp4a(const GemmS8Args &p, unsigned blocks, fb_stream s) {
+  FB_LAUNCH(gemm_s8_dp4a, dim3(blocks), dim3(kDp4aThreads), kDp4aShared, s, p);
+  return fb_launch_status();
+}
 
 template <int BM, int BN, int BK, int WM, int WN, int STAGES, int RESIDENT>
-void launch_mma(const GemmS8Args &p, unsigned blocks, fb_stream s) {
+int launch_mma(const GemmS8Args &p, unsigned blocks, fb_stream s) {
   const auto kernel = gemm_s8_mma<BM, BN, BK, WM, WN, STAGES, RESIDENT>;
   FB_LAUNCH(kernel, dim3(blocks), dim3(32 * WM * WN), (S8Mma<BM, BN, BK, WM, WN, STAGES>::kShared), s, p);
+  return fb_launch_status();
 }
 
 template <int BM, int BN, int BK, int WM, int WN, int STAGES, int RESIDENT>
 constexpr Config mma() {
   return Config{Mma, WM, WN, {BM, BN, BK, STAGES, S8Mma<BM, BN, BK, WM, WN, STAGES>::kShared, RESIDENT}, launch_mma<BM, BN, BK, WM, WN, STAGES, RESIDENT>};
+}
+
+template <int BN>
+int launch_wgmma(const GemmS8Args &g, unsigned blocks, fb_stream s) {
+  using C = S8Wgmma<BN>;
+  GemmS8Sm90Args p;
+  p.g = g;
+  if (const int e = fb_tensor_map(&p.a, g.a, g.k, g.e.m, g.lda, C::BM)) return e;
+  if (const int e = fb_tensor_map(&p.b, g.b, g.k, g.e.n, g.ldb, BN)) return e;
+  FB_LAUNCH(gemm_s8_wgmma<BN>, dim3(blocks), dim3(C::kThreads), C::kShared, s, p);
+  return fb_launch_status();
+}
+
+template <int BN>
+constexpr Config wgmma() {
+  using C = S8Wgmma<BN>;
+  return Config{Wgmma, 2, 1, {C::BM, BN, C::BK, C::kStages, C::kShared, 1, true}, launch_wgmma<BN>};
 }
 
 // Rows of 16 and 32 are for products whose weights are read once: what counts is bytes on their way, 32 KiB a block.
@@ -38,25 +61,28 @@ const Config kConfigs[] = {
     mma<64, 128, 64, 2, 2, 4, 3>(),
     mma<128, 128, 64, 2, 2, 4, 2>(),
     mma<128, 256, 64, 2, 4, 4, 1>(),
+    wgmma<128>(),
+    wgmma<256>(),
 };
 constexpr int kConfigCount = (int)(sizeof kConfigs / sizeof kConfigs[0]);
 
 constexpr int64_t kMaxK = 65792;               // 255 * 128 * k < 2^31
 constexpr int64_t kMaxStride = int64_t(1) << 23; // a tile's rows are addressed with 32 bits
 constexpr int64_t kMaxBlocks = 0x7fffffff;     // gridDim.x
-constexpr int kDp4aRate = 256; // multiply-adds a clock
+constexpr int kDp4aRate = 256, kWgmmaRate = 4096; // multiply-adds a clock
 
-bool runs_on(const Config &c, const fb_device_info &dev) { return fb_fits(c.tile, dev) && (c.kind == Dp4a || dev.sm >= 80); }
+// wgmma exists on Hopper alone.
+bool runs_on(const Config &c, const fb_device_info &dev) { return fb_fits(c.tile, dev) && (c.kind == Dp4a || (c.kind == Mma && dev.sm >= 80) || dev.sm == 90); }
 
 FbChoice choose(const fb_gemm_s8 &d, const fb_device_info &dev, int at, int split) {
   const Config &c = kConfigs[at];
   const FbTile &t = c.tile;
   const FbRate &rate = fb_rate(dev.sm);
   FbStep step;
-  step.multiply = (int64_t)t.bm * t.bn * t.bk / (c.kind == Dp4a ? kDp4aRate : rate.mma);
+  step.multiply = (int64_t)t.bm * t.bn * t.bk / (c.kind == Dp4a ? kDp4aRate : c.kind == Wgmma ? kWgmmaRate : rate.mma);
   step.shared = (int64_t)(t.bm + t.bn + c.warps_m * c.warps_n * (t.bm / c.warps_m + t.bn / c.warps_n)) * t.bk / 128;
   step.l2 = ((d.m < t.bm ? d.m : t.bm) + (d.n < t.bn ? d.n : t.bn)) * t.bk / rate.l2;
-  FbChoice r = fb_best_split(t, step, d.m, d.n, d.k, split, d.zeroed != 0, dev);
+  FbChoice r = fb_best_split(t, step, d.m, d.n, d.k, c.kind == Wgmma ? 1 : split, d.zeroed != 0, dev);
   r.config = at;
   return r;
 }
@@ -100,8 +126,8 @@ int fb_gemm_s8_pick(const fb_gemm_s8 *d, const fb_device_info *dev, char *text, 
   const Config &f = kConfigs[c.config];
   const FbTile &t = f.tile;
   if (text && text_bytes)
-    snprintf(text, text_bytes, "%s %dx%dx%d, %d warps, %d stage%s, %d KiB; %lld tiles, split %d; about %lld clocks", f.kind == Dp4a ? "dp4a" : "mma", t.bm, t.bn, t.bk,
-             f.warps_m * f.warps_n, t.stages, t.stages > 1 ? "s" : "", t.shared >> 10, (long long)c.tiles, c.split, (long long)c.clocks);
+    snprintf(text, text_bytes, "%s %dx%dx%d, %d warps, %d stage%s, %d KiB; %lld tiles, split %d; about %lld clocks", kKinds[f.kind], t.bm, t.bn, t.bk,
+             f.kind == Wgmma ? 8 : f.warps_m * f.warps_n, t.stages, t.stages > 1 ? "s" : "", t.shared >> 10, (long long)c.tiles, c.split, (long long)c.clocks);
   return c.config;
 }
 
@@ -138,8 +164,8 @@ int fb_gemm_s8_run(const fb_gemm_s8 *d, const int8_t *a, const float *a_scale, c
   p.workspace = workspace;
   p.e = FbEpilogue{a_scale, a_zero, b_scale, b_sum, bias, residual, c, d->m, d->n, d->ldc, d->a_rows, d->act, d->out, d->residual, d->act_min, d->act_max, d->out_scale, d->out_zero, false};
   p.e.vector = fb_epilogue_vector(p.e);
-  f.launch(p, (unsigned)(choice.tiles * choice.split), s);
-  return fb_launch_status();
+  const int64_t blocks = choice.tiles * choice.split;
+  return f.launch(p, (unsigned)(f.tile.persistent && blocks > dev.sms ? dev.sms : blocks), s);
 }
 
 int fb_row_sums(const int8_t *b, int64_t n, int64_t k, int64_t ldb, int32_t *sums, fb_stream s) {

@@ -227,6 +227,19 @@ func TestGemmS8Configs(t *testing.T) {
 	})
 }
 
+// Rings of stages go round several times, over several tiles of a block.
+func TestGemmS8Rings(t *testing.T) {
+	schedules(t, func(t *testing.T) {
+		for config := 1; config <= GemmS8Configs(); config++ {
+			p := randomS8(7, 260, 270, 650, 656, 656, 270)
+			p.Config, p.Split, p.Out = config, 1, S32
+			if _, text := p.Pick(must(t)); strings.HasPrefix(text, "wgmma") {
+				p.run(t, text)
+			}
+		}
+	})
+}
+
 func must(t testing.TB) Info {
 	t.Helper()
 	d, err := Device()

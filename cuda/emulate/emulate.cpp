@@ -4,6 +4,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdarg>
 #include <cstdio>
@@ -123,6 +124,10 @@ void prepare(Fiber &f) {
   f.op = NoOp;
   f.open.clear();
   f.groups.clear();
+  f.wgmma_open.clear();
+  f.wgmma_groups.clear();
+  f.accumulators.clear();
+  f.wgmmas = 0;
 }
 
 template <class T, class D, class A>
@@ -190,6 +195,10 @@ void run_warp_op(Fiber *w) {
       return s;
     }, 0.f);
     break;
+  case Same: // operands that have to be one for the warp
+    for (int i = 1; i < 32; i++)
+      if (memcmp(w[i].in, w[0].in, 24)) return stop("lanes 0 and %d of a warp name different operands", i);
+    break;
   default: break; // SyncWarp
   }
 }
@@ -210,18 +219,20 @@ bool run_warp(Block &b, Fiber *w, Random &random, unsigned seed, bool *progress)
     const unsigned first = seed ? random.next() : 0;
     for (int i = 0; i < 32; i++) {
       Fiber &f = w[(i + first) & 31];
+      if (f.state == AtCondition && f.ready(f.condition, f.argument)) f.state = Ready;
       if (f.state != Ready) continue;
       b.fiber = &f;
       *progress = true;
       fb_emu_switch(&b.scheduler, f.sp);
       if (g_aborted) return false;
     }
-    int waiting = 0, blocked = 0;
+    int waiting = 0, blocked = 0, later = 0;
     for (int i = 0; i < 32; i++) {
       waiting += w[i].state == AtWarp;
       blocked += w[i].state == AtBlock;
+      later += w[i].state == AtCondition;
     }
-    if (waiting == 0) return true;
+    if (waiting == 0 || (later && waiting + later == 32)) return true;
     if (waiting != 32) {
       stop(blocked ? "%d lanes wait in a warp operation while %d wait at __syncthreads" : "a warp operation by %d lanes, %d at a barrier, the rest ended", waiting, blocked);
       return false;
@@ -232,6 +243,7 @@ bool run_warp(Block &b, Fiber *w, Random &random, unsigned seed, bool *progress)
         return false;
       }
     run_warp_op(w);
+    if (g_aborted) return false;
     for (int i = 0; i < 32; i++) w[i].state = Ready;
     *progress = true;
     if (seed && (random.next() & 3) == 0) return true; // another warp's turn
@@ -240,6 +252,7 @@ bool run_warp(Block &b, Fiber *w, Random &random, unsigned seed, bool *progress)
 
 bool run_block(Block &b, std::vector<Fiber> &fibers, unsigned n, Random &random, unsigned seed) {
   b.statics.clear();
+  b.bulks.clear();
   b.pool_used = 0;
   memset(b.dynamic, kPoison, b.dynamic_bytes);
   const unsigned warps = n / 32;
@@ -253,12 +266,22 @@ bool run_block(Block &b, std::vector<Fiber> &fibers, unsigned n, Random &random,
     const unsigned first = seed ? random.next() : 0;
     for (unsigned i = 0; i < warps; i++)
       if (!run_warp(b, &fibers[(i + first) % warps * 32], random, seed, &progress)) return false;
+    if (progress && !(seed && (random.next() & 7) == 0)) continue;
+    if (!b.bulks.empty() && std::all_of(fibers.begin(), fibers.begin() + n, [](const Fiber &f) { return f.state == Done; })) {
+      stop("a block ends while TMA brings it tiles");
+      return false;
+    }
+    if (!b.bulks.empty()) {
+      land_bulk(random.next() % b.bulks.size());
+      continue;
+    }
     if (progress) continue;
     // Nobody can run: all ended, or all that live wait at one barrier.
-    unsigned blocked = 0, done = 0;
+    unsigned blocked = 0, done = 0, later = 0;
     int site = 0;
     for (unsigned t = 0; t < n; t++) {
       done += fibers[t].state == Done;
+      later += fibers[t].state == AtCondition;
       if (fibers[t].state != AtBlock) continue;
       blocked++;
       if (site != 0 && fibers[t].site != site) {
@@ -267,7 +290,16 @@ bool run_block(Block &b, std::vector<Fiber> &fibers, unsigned n, Random &random,
       }
       site = fibers[t].site;
     }
+    for (unsigned t = 32; t < n; t++)
+      if (done == n && t % 128 && fibers[t].wgmmas != fibers[t - 1].wgmmas) {
+        stop("the warps of a warpgroup ran different numbers of wgmma");
+        return false;
+      }
     if (done == n) return true;
+    if (later) {
+      stop("%u threads wait for a phase of an mbarrier that nothing ends", later);
+      return false;
+    }
     if (done != 0) {
       stop("__syncthreads in line %d is not reached by all threads: %u wait, %u have ended", site, blocked, done);
       return false;
@@ -324,6 +356,7 @@ static void run(const Launch &l) {
   b.dynamic_bytes = l.smem;
   b.pool = b.dynamic + ((l.smem + 127) & ~size_t(127));
   b.eager = seed & 1;
+  b.eager_products = (seed & 3) == 1;
   block_now = &b;
   const uint64_t first = seed ? random.next() % blocks : 0;
   for (uint64_t i = 0; i < blocks; i++) {
@@ -351,6 +384,15 @@ void submit(const char *kernel, dim3 grid, dim3 block, size_t smem, void *stream
 void wait_warp(Op op) {
   block_now->fiber->op = op;
   yield(AtWarp);
+}
+
+void wait_until(bool (*ready)(const void *, uint32_t), const void *condition, uint32_t argument) {
+  Fiber *f = block_now->fiber;
+  if (ready(condition, argument)) return;
+  f->ready = ready;
+  f->condition = condition;
+  f->argument = argument;
+  yield(AtCondition);
 }
 
 void sync_block(int line) {

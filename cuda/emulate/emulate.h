@@ -51,14 +51,41 @@ enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2
 
 namespace fbemu {
 
-enum State : uint8_t { Ready, AtWarp, AtBlock, Done };
-enum Op : uint8_t { NoOp, SyncWarp, Shuffle, Ballot, MmaS8, MmaF16, MmaBF16, MmaTF32, LdMatrix, LdMatrixTrans };
+enum State : uint8_t { Ready, AtWarp, AtBlock, AtCondition, Done };
+enum Op : uint8_t { NoOp, SyncWarp, Shuffle, Ballot, MmaS8, MmaF16, MmaBF16, MmaTF32, LdMatrix, LdMatrixTrans, Same };
 
 struct Copy {
   void *dst;
   const void *src;
   int bytes;
   bool pred;
+};
+
+// A product of a warpgroup (hopper.h), and accumulators that some are under way to.
+struct Wgmma {
+  int32_t *d;
+  int n;
+  const void *a, *b;
+  bool accumulate;
+  std::vector<int32_t> product; // of this thread, once the tiles are read
+};
+struct Accumulators {
+  int32_t *d;
+  std::vector<int32_t> value;
+  int pending;
+};
+
+// A tile that TMA will bring, once this of the tensor is known: rows x cols bytes.
+struct TensorMap {
+  const char *base;
+  int64_t cols, rows, stride;
+  int box_rows;
+};
+struct Bulk {
+  void *tile;
+  TensorMap map;
+  int col, row;
+  void *bar;
 };
 
 // One thread. in/out are the operands of the warp operation it waits in.
@@ -74,6 +101,13 @@ struct Fiber {
   const void *ptr = nullptr;
   std::vector<Copy> open;                 // cp.async not yet committed
   std::vector<std::vector<Copy>> groups;  // committed, oldest first
+  bool (*ready)(const void *, uint32_t) = nullptr; // AtCondition: of what it waits for
+  const void *condition = nullptr;
+  uint32_t argument = 0;
+  std::vector<Wgmma> wgmma_open;
+  std::vector<std::vector<Wgmma>> wgmma_groups;
+  std::vector<Accumulators> accumulators;
+  unsigned wgmmas = 0;
 };
 
 struct Static {
@@ -94,6 +128,8 @@ struct Block {
   const std::function<void()> *body = nullptr;
   const char *kernel = "";
   bool eager = false; // asynchronous copies land when issued, not when waited for
+  bool eager_products = false; // and wgmma reads its tiles then
+  std::vector<Bulk> bulks;
 };
 
 extern thread_local Block *block_now;
@@ -102,6 +138,8 @@ inline Block *now() { return block_now; }
 void submit(const char *kernel, dim3 grid, dim3 block, size_t smem, void *stream, std::function<void()> body);
 void wait_warp(Op op);
 void sync_block(int line);
+void wait_until(bool (*ready)(const void *, uint32_t), const void *condition, uint32_t argument);
+void land_bulk(size_t at);
 void *static_shared(int id, size_t bytes);
 void check_aligned(const void *p, size_t to, const char *what);
 void land(const Copy &c);

@@ -1,0 +1,229 @@
+// gemm_float.cu: matrix products that stay in float. FP32 by fma
+// (gemm_float.cuh); TF32 and F16 on tensor cores: copies run three steps ahead
+// of the mma instructions (cp.async, ldmatrix, mma; sm_80 and later).
+#include "gemm_float.cuh"
+
+namespace {
+
+constexpr int kStages = 4;
+constexpr int kStepBytes = 64;            // of k, a step: 32 halves or 16 floats
+constexpr int kRowBytes = kStepBytes + 16; // an odd number of 16-byte units: ldmatrix meets no bank twice
+
+// Shared memory of a stage of B. [k, n] keeps its rows as they are.
+template <class T, bool TRANS_B, int BN>
+__host__ __device__ constexpr int b_bytes() {
+  return TRANS_B ? BN * kRowBytes : kStepBytes / (int)sizeof(T) * (BN * (int)sizeof(T) + (sizeof(T) == 4 ? 32 : 16));
+}
+
+// 16 bytes from global to shared memory: `count` elements exist. ALIGNED:
+// count is either all or none.
+template <bool ALIGNED, class T>
+__device__ __forceinline__ void copy16(void *to, const T *from, const T *valid, int count) {
+  if (ALIGNED) {
+    fb_cp_async<16>(to, count > 0 ? from : valid, count > 0);
+  } else {
+    constexpr int kCount = 16 / (int)sizeof(T);
+    T v[kCount] = {};
+#pragma unroll
+    for (int j = 0; j < kCount; j++)
+      if (j < count) v[j] = from[j];
+    uint4 w;
+    memcpy(&w, v, 16);
+    *static_cast<uint4 *>(to) = w;
+  }
+}
+
+template <class T> __device__ __forceinline__ uint32_t fragment(uint32_t v);
+template <> __device__ __forceinline__ uint32_t fragment<fb_f16>(uint32_t v) { return v; }
+template <> __device__ __forceinline__ uint32_t fragment<float>(uint32_t v) { return fb_to_tf32(__uint_as_float(v)); }
+__device__ __forceinline__ void multiply(fb_f16, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { fb_mma_f16(d, a, b0, b1); }
+__device__ __forceinline__ void multiply(float, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { fb_mma_tf32(d, a, b0, b1); }
+
+// BM x BN a block, 16 MT x 8 NT a warp. In bytes, f16 and tf32 fragments are the
+// same: 16 rows x 32 bytes of A, 8 columns x 32 bytes of B.
+template <class T, bool TRANS_B, bool ALIGNED, int BM, int BN, int MT, int NT>
+__device__ __forceinline__ void product(const FbGemmFloat &p) {
+  constexpr int kAcross = BN / (8 * NT), kThreads = BM / (16 * MT) * kAcross * 32;
+  constexpr int kChunk = 16 / (int)sizeof(T), kStep = kStepBytes / (int)sizeof(T);
+  constexpr int kBytesA = BM * kRowBytes, kBytesB = b_bytes<T, TRANS_B, BN>(), kRowB = kBytesB / kStep; // kRowB: of [k, n]
+  constexpr int kLoadsA = BM * 4 / kThreads, kLoadsB = BN * 4 / kThreads;
+  static_assert(BM * 4 % kThreads == 0 && BN * 4 % kThreads == 0 && NT % 2 == 0, "whole chunks and pairs of tiles");
+  FB_DYN_SHARED(unsigned char, shared);
+  unsigned char *stages_b = shared + kStages * kBytesA;
+  const fb_gemm_float &d = p.d;
+  const FbTile at = fb_gemm_tile(p, blockIdx.x);
+  const T *a = static_cast<const T *>(p.a) + at.batch * d.stride_a, *b = static_cast<const T *>(p.b) + at.batch * d.stride_b;
+  const int64_t m0 = (int64_t)at.m * BM, n0 = (int64_t)at.n * BN;
+  const int tid = (int)threadIdx.x, warp = tid >> 5, lane = fb_lane();
+  const int wm = warp / kAcross * 16 * MT, wn = warp % kAcross * 8 * NT;
+  const int steps = (int)fb_ceil_div(d.k, kStep);
+
+  // What a thread copies each step: chunks of the same column, rows apart by a
+  // constant. left counts the elements from there on; none in rows that do not exist.
+  constexpr int kPerRowB = TRANS_B ? 4 : BN / kChunk, kApartA = kThreads / 4, kApartB = kThreads / kPerRowB;
+  const int ra = tid / 4, rb = tid / kPerRowB;
+  const int k_at = tid % 4 * kChunk;
+  const T *from_a = a + (m0 + ra) * d.lda + k_at;
+  const T *from_b = TRANS_B ? b + (n0 + rb) * d.ldb + k_at : b + (int64_t)rb * d.ldb + n0 + tid % kPerRowB * kChunk;
+  unsigned char *const to_a = shared + ra * kRowBytes + tid % 4 * 16;
+  unsigned char *const to_b = stages_b + rb * (TRANS_B ? kRowBytes : kRowB) + tid % kPerRowB * 16;
+  const int rows_a = (int)(d.m - m0) - ra, rows_b = TRANS_B ? (int)(d.n - n0) - rb : (int)(d.n - n0) - tid % kPerRowB * kChunk;
+  int next = 0, left = (int)d.k - k_at, left_rows = (int)d.k - rb;
+  auto load = [&](int stage) {
+    if (next++ < steps) {
+#pragma unroll
+      for (int i = 0; i < kLoadsA; i++)
+        copy16<ALIGNED>(to_a + stage * kBytesA + i * kApartA * kRowBytes, from_a + i * kApartA * d.lda, a, i * kApartA < rows_a ? left : 0);
+#pragma unroll
+      for (int i = 0; i < kLoadsB; i++) {
+        if (TRANS_B) copy16<ALIGNED>(to_b + stage * kBytesB + i * kApartB * kRowBytes, from_b + i * kApartB * d.ldb, b, i * kApartB < rows_b ? left : 0);
+        else copy16<ALIGNED>(to_b + stage * kBytesB + i * kApartB * kRowB, from_b + i * kApartB * d.ldb, b, i * kApartB < left_rows ? rows_b : 0);
+      }
+      from_a += kStep;
+      from_b += TRANS_B ? kStep : kStep * d.ldb;
+      left -= kStep;
+      left_rows -= kStep;
+    }
+    fb_cp_commit(); // also an empty one: the waits below count groups
+  };
+
+  float acc[MT][NT][4] = {};
+#pragma unroll
+  for (int s = 0; s < kStages - 1; s++) load(s);
+  for (int step = 0; step < steps; step++) {
+    fb_cp_wait<kStages - 2>();
+    __syncthreads(); // this step has landed for everyone, and everyone is done with the buffer that the next load fills
+    load((step + kStages - 1) % kStages);
+    const unsigned char *sa = shared + step % kStages * kBytesA, *sb = stages_b + step % kStages * kBytesB;
+#pragma unroll
+    for (int half = 0; half < 2; half++) { // 32 bytes of k
+      uint32_t fa[MT][4], fb[NT][2];
+#pragma unroll
+      for (int i = 0; i < MT; i++) {
+        fb_ldmatrix_x4(fa[i], sa + (wm + 16 * i + (lane & 15)) * kRowBytes + half * 32 + (lane >> 4) * 16);
+#pragma unroll
+        for (int j = 0; j < 4; j++) fa[i][j] = fragment<T>(fa[i][j]);
+      }
+#pragma unroll
+      for (int i = 0; i < NT; i += 2) {
+        uint32_t r[4];
+        if (TRANS_B) {
+          fb_ldmatrix_x4(r, sb + (wn + 8 * i + (lane & 7) + (lane >> 4) * 8) * kRowBytes + half * 32 + (lane >> 3 & 1) * 16);
+        } else if (sizeof(T) == 2) {
+          fb_ldmatrix_x4_trans(r, sb + (half * 16 + (lane & 15)) * kRowB + (wn + 8 * i + (lane >> 4) * 8) * 2);
+        } else { // ldmatrix transposes halves only; rows are 8 banks apart, so these meet no bank twice
+#pragma unroll
+          for (int j = 0; j < 4; j++) r[j] = *reinterpret_cast<const uint32_t *>(sb + (half * 8 + (lane & 3) + (j & 1) * 4) * kRowB + (wn + 8 * i + (j >> 1) * 8 + (lane >> 2)) * 4);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; j++) fb[i + j / 2][j % 2] = fragment<T>(r[j]);
+      }
+#pragma unroll
+      for (int i = 0; i < MT; i++)
+#pragma unroll
+        for (int j = 0; j < NT; j++) multiply(T(), acc[i][j], fa[i], fb[j][0], fb[j][1]);
+    }
+  }
+  fb_cp_wait<0>();
+  __syncthreads(); // the stages become staging of the epilogue
+  fb_store_mma<MT, NT>(fb_gemm_store(p, at.batch), acc, m0 + wm, n0 + wn, reinterpret_cast<float *>(shared) + warp * fb_stage_words(NT));
+}
+
+template <class T, bool TRANS_B, int TILE>
+__global__ void __launch_bounds__(TILE * 2) gemm_mma(FbGemmFloat p) {
+  product<T, TRANS_B, true, TILE, TILE, TILE / 32, 4>(p);
+}
+template <class T, bool TRANS_B>
+__global__ void __launch_bounds__(128) gemm_mma_unaligned(FbGemmFloat p) {
+  product<T, TRANS_B, false, 64, 64, 2, 4>(p);
+}
+
+enum Kernel { kSkinny, kFma, kMma };
+
+struct Choice {
+  Kernel kernel;
+  int tile; // m and n of a block, 128 or 64
+};
+
+// The kernel for d on a device. Large tiles read least, where they still give
+// every multiprocessor one.
+Choice pick(const fb_gemm_float &d, const fb_device_info &dev) {
+  const bool tensor = dev.sm >= 80 && (d.in == FB_F16 || d.tf32);
+  const int64_t blocks = fb_ceil_div(d.m, 128) * fb_ceil_div(d.n, 128) * d.batch;
+  const int tile = blocks >= dev.sms ? 128 : 64;
+  if (d.m <= kSkinnyRows) return Choice{kSkinny, tile};
+  return Choice{tensor ? kMma : kFma, tile};
+}
+
+template <class T, bool TRANS_B>
+void launch(FbGemmFloat &p, const Choice &choice, int64_t blocks, bool aligned, fb_stream s) {
+  const dim3 grid((unsigned)blocks);
+  switch (choice.kernel) {
+  case kSkinny:
+    if (TRANS_B) FB_LAUNCH(gemm_skinny_nk<T>, grid, dim3(kSkinnyWarps * 32), 0, s, p);
+    else FB_LAUNCH(gemm_skinny_kn<T>, grid, dim3(kSkinnyWarps * 32), 0, s, p);
+    break;
+  case kFma:
+    if (choice.tile == 128) FB_LAUNCH((gemm_fma<T, TRANS_B, 128, 128, 8>), grid, dim3(256), 0, s, p);
+    else FB_LAUNCH((gemm_fma<T, TRANS_B, 64, 64, 4>), grid, dim3(128), 0, s, p);
+    break;
+  case kMma: {
+    const size_t large = kStages * (128 * kRowBytes + b_bytes<T, TRANS_B, 128>()), small = kStages * (64 * kRowBytes + b_bytes<T, TRANS_B, 64>());
+    static_assert(8 * fb_stage_words(4) * 4 <= kStages * 128 * kRowBytes && 4 * fb_stage_words(4) * 4 <= kStages * 64 * kRowBytes, "the epilogue stages in the pipeline's memory");
+    if (choice.tile == 128 && aligned) FB_LAUNCH((gemm_mma<T, TRANS_B, 128>), grid, dim3(256), large, s, p);
+    else if (aligned) FB_LAUNCH((gemm_mma<T, TRANS_B, 64>), grid, dim3(128), small, s, p);
+    else FB_LAUNCH((gemm_mma_unaligned<T, TRANS_B>), grid, dim3(128), small, s, p);
+  }
+  }
+}
+
+// Rows of `cols` elements that start at multiples of `bytes` and hold whole chunks of them.
+bool chunks(const void *p, int64_t ld, int64_t stride, int64_t batch, int64_t cols, int64_t size, int64_t bytes) {
+  return fb_aligned(p, (size_t)bytes) && ld * size % bytes == 0 && (batch == 1 || stride * size % bytes == 0) && cols * size % bytes == 0;
+}
+
+constexpr int64_t kMax = 0x7fffffff; // of m, n, k, batch and the grid
+
+} // namespace
+
+extern "C" int fb_gemm_float_run(const fb_gemm_float *d, const void *a, const void *b, const float *bias, const void *residual_f32, void *c, fb_stream s) {
+  if (!d || !a || !b || !c || d->m < 0 || d->n < 0 || d->k < 1 || d->batch < 1 || d->m > kMax || d->n > kMax || d->k > kMax || d->batch > kMax) return FB_BAD_ARGUMENT;
+  if (d->lda < d->k || d->ldb < (d->trans_b ? d->k : d->n) || d->ldc < d->n || d->stride_a < 0 || d->stride_b < 0 || d->stride_c < 0) return FB_BAD_ARGUMENT;
+  if ((d->in != FB_F32 && d->in != FB_F16) || (d->out != FB_F32 && d->out != FB_F16) || d->act < FB_ACT_NONE || d->act > FB_ACT_CLIP || (d->tf32 && d->in != FB_F32)) return FB_BAD_ARGUMENT;
+  if (d->batch > 1 && d->stride_c < (d->m - 1) * d->ldc + d->n) return FB_BAD_ARGUMENT; // results would overlap
+  if (d->m == 0 || d->n == 0) return FB_OK;
+  fb_device_info dev;
+  if (int e = fb_device(&dev)) return e;
+
+  FbGemmFloat p = {};
+  p.d = *d;
+  p.a = a;
+  p.b = b;
+  p.e.bias = bias;
+  p.e.residual = residual_f32;
+  p.e.residual_type = FB_F32;
+  p.e.c = c;
+  p.e.m = d->m;
+  p.e.n = d->n;
+  p.e.ldc = d->ldc;
+  p.e.act = d->act;
+  p.e.act_min = d->act_min;
+  p.e.act_max = d->act_max;
+  p.e.out = d->out;
+  p.e.vector = fb_epilogue_vector(p.e) && (d->batch == 1 || d->stride_c % 4 == 0);
+  const int64_t size = d->in == FB_F16 ? 2 : 4, b_cols = d->trans_b ? d->k : d->n;
+  const Choice choice = pick(*d, dev);
+  p.vector_a = chunks(a, d->lda, d->stride_a, d->batch, d->k, size, 4 * size);
+  p.vector_b = chunks(b, d->ldb, d->stride_b, d->batch, b_cols, size, 4 * size);
+  const bool aligned = chunks(a, d->lda, d->stride_a, d->batch, d->k, size, 16) && chunks(b, d->ldb, d->stride_b, d->batch, b_cols, size, 16);
+  const int tile = choice.kernel == kMma && !aligned ? 64 : choice.tile;
+  const int64_t tiles_m = choice.kernel == kSkinny ? 1 : fb_ceil_div(d->m, tile);
+  const int64_t tiles_n = fb_ceil_div(d->n, choice.kernel != kSkinny ? tile : d->trans_b ? kSkinnyWarps : 32);
+  if (tiles_m * tiles_n > kMax / d->batch) return FB_UNSUPPORTED;
+  p.tiles_m = (int)tiles_m;
+  p.tiles_n = (int)tiles_n;
+  const int64_t blocks = tiles_m * tiles_n * d->batch;
+  if (d->in == FB_F16) d->trans_b ? launch<fb_f16, true>(p, choice, blocks, aligned, s) : launch<fb_f16, false>(p, choice, blocks, aligned, s);
+  else d->trans_b ? launch<float, true>(p, choice, blocks, aligned, s) : launch<float, false>(p, choice, blocks, aligned, s);
+  return fb_launch_status();
+}
