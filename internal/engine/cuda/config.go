@@ -22,22 +22,3 @@ type Config struct {
 	// NoGraphs launches each kernel by itself instead of recording CUDA graphs.
 	NoGraphs bool
 }
-
-// defaults of Config.
-const (
-	defaultStreams = 2
-	defaultShapes  = 64
-)
-
-func (c Config) withDefaults() Config {
-	if c.Streams <= 0 {
-		c.Streams = defaultStreams
-	}
-	if c.Shapes <= 0 {
-		c.Shapes = defaultShapes
-	}
-	if c.MaxMemory <= 0 {
-		c.MaxMemory = plan.MaxArena
-	}
-	return c
-}

@@ -111,6 +111,25 @@ func (e *Engine) OpenFile(ctx context.Context, path string, _ engine.Options) (e
 	return s, nil
 }
 
+// defaults of Config.
+const (
+	defaultStreams = 2
+	defaultShapes  = 64
+)
+
+func (c Config) withDefaults() Config {
+	if c.Streams <= 0 {
+		c.Streams = defaultStreams
+	}
+	if c.Shapes <= 0 {
+		c.Shapes = defaultShapes
+	}
+	if c.MaxMemory <= 0 {
+		c.MaxMemory = plan.MaxArena
+	}
+	return c
+}
+
 // specOf reads inputs and outputs from the graph.
 func specOf(m *graph.Model) engine.IOSpec {
 	list := func(vs []*graph.Value) []engine.IO {

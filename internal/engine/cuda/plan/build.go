@@ -292,7 +292,9 @@ func (b *builder) dense(v *value) (Ref, error) {
 		v.dense = v.nhwc
 	case v.nhwc != none:
 		x := v.nhwc
-		b.transpose(4, x, nhwcOf(v.dims), []int{0, 3, 1, 2}, b.fresh(v))
+		if err := b.transpose(4, x, nhwcOf(v.dims), []int{0, 3, 1, 2}, b.fresh(v)); err != nil {
+			return none, err
+		}
 	case v.rows != none:
 		k := v.last()
 		dims := []int64{v.elems / k, k}
@@ -308,17 +310,18 @@ func (b *builder) dense(v *value) (Ref, error) {
 }
 
 // transpose copies x, dense of dims, so that dimension i of y is perm[i] of x.
-func (b *builder) transpose(size int64, x Ref, dims []int64, perm []int, y Ref) {
+func (b *builder) transpose(size int64, x Ref, dims []int64, perm []int, y Ref) error {
 	strides := dense(dims)
 	to, from := make([]int64, len(perm)), make([]int64, len(perm))
 	for i, p := range perm {
 		to[i], from[i] = dims[p], strides[p]
 	}
 	d, s, ok := collapse(to, from, dense(to))
-	if !ok { // more than Rank groups of axes: callers permute at most Rank
-		panic("plan: transpose of too many axes")
+	if !ok {
+		return fmt.Errorf("%w: transposition of %v", ErrUnsupported, dims)
 	}
 	b.step(&Copy{Size: size, Src: View{d, s[0]}, Dst: View{d, s[1]}, X: x, Y: y})
+	return nil
 }
 
 // sameOrder reports whether [n, c, h, w] lies in memory as [n, h, w, c] does.

@@ -72,15 +72,14 @@ func (b *builder) emitBinary(n *graph.Node) error {
 		if !ok {
 			return unsupported(n, "operands %v and %v", dims, in[i].dims)
 		}
-		to := Ref{}
-		switch {
-		case i == len(in)-1:
+		var to Ref
+		if i < len(in)-1 {
+			to = b.alloc(y.name+" (part)", product64(out)*t.Size())
+		} else {
 			if !sameDims(out, y.dims) && len(out) > 0 {
 				return unsupported(n, "result %v of %v and %v", y.dims, dims, in[i].dims)
 			}
 			to = b.fresh(y)
-		default:
-			to = b.alloc(y.name+" (part)", product64(out)*t.Size())
 		}
 		if err := b.binary(n, op, t, out, have, dims, c, in[i].dims, to); err != nil {
 			return err
@@ -201,11 +200,9 @@ func (b *builder) integerUnary(n *graph.Node, x, y *value) error {
 	if n.Op != "Neg" && n.Op != "Abs" {
 		return unsupported(n, "operand of type %v", x.dtype)
 	}
-	t, zero := S64, Ref{}
+	t, zero := S64, constant(b, int64(0))
 	if x.dtype == tensor.Int32 {
 		t, zero = S32, constant(b, int32(0))
-	} else {
-		zero = constant(b, int64(0))
 	}
 	ref, err := b.dense(x)
 	if err != nil {
@@ -384,10 +381,11 @@ func (b *builder) emitSoftmax(n *graph.Node) error {
 	outer, size := product64(x.dims[:axis]), x.dims[axis]
 	inner := x.elems / outer / size
 	turned, result := b.alloc(y.name+" (turned)", x.elems*4), b.alloc(y.name+" (softmax)", x.elems*4)
-	b.transpose(4, ref, []int64{outer, size, inner}, []int{0, 2, 1}, turned)
+	if err := b.transpose(4, ref, []int64{outer, size, inner}, []int{0, 2, 1}, turned); err != nil {
+		return err
+	}
 	b.step(&Softmax{M: outer * inner, K: size, X: turned, Y: result})
-	b.transpose(4, result, []int64{outer, inner, size}, []int{0, 2, 1}, b.fresh(y))
-	return nil
+	return b.transpose(4, result, []int64{outer, inner, size}, []int{0, 2, 1}, b.fresh(y))
 }
 
 var reduceOps = map[string]Op{"ReduceSum": ReduceSum, "ReduceMean": ReduceMean, "ReduceMax": ReduceMax, "ReduceMin": ReduceMin, "ReduceL2": ReduceL2}
@@ -457,7 +455,7 @@ func (b *builder) emitReduce(n *graph.Node) error {
 			perm = append(perm, i)
 		}
 	}
-	if len(x.dims) > Rank || x.dtype != tensor.Float32 {
+	if x.dtype != tensor.Float32 {
 		return unsupported(n, "operand %v%v", x.dtype, x.dims)
 	}
 	ref, err := b.dense(x)
@@ -469,7 +467,9 @@ func (b *builder) emitReduce(n *graph.Node) error {
 		return err
 	}
 	turned := b.alloc(x.name+" (turned)", x.elems*4)
-	b.transpose(4, ref, x.dims, perm, turned)
+	if err := b.transpose(4, ref, x.dims, perm, turned); err != nil {
+		return err
+	}
 	if y.elems != kept {
 		return unsupported(n, "result %v", y.dims)
 	}

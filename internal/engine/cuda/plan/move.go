@@ -440,7 +440,9 @@ func (b *builder) emitGemm(n *graph.Node) error {
 	if n.Int("transA", 0) != 0 {
 		s.M, s.K = s.K, s.M
 		turned := b.alloc(x.name+" (turned)", x.elems*4)
-		b.transpose(4, a, x.dims, []int{1, 0}, turned)
+		if err := b.transpose(4, a, x.dims, []int{1, 0}, turned); err != nil {
+			return err
+		}
 		a = turned
 	}
 	depth := w.dims[0]

@@ -195,7 +195,7 @@ func (m *machine) copy(s *plan.Copy) {
 }
 
 func (m *machine) cast(s *plan.Cast) error {
-	get := func(i int64) float64 { return 0 }
+	var get func(i int64) float64
 	switch s.From {
 	case plan.F32:
 		x := f32(m, s.X, s.N)

@@ -119,7 +119,7 @@ func (m *machine) gemmW4(s *plan.GemmW4) {
 	blocks := s.K / s.Block
 	q, scale := m.bytes(s.Packed, s.N*s.K/2), f32(m, s.PackedScale, s.N*blocks)
 	bias, res, c := f32(m, s.Bias, s.N), f32(m, s.Residual, (s.M-1)*s.LdC+s.N), f32(m, s.C, (s.M-1)*s.LdC+s.N)
-	a := func(i, k int64) float64 { return 0 }
+	var a func(i, k int64) float64
 	if s.AType == plan.S8 {
 		codes, as, az := s8(m, s.A, (s.M-1)*s.LdA+s.K), f32(m, s.AScale, s.M), s32(m, s.AZero, s.M)
 		a = func(i, k int64) float64 { return float64(int32(codes[i*s.LdA+k])-az[i]) * float64(as[i]) }

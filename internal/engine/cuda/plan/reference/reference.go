@@ -75,16 +75,14 @@ func poisoned(n int64) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(&w[0])), n)
 }
 
-// bytes returns n bytes at r, within its buffer: an access outside panics.
+// bytes returns n bytes at r. Slices end with their buffer, so that an access
+// outside of it shows.
 func (m *machine) bytes(r plan.Ref, n int64) []byte {
-	b := m.p.Buffers[r.Buf]
-	if r.Offset < 0 || n < 0 || r.Offset+n > b.Bytes {
-		panic(fmt.Sprintf("access of %d bytes at %v, a buffer of %d", n, r, b.Bytes))
+	memory := m.weights[r.Buf]
+	if b := m.p.Buffers[r.Buf]; b.Kind == plan.Arena {
+		memory = m.arena[b.Offset : b.Offset+b.Bytes : b.Offset+b.Bytes]
 	}
-	if b.Kind == plan.Arena {
-		return m.arena[b.Offset+r.Offset : b.Offset+r.Offset+n]
-	}
-	return m.weights[r.Buf][r.Offset : r.Offset+n]
+	return memory[r.Offset : r.Offset+n : len(memory)]
 }
 
 // view returns n elements at r; nil for NULL.
