@@ -214,7 +214,7 @@ int fb_attention_run(const fb_attention *d, const void *q, const void *k, const 
 /* ---- conv.cu: NHWC, s8 -------------------------------------------------------------------------------------------- */
 typedef struct fb_conv_s8 {
   int n, h, w, c;             /* input [n, h, w, c], at most 2^30 elements; c per group times groups */
-  int oc, kh, kw, oh, ow;     /* weight [oc, kh, kw, c / groups] s8, kh kw c/groups <= 65792; output [n, oh, ow, oc], fewer than 2^31 pixels */
+  int oc, kh, kw, oh, ow;     /* weight [oc, kh, kw, c / groups] s8, kh kw c/groups <= 65792; output [n, oh, ow, oc], fewer than 2^31 - 2^15 pixels */
   int stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, groups; /* pads at the start; those at the end follow from oh, ow */
   float x_scale; int32_t x_zero;     /* of the input, s8 zero point; padding reads x_zero */
   int act; float act_min, act_max;
