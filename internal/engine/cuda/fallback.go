@@ -248,6 +248,8 @@ type Session struct {
 	// waiting: after a failure, until the time of the next attempt. unproven: no
 	// request has succeeded since one.
 	waiting, unproven atomic.Bool
+	// refused says what the executor lacked for the last request that it saw.
+	refused atomic.Pointer[string]
 
 	mu      sync.Mutex
 	status  engine.Placement
@@ -271,6 +273,9 @@ func (s *Session) Placement() engine.Placement {
 		if d.Since.After(st.Since) {
 			st.Since = d.Since
 		}
+	}
+	if why := s.refused.Load(); why != nil && st.Reason == "" {
+		st.Engine, st.Device, st.Reason = s.f.c.CPU.Name(), "", *why
 	}
 	st.GPU, st.CPU = s.onGPU.Load(), s.onCPU.Load()
 	return st
@@ -413,6 +418,9 @@ func (s *Session) Run(ctx context.Context, in engine.Feeds, outs []string) (engi
 		r, err := g.Run(ctx, in, outs)
 		if err == nil {
 			s.onGPU.Add(1)
+			if s.refused.Load() != nil {
+				s.refused.Store(nil)
+			}
 			if s.unproven.Load() || s.f.unproven.Load() {
 				s.proved()
 			}
@@ -426,7 +434,9 @@ func (s *Session) Run(ctx context.Context, in engine.Feeds, outs []string) (engi
 		case noMemory, failure:
 			s.later(err)
 		}
-		why = err.Error()
+		if why = err.Error(); kindOf(err) == unsupported {
+			s.refused.Store(&why)
+		}
 	}
 	r, err := s.cpu.Run(ctx, in, outs)
 	if err != nil {

@@ -234,8 +234,14 @@ func TestRefused(t *testing.T) {
 	b = newBench(t, nil)
 	fail(&b.gpu.run, fmt.Errorf("%w: this shape", plan.ErrUnsupported))
 	b.on("cpu", "this shape")
+	if st := b.status(); st.Engine != "cpu" || !strings.Contains(st.Reason, "this shape") || !st.Retry.IsZero() {
+		t.Errorf("%+v", st)
+	}
 	fail(&b.gpu.run, nil)
 	b.on("gpu", "") // at once
+	if st := b.status(); st.Engine != "gpu" || st.Reason != "" {
+		t.Errorf("%+v", st)
+	}
 }
 
 // TestMemory: after the device ran out of memory it is left alone for a while,
