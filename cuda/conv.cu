@@ -64,6 +64,7 @@ constexpr int kConfigCount = (int)(sizeof kConfigs / sizeof kConfigs[0]);
 
 constexpr int64_t kMaxK = 65792;                  // 255 * 128 * k < 2^31
 constexpr int64_t kMaxImage = int64_t(1) << 30;   // elements of x: addressed with 32 bits
+constexpr int64_t kMaxPixels = INT32_MAX - (1 << 15); // of y
 constexpr int kMaxExtent = 1 << 15;               // of a dilated filter, of padding and of strides
 constexpr int kDp4aRate = 256;                    // multiply-adds a clock
 constexpr int kLanes = 128;                       // instructions an SM issues for its lanes in a clock
@@ -85,7 +86,7 @@ bool too_large(const fb_conv_s8 &d) {
     in *= v;
   }
   for (int v : {d.oh, d.ow}) {
-    if (pixels > INT32_MAX / v) return true;
+    if (pixels > kMaxPixels / v) return true;
     pixels *= v;
   }
   return pixels * d.groups > INT32_MAX;
@@ -162,7 +163,7 @@ ConvArgs arguments(const fb_conv_s8 &d, const int8_t *x, const int8_t *w, const 
   p.h = d.h, p.w = d.w, p.c = d.c, p.ow = d.ow, p.kh = d.kh, p.kw = d.kw;
   p.stride_h = d.stride_h, p.stride_w = d.stride_w, p.pad_h = d.pad_h, p.pad_w = d.pad_w, p.dil_h = d.dil_h, p.dil_w = d.dil_w;
   p.cg = d.c / d.groups, p.og = d.oc / d.groups, p.k = depth(d);
-  p.m = pixels(d);
+  p.m = (int)pixels(d);
   p.by_ow = FbDivisor::of((uint32_t)d.ow), p.by_ohw = FbDivisor::of((uint32_t)d.oh * d.ow), p.by_cg = FbDivisor::of((uint32_t)p.cg), p.by_kw = FbDivisor::of((uint32_t)d.kw);
   const int taps = kConvBK / p.cg;
   p.step_c = kConvBK - taps * p.cg, p.step_w = taps % d.kw * d.dil_w, p.step_h = taps / d.kw * d.dil_h;
@@ -170,7 +171,7 @@ ConvArgs arguments(const fb_conv_s8 &d, const int8_t *x, const int8_t *w, const 
 }
 
 void launch_direct(const fb_conv_s8 &d, const ConvArgs &p, fb_stream s) {
-  const uint32_t n = (uint32_t)(p.m * d.oc);
+  const uint32_t n = (uint32_t)p.m * (uint32_t)d.oc;
   const FbDivisor by_oc = FbDivisor::of((uint32_t)d.oc), by_og = FbDivisor::of((uint32_t)p.og);
   const dim3 grid(fb_grid(n, 256, 1 << 20));
   if (p.cg % 4 == 0) FB_LAUNCH(conv_s8_direct<true>, grid, dim3(256), 0, s, p, by_oc, by_og, n);
@@ -255,7 +256,7 @@ int fb_conv_s8_run(const fb_conv_s8 *d, const int8_t *x, const int8_t *w, const 
   default: {
     if (choice.tiles * choice.split > INT32_MAX) return FB_UNSUPPORTED;
     if (const int r = fb_prepare_split(f.tile, choice, workspace, workspace_bytes, d->zeroed != 0, s)) return r;
-    p.tiles_m = fb_ceil_div(p.m, f.tile.bm), p.tiles_n = (int)fb_ceil_div(p.og, f.tile.bn);
+    p.tiles_m = (int)fb_ceil_div(p.m, f.tile.bm), p.tiles_n = (int)fb_ceil_div(p.og, f.tile.bn);
     p.split = choice.split, p.k_tiles = choice.steps, p.workspace = workspace;
     f.launch[load_of(*d)](p, (unsigned)(choice.tiles * choice.split), s);
   }

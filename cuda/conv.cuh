@@ -98,12 +98,12 @@ struct ConvArgs {
   int h, w, c, ow, kh, kw;
   int stride_h, stride_w, pad_h, pad_w, dil_h, dil_w;
   int cg, og, k; // channels of a group in and out, kh kw cg
-  int64_t m;
+  int m; // < 2^31 - 2^15, so that the last tile's rows can be counted
   FbDivisor by_ow, by_ohw, by_cg, by_kw;
   int step_c, step_w, step_h; // 64 bytes of k: channels, taps across (times dil_w), taps down (times dil_h)
-  int tiles_n, split, k_tiles; // tiles across the channels of a group; parts along k and tiles of k in each
-  int64_t tiles_m;
-  void *workspace;
+  int tiles_m, tiles_n;  // of pixels, of the channels of a group
+  int split, k_tiles;    // parts along k, and tiles of k in each
+    void *workspace;
   ConvEpilogue e;
 };
 
@@ -134,14 +134,14 @@ struct ConvPixels {
   int ci, dw, dh; // of the thread's chunk: channel, tap across and down, both times the dilation
   int place;
 
-  __device__ __forceinline__ ConvPixels(const ConvArgs &args, int group, int64_t m0, int k0) : p(args) {
+  __device__ __forceinline__ ConvPixels(const ConvArgs &args, int group, int m0, int k0) : p(args) {
     x = p.x + group * p.cg;
     pad = conv_padding.of[p.e.x_zero + 128];
     const int row = (int)threadIdx.x / kConvChunks, chunk = (int)threadIdx.x % kConvChunks;
     place = conv_at(row, chunk);
 #pragma unroll
     for (int i = 0; i < kLoads; i++) {
-      const int64_t m = m0 + row + i * kStep;
+      const int m = m0 + row + i * kStep;
       const uint32_t at = m < p.m ? (uint32_t)m : 0u;
       const uint32_t image = p.by_ohw.quotient(at), pixel = at - image * p.by_ohw.divisor, oh = p.by_ow.quotient(pixel);
       const int ih = (int)oh * p.stride_h - p.pad_h, iw = (int)(pixel - oh * p.by_ow.divisor) * p.stride_w - p.pad_w;
@@ -274,18 +274,19 @@ struct ConvWeights {
 
 // Which tile of which group a block has. Neighbouring blocks share pixels, which are more than the weights.
 struct ConvTile {
-  int part, group, n0, k0, count; // count: tiles of k
-  int64_t m0, index;
+  int part, group, m0, n0, k0, count; // count: tiles of k
+  uint32_t index;
 };
 __device__ __forceinline__ ConvTile conv_tile(const ConvArgs &p, int bm, int bn) {
   ConvTile t;
-  t.part = (int)(blockIdx.x % p.split);
-  t.index = blockIdx.x / p.split;
-  t.n0 = (int)(t.index % p.tiles_n) * bn;
-  t.m0 = t.index / p.tiles_n % p.tiles_m * bm;
-  t.group = (int)(t.index / p.tiles_n / p.tiles_m);
+  t.index = blockIdx.x / (uint32_t)p.split;
+  t.part = (int)(blockIdx.x - t.index * (uint32_t)p.split);
+  const uint32_t row = t.index / (uint32_t)p.tiles_n;
+  t.group = (int)(row / (uint32_t)p.tiles_m);
+  t.n0 = (int)(t.index - row * (uint32_t)p.tiles_n) * bn;
+  t.m0 = (int)(row - (uint32_t)t.group * (uint32_t)p.tiles_m) * bm;
   t.k0 = t.part * p.k_tiles * kConvBK;
-  const int total = (int)fb_ceil_div(p.k, kConvBK) - t.part * p.k_tiles;
+  const int total = (p.k + kConvBK - 1) / kConvBK - t.part * p.k_tiles;
   t.count = total < p.k_tiles ? total : p.k_tiles;
   return t;
 }
@@ -395,7 +396,7 @@ __global__ void __launch_bounds__(32 * WM *WN, RESIDENT) conv_s8_mma(const ConvA
     __syncwarp();
 #pragma unroll 1
     for (int r = lane / kLanes; r < 16; r += kRows) {
-      const int64_t m = t.m0 + wm * C::kWarpM + down * 16 + r;
+      const int m = t.m0 + wm * C::kWarpM + down * 16 + r;
       int v[4];
       const int4 bits = *reinterpret_cast<const int4 *>(stage + r * C::kPitch + lane % kLanes * 4);
       memcpy(v, &bits, 16);
