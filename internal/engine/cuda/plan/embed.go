@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"bytes"
 	"math"
 
 	"github.com/fewbit/fewbit/internal/graph"
@@ -152,6 +153,9 @@ func (b *builder) emitEmbed(e *embedding) error {
 				ids[i] = int64(i)
 			}
 			t.IDs, t.IDsPeriod = constant(b, ids...), t.Count
+			if whole := b.startOf(l.table); whole != nil {
+				l.table, t.Count = whole, whole.Dims[0]
+			}
 		} else {
 			ids, err := b.value(l.ids)
 			if err != nil {
@@ -176,6 +180,19 @@ func (b *builder) emitEmbed(e *embedding) error {
 	s.Out, s.Fault = b.fresh(y), b.fault()
 	b.step(s)
 	return nil
+}
+
+// startOf returns the initializer that begins with the rows of t, or nil. Position
+// tables are cut to each length that comes; all of them then read the one table.
+func (b *builder) startOf(t *tensor.Tensor) *tensor.Tensor {
+	dim := t.Dims[len(t.Dims)-1]
+	var whole *tensor.Tensor
+	for x, name := range b.original {
+		if x.Type == t.Type && len(x.Dims) == 2 && x.Dims[1] == dim && bytes.HasPrefix(x.Data, t.Data) && (whole == nil || name < b.original[whole]) {
+			whole = x
+		}
+	}
+	return whole
 }
 
 // ids returns indices as S64 on the device.
