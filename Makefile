@@ -25,7 +25,7 @@ export FEWBIT_ORT_LIB
 # go-nvml marks old functions of NVIDIA's header as deprecated, a page of warnings in every first build.
 export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 
-.PHONY: help build deps deps-bench run test test-cuda check cuda check-cuda gpu-check fuzz bench bench-full clean distclean
+.PHONY: help build deps deps-bench run test test-cuda check cuda check-cuda gpu-check test-clients fuzz bench bench-full clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -87,6 +87,9 @@ check-cuda: cuda ## look at the machine code of the kernels: no spills, the inst
 gpu-check: cuda ## build/gpu-check.tar.gz for a machine with a GPU; runs it when there is one here
 	@GO='$(GO)' tools/gpucheck/bundle.sh build/gpu-check.tar.gz
 	@build/gpu-check/run.sh build/gpu-check.json
+
+test-clients: build deps ## the server driven by tritonclient, openai and curl
+	@PYTHON='$(PYTHON)' tests/clients/run.sh
 
 fuzz: deps ## every fuzz target for FUZZTIME (10m) each
 	@GO='$(GO)' FUZZTIME='$(FUZZTIME)' tools/fuzz.sh

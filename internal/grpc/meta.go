@@ -2,10 +2,12 @@ package grpc
 
 import (
 	"context"
+	"errors"
 
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/grpc/pb"
 	fhttp "github.com/fewbit/fewbit/internal/http"
+	"github.com/fewbit/fewbit/internal/registry"
 )
 
 // ServerLive answers true: who can answer is alive.
@@ -18,10 +20,13 @@ func (s *Server) ServerReady(context.Context, *pb.ServerReadyRequest) (*pb.Serve
 	return &pb.ServerReadyResponse{Ready: s.b.IsReady()}, nil
 }
 
-// ModelReady reports whether requests for the model would be served now; an
-// unknown model is NOT_FOUND.
+// ModelReady reports whether requests for the model would be served now. An
+// unknown model is not ready, as clients of this call expect, and no error.
 func (s *Server) ModelReady(_ context.Context, r *pb.ModelReadyRequest) (*pb.ModelReadyResponse, error) {
 	ready, err := s.b.Ready(r.GetName(), r.GetVersion())
+	if errors.Is(err, registry.ErrNotFound) {
+		err = nil
+	}
 	return &pb.ModelReadyResponse{Ready: ready}, err
 }
 

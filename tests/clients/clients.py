@@ -1,0 +1,197 @@
+"""The server as real clients see it: tritonclient (HTTP, gRPC) and openai, each unchanged.
+
+usage: clients.py HOST:PORT GRPC_HOST:PORT, with the model minilm uploaded.
+"""
+
+import math
+import sys
+import urllib.error
+import urllib.request
+import json
+import unittest
+
+import numpy as np
+import openai
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from tritonclient.grpc import service_pb2
+from tritonclient.utils import InferenceServerException
+
+HTTP, GRPC = sys.argv[1], sys.argv[2]
+MODEL = "minilm"
+
+
+def post(path, body):
+    request = urllib.request.Request(f"http://{HTTP}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as e:
+        return e.code, json.load(e)
+
+
+def arrays(rows=2, width=9):
+    ids = np.arange(rows * width, dtype=np.int64).reshape(rows, width) + 1000
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+
+
+class Triton:
+    """The same tests for both transports."""
+
+    def inputs(self, **shape):
+        have = {i["name"] for i in self.metadata()["inputs"]}
+        made = []
+        for name, array in arrays(**shape).items():
+            if name in have:
+                tensor = self.lib.InferInput(name, list(array.shape), "INT64")
+                tensor.set_data_from_numpy(array)
+                made.append(tensor)
+        return made
+
+    def test_health(self):
+        self.assertTrue(self.client.is_server_live())
+        self.assertTrue(self.client.is_server_ready())
+        self.assertTrue(self.client.is_model_ready(MODEL))
+        self.assertFalse(self.client.is_model_ready("nobody"))
+
+    def test_infer(self):
+        output = self.metadata()["outputs"][0]["name"]
+        result = self.client.infer(MODEL, self.inputs(), request_id="7", outputs=[self.lib.InferRequestedOutput(output)])
+        values = result.as_numpy(output)
+        self.assertEqual(values.shape[0], 2)
+        self.assertEqual(values.dtype, np.float32)
+        self.assertTrue(np.isfinite(values).all())
+        RESULTS.setdefault(output, []).append(values)
+
+    def test_deadline(self):
+        with self.assertRaises(InferenceServerException) as caught:
+            self.client.infer(MODEL, self.inputs(rows=16, width=256), timeout=100)  # microseconds
+        self.assertRegex(str(caught.exception).lower(), "deadline|in time")
+
+    def test_errors(self):
+        with self.assertRaisesRegex(InferenceServerException, "nobody"):
+            self.client.infer("nobody", self.inputs())
+        wrong = self.lib.InferInput("input_ids", [1, 4], "FP32")
+        wrong.set_data_from_numpy(np.zeros((1, 4), np.float32))
+        with self.assertRaisesRegex(InferenceServerException, "input"):
+            self.client.infer(MODEL, [wrong])
+        self.test_infer()
+
+    def test_repository(self):
+        self.client.unload_model(MODEL)
+        self.assertFalse(self.client.is_model_ready(MODEL))
+        self.client.load_model(MODEL)
+        self.assertTrue(self.client.is_model_ready(MODEL))
+
+
+RESULTS = {}
+
+
+class TritonHTTP(Triton, unittest.TestCase):
+    lib = triton_http
+
+    def setUp(self):
+        self.client = triton_http.InferenceServerClient(HTTP)
+        self.addCleanup(self.client.close)
+
+    def metadata(self):
+        return self.client.get_model_metadata(MODEL)
+
+    def test_compression(self):
+        self.client.infer(MODEL, self.inputs(), request_compression_algorithm="gzip", response_compression_algorithm="deflate")
+
+    def test_statistics(self):
+        self.test_infer()
+        stats = self.client.get_inference_statistics(MODEL)["model_stats"][0]
+        self.assertGreaterEqual(stats["inference_stats"]["success"]["count"], 1)
+        self.assertTrue(self.client.get_model_repository_index())
+        self.assertEqual(self.client.get_server_metadata()["name"], "fewbit")
+        self.assertEqual(self.client.get_model_config(MODEL)["name"], MODEL)
+
+
+class TritonGRPC(Triton, unittest.TestCase):
+    lib = triton_grpc
+
+    def setUp(self):
+        self.client = triton_grpc.InferenceServerClient(GRPC)
+        self.addCleanup(self.client.close)
+
+    def metadata(self):
+        return self.client.get_model_metadata(MODEL, as_json=True)
+
+    def test_statistics(self):
+        self.test_infer()
+        stats = self.client.get_inference_statistics(MODEL).model_stats[0]
+        self.assertGreaterEqual(stats.inference_stats.success.count, 1)
+        self.assertTrue(self.client.get_model_repository_index().models)
+        self.assertEqual(self.client.get_server_metadata().name, "fewbit")
+        self.assertEqual(self.client.get_model_config(MODEL).config.name, MODEL)
+
+    def test_stream(self):
+        answers = []
+        self.client.start_stream(lambda result, error: answers.append((result, error)))
+        for i in range(3):
+            self.client.async_stream_infer(MODEL, self.inputs(), request_id=str(i))
+        self.client.stop_stream()
+        self.assertEqual([r.get_response().id for r, e in answers if e is None], ["0", "1", "2"])
+
+    def test_description(self):
+        """Every call of ours has tritonclient's name and messages of the same fields."""
+        service = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+        with open("internal/grpc/pb/inference.proto", encoding="utf-8") as f:
+            ours = f.read()
+        calls = [line.split()[1].split("(")[0] for line in ours.splitlines() if line.strip().startswith("rpc ")]
+        self.assertGreater(len(calls), 10)
+        for call in calls:
+            self.assertIn(call, service.methods_by_name)
+
+
+class OpenAI(unittest.TestCase):
+    def setUp(self):
+        self.client = openai.OpenAI(base_url=f"http://{HTTP}/v1", api_key="none", max_retries=0)
+        self.addCleanup(self.client.close)
+
+    def test_embeddings(self):
+        near, same, far = (d.embedding for d in self.client.embeddings.create(
+            model=MODEL, input=["A cat sits on the mat.", "A cat is sitting on a mat.", "Shares fell sharply on Monday."]).data)
+        self.assertAlmostEqual(math.hypot(*near), 1, places=4)
+        dot = lambda a, b: sum(x * y for x, y in zip(a, b))
+        self.assertGreater(dot(near, same), dot(near, far) + 0.3)
+        numbers = self.client.embeddings.create(model=MODEL, input="A cat sits on the mat.", encoding_format="float").data[0].embedding
+        self.assertGreater(dot(near, numbers), 0.9999)
+        short = self.client.embeddings.create(model=MODEL, input="A cat sits on the mat.", dimensions=64)
+        self.assertEqual(len(short.data[0].embedding), 64)
+        self.assertGreater(short.usage.prompt_tokens, 5)
+
+    def test_errors(self):
+        with self.assertRaises(openai.NotFoundError):
+            self.client.embeddings.create(model="nobody", input="x")
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.client.embeddings.create(model=MODEL, input="")
+        self.assertIn("text", caught.exception.body["message"])
+
+
+class TEI(unittest.TestCase):
+    def test_routes(self):
+        status, vectors = post("/embed", {"inputs": ["one", "two"]})
+        self.assertEqual((status, len(vectors)), (200, 2))
+        status, tokens = post("/tokenize", {"inputs": "hello world"})
+        self.assertEqual((status, [t["id"] for t in tokens[0]]), (200, [101, 7592, 2088, 102]))
+        status, error = post("/embed", {"inputs": ""})
+        self.assertEqual((status, error["error_type"]), (422, "Validation"))
+        with urllib.request.urlopen(f"http://{HTTP}/info") as answer:
+            self.assertEqual(json.load(answer)["model_id"], MODEL)
+
+
+class Agreement(unittest.TestCase):
+    def test_transports_agree(self):
+        """Runs last: what HTTP and gRPC answered to the same inputs is the same."""
+        for values in RESULTS.values():
+            for v in values[1:]:
+                np.testing.assert_allclose(v, values[0], atol=1e-5)
+
+
+if __name__ == "__main__":
+    order = [TritonHTTP, TritonGRPC, OpenAI, TEI, Agreement]
+    suite = unittest.TestSuite(unittest.defaultTestLoader.loadTestsFromTestCase(c) for c in order)
+    sys.exit(not unittest.TextTestRunner(verbosity=2).run(suite).wasSuccessful())
