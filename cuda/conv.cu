@@ -2,6 +2,7 @@
 // are in conv.cuh and conv_depthwise.cuh.
 #include "conv.cuh"
 #include "conv_depthwise.cuh"
+#include "conv_geometry.cuh"
 #include "gemm_pick.cuh"
 
 #include <cstdio>
@@ -62,38 +63,12 @@ const Config kConfigs[] = {
 };
 constexpr int kConfigCount = (int)(sizeof kConfigs / sizeof kConfigs[0]);
 
-constexpr int64_t kMaxK = 65792;                  // 255 * 128 * k < 2^31
-constexpr int64_t kMaxImage = int64_t(1) << 30;   // elements of x: addressed with 32 bits
-constexpr int64_t kMaxPixels = INT32_MAX - (1 << 15); // of y
-constexpr int kMaxExtent = 1 << 15;               // of a dilated filter, of padding and of strides
 constexpr int kDp4aRate = 256;                    // multiply-adds a clock
 constexpr int kLanes = 128;                       // instructions an SM issues for its lanes in a clock
 
-bool bad_geometry(const fb_conv_s8 *d) {
-  if (!d || d->n < 0 || d->pad_h < 0 || d->pad_w < 0 || d->act < FB_ACT_NONE || d->act > FB_ACT_CLIP || d->config < 0 || d->config > kConfigCount || d->split < 0 || d->split > kFbMaxSplit) return true;
-  for (int v : {d->h, d->w, d->c, d->oc, d->kh, d->kw, d->oh, d->ow, d->stride_h, d->stride_w, d->dil_h, d->dil_w, d->groups})
-    if (v < 1) return true;
-  for (int v : {d->kh, d->kw, d->stride_h, d->stride_w, d->dil_h, d->dil_w})
-    if (v > kMaxExtent) return true;
-  if (d->c % d->groups || d->oc % d->groups || d->pad_h > kMaxExtent || d->pad_w > kMaxExtent || d->kh * d->dil_h > kMaxExtent || d->kw * d->dil_w > kMaxExtent) return true;
-  return (int64_t)d->kh * d->kw * (d->c / d->groups) > kMaxK || d->oh > INT32_MAX / d->stride_h - kMaxExtent || d->ow > INT32_MAX / d->stride_w - kMaxExtent;
+bool bad_arguments(const fb_conv_s8 *d) {
+  return fb_conv_bad(d) || d->config < 0 || d->config > kConfigCount || d->split < 0 || d->split > kFbMaxSplit;
 }
-
-bool too_large(const fb_conv_s8 &d) {
-  int64_t in = d.n, pixels = d.n;
-  for (int v : {d.h, d.w, d.c}) {
-    if (in > kMaxImage / v) return true;
-    in *= v;
-  }
-  for (int v : {d.oh, d.ow}) {
-    if (pixels > kMaxPixels / v) return true;
-    pixels *= v;
-  }
-  return pixels * d.groups > INT32_MAX;
-}
-
-int64_t pixels(const fb_conv_s8 &d) { return (int64_t)d.n * d.oh * d.ow; }
-int depth(const fb_conv_s8 &d) { return d.kh * d.kw * (d.c / d.groups); }
 
 Load load_of(const fb_conv_s8 &d) {
   const int cg = d.c / d.groups;
@@ -110,7 +85,7 @@ bool is_depthwise(const fb_conv_s8 &d) {
 
 bool runs_on(const Config &c, const fb_conv_s8 &d, const fb_device_info &dev) {
   switch (c.kind) {
-  case Direct: return pixels(d) <= INT32_MAX / d.oc;
+  case Direct: return fb_conv_pixels(d) <= INT32_MAX / d.oc;
   case Depthwise: return is_depthwise(d);
   default: return c.launch[load_of(d)] && fb_fits(c.tile, dev) && (c.kind == Dp4a || dev.sm >= 80);
   }
@@ -120,7 +95,7 @@ bool runs_on(const Config &c, const fb_conv_s8 &d, const fb_device_info &dev) {
 FbChoice choose(const fb_conv_s8 &d, const fb_device_info &dev, int at, int split) {
   const Config &c = kConfigs[at];
   const FbTile &t = c.tile;
-  const int64_t m = pixels(d), k = depth(d), cg = d.c / d.groups, og = d.oc / d.groups;
+  const int64_t m = fb_conv_pixels(d), k = fb_conv_depth(d), cg = d.c / d.groups, og = d.oc / d.groups;
   FbChoice r;
   r.config = at;
   if (c.kind == Direct) {
@@ -162,8 +137,8 @@ ConvArgs arguments(const fb_conv_s8 &d, const int8_t *x, const int8_t *w, const 
   p.x = x, p.filter = w, p.e = e;
   p.h = d.h, p.w = d.w, p.c = d.c, p.ow = d.ow, p.kh = d.kh, p.kw = d.kw;
   p.stride_h = d.stride_h, p.stride_w = d.stride_w, p.pad_h = d.pad_h, p.pad_w = d.pad_w, p.dil_h = d.dil_h, p.dil_w = d.dil_w;
-  p.cg = d.c / d.groups, p.og = d.oc / d.groups, p.k = depth(d);
-  p.m = (int)pixels(d);
+  p.cg = d.c / d.groups, p.og = d.oc / d.groups, p.k = fb_conv_depth(d);
+  p.m = (int)fb_conv_pixels(d);
   p.by_ow = FbDivisor::of((uint32_t)d.ow), p.by_ohw = FbDivisor::of((uint32_t)d.oh * d.ow), p.by_cg = FbDivisor::of((uint32_t)p.cg), p.by_kw = FbDivisor::of((uint32_t)d.kw);
   const int taps = kConvBK / p.cg;
   p.step_c = kConvBK - taps * p.cg, p.step_w = taps % d.kw * d.dil_w, p.step_h = taps / d.kw * d.dil_h;
@@ -201,7 +176,7 @@ extern "C" {
 int fb_conv_s8_configs(void) { return kConfigCount; }
 
 int fb_conv_s8_pick(const fb_conv_s8 *d, const fb_device_info *dev, char *text, size_t text_bytes) {
-  if (bad_geometry(d) || too_large(*d) || !dev || dev->sms < 1) return -1;
+  if (bad_arguments(d) || fb_conv_too_large(*d) || !dev || dev->sms < 1) return -1;
   const FbChoice c = pick(*d, *dev);
   if (c.config < 0) return -1;
   const Config &f = kConfigs[c.config];
@@ -217,20 +192,20 @@ int fb_conv_s8_pick(const fb_conv_s8 *d, const fb_device_info *dev, char *text, 
 
 size_t fb_conv_s8_workspace(const fb_conv_s8 *d) {
   fb_device_info dev;
-  if (bad_geometry(d) || too_large(*d) || fb_device(&dev) != FB_OK) return 0;
+  if (bad_arguments(d) || fb_conv_too_large(*d) || fb_device(&dev) != FB_OK) return 0;
   const FbChoice c = pick(*d, dev);
   return c.config < 0 ? 0 : fb_choice_workspace(kConfigs[c.config].tile, c);
 }
 
 int fb_conv_s8_run(const fb_conv_s8 *d, const int8_t *x, const int8_t *w, const float *w_scale, const int32_t *w_sum, const float *bias, const int8_t *residual,
                    void *y, void *workspace, size_t workspace_bytes, fb_stream s) {
-  if (bad_geometry(d) || !x || !w || !w_scale || !y || !fb_aligned(x, 16) || !fb_aligned(w, 16) || d->x_zero < -128 || d->x_zero > 127 || (d->x_zero && !w_sum) ||
+  if (bad_arguments(d) || !x || !w || !w_scale || !y || !fb_aligned(x, 16) || !fb_aligned(w, 16) || d->x_zero < -128 || d->x_zero > 127 || (d->x_zero && !w_sum) ||
       (d->out != FB_S8 && d->out != FB_F32) || (d->out == FB_S8 && fb_bad_grid(d->out_scale, d->out_zero)) || (residual && (d->residual_zero < -128 || d->residual_zero > 127)))
     return FB_BAD_ARGUMENT;
   if (d->n == 0) return FB_OK;
   fb_device_info dev;
   if (const int e = fb_device(&dev)) return e;
-  if (too_large(*d)) return FB_UNSUPPORTED;
+  if (fb_conv_too_large(*d)) return FB_UNSUPPORTED;
   const FbChoice choice = pick(*d, dev);
   if (choice.config < 0) return FB_UNSUPPORTED;
   const Config &f = kConfigs[choice.config];

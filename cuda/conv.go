@@ -98,3 +98,15 @@ func (d *ConvS8) Pick(on Info) (config int, text string) {
 
 // ConvS8Configs is the number of configurations.
 func ConvS8Configs() int { return int(C.fb_conv_s8_configs()) }
+
+// ConvF32 launches a convolution in true FP32: x [N, C, H, W], w [OC, C / Groups,
+// KH, KW], y and residual [N, OC, OH, OW]; y = act(x * w + bias + residual). bias
+// [OC] and residual may be 0; y may be the residual.
+func ConvF32(g Conv, x, w, bias, residual, y Ptr, s Stream) error {
+	c := g.c()
+	status := C.fb_conv_f32(&c, at[C.float](x), at[C.float](w), at[C.float](bias), at[C.float](residual), at[C.float](y), stream(s))
+	if status == C.FB_OK {
+		return nil
+	}
+	return check("float convolution "+g.String(), status)
+}

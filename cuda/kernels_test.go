@@ -3,21 +3,23 @@
 package cuda
 
 import (
-	"os"
+	_ "embed"
 	"regexp"
 	"slices"
 	"testing"
 )
 
+// The header goes along with the program of the tests, which runs without sources
+// beside it in make gpu-check.
+//
+//go:embed fewbit_cuda.h
+var header string
+
 // The table of kernels.cu is what fewbit_cuda.h declares, family by family.
 func TestEntries(t *testing.T) {
-	header, err := os.ReadFile("fewbit_cuda.h")
-	if err != nil {
-		t.Fatal(err)
-	}
 	var declared []Entry
 	family := ""
-	for _, m := range regexp.MustCompile(`(?m)^(?:/\* ---- (\w+)\.cu|(?:int|size_t)\s+(fb_\w+)\()`).FindAllStringSubmatch(string(header), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^(?:/\* ---- (\w+)\.cu|(?:int|size_t)\s+(fb_\w+)\()`).FindAllStringSubmatch(header, -1) {
 		if m[1] != "" {
 			family = m[1]
 		} else if m[2] == "fb_device" {

@@ -6,14 +6,19 @@ var architectures = []string{"sm_75", "sm_80", "sm_89", "sm_90a"}
 // rules name the instructions that make a kernel what it is:
 // IMMA, HMMA and IGMMA multiply matrices on tensor cores (the last is Hopper's
 // asynchronous form), LDSM loads their fragments from shared memory, LDGSTS
-// copies to shared memory in the background, IDP.4A is __dp4a.
+// copies to shared memory in the background, UTMALDG is such a copy by TMA,
+// whose barriers are SYNCS; IDP.4A is __dp4a.
 var rules = append([]rule{
 	{"gemm_s8_dp4a", "sm_75", []string{"IDP.4A.S8.S8"}},
+	{"conv_s8_dp4a", "sm_75", []string{"IDP.4A.S8.S8"}},
+	{"gemm_s8_wgmma", "sm_90a", []string{"IGMMA.64", "UTMALDG.2D", "SYNCS.PHASECHK", "WARPGROUP.ARRIVE"}},
 }, onEach([]string{"sm_80", "sm_89", "sm_90a"}, []rule{
 	{kernel: "gemm_s8_mma", want: []string{"IMMA.16832.S8.S8", "LDSM.16.M88", "LDGSTS.E.BYPASS"}},
+	{kernel: "conv_s8_mma", want: []string{"IMMA.16832.S8.S8", "LDSM.16.M88"}},
 	{kernel: "gemm_w4_mma", want: []string{"IMMA.16832.S8.S8|HMMA.16816.F32", "LDGSTS.E.BYPASS"}},
-	{kernel: "gemm_mma", want: []string{"HMMA.16816.F32|HMMA.1688.F32.TF32", "LDSM.16.M88"}},
-	{kernel: "attention_mma", want: []string{"HMMA.16816.F32", "LDSM.16.M88", "LDGSTS"}},
+	{kernel: "gemm_mma", want: []string{"HMMA.16816.F32|HMMA.1688.F32.TF32", "LDSM.16.M88", "LDGSTS.E.BYPASS"}},
+	{kernel: "attention_f16", want: []string{"HMMA.16816.F32", "LDSM.16.M88", "LDSM.16.MT88", "LDGSTS"}},
+	{kernel: "attention_s8", want: []string{"IMMA.16832.S8.S8", "HMMA.16816.F32", "LDSM.16.M88", "LDSM.16.MT88", "LDGSTS"}},
 })...)
 
 // onEach are the rules for each of several architectures.

@@ -111,6 +111,7 @@ func TestModels(t *testing.T) {
 		{"bert-decomposed", old.Model(), []engine.Feeds{old.Feeds(1, 1, 6)}, floatTolerance},
 		{"bert-int8", opstest.Native(t, bert.Model(), quant.INT8Dynamic), []engine.Feeds{bert.Feeds(1, 3, 13), bert.Feeds(2, 1, 4)}, codeTolerance},
 		{"bert-int4", opstest.Native(t, tiny.Model(), quant.INT4), []engine.Feeds{tiny.Feeds(1, 2, 9)}, blockTolerance},
+		{"cnn-float", cnn.Model(), []engine.Feeds{cnn.Feeds(1, 2)}, floatTolerance},
 		{"cnn-int8", opstest.Native(t, cnn.Model(), quant.INT8), []engine.Feeds{cnn.Feeds(1, 2), cnn.Feeds(2, 1)}, imageTolerance},
 		{"cnn-pool-int8", opstest.Native(t, pool.Model(), quant.INT8), []engine.Feeds{pool.Feeds(1, 1)}, imageTolerance},
 	} {

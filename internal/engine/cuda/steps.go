@@ -52,6 +52,8 @@ func launch(step plan.Step, addr func(plan.Ref) device.Ptr, stream *device.Strea
 		d := convS8(s)
 		return d.Run(kernels.ConvOperands{X: at(s.X), W: at(s.B), WScale: at(s.BScale), WSum: at(s.BSum), Bias: at(s.Bias), Residual: at(s.Residual),
 			Y: at(s.Y), Workspace: at(s.Work), WorkspaceBytes: s.WorkBytes}, on)
+	case *plan.ConvF32:
+		return kernels.ConvF32(geometry(&s.Conv, s.Act, s.ActMin, s.ActMax), at(s.X), at(s.B), at(s.Bias), 0, at(s.Y), on)
 	case *plan.LayerNorm:
 		d := kernels.LayerNorm{M: s.M, K: s.K, Epsilon: s.Epsilon, Input: at(s.X), Residual: at(s.Residual), Gamma: at(s.Gamma), Beta: at(s.Beta),
 			Sum: at(s.Sum), Y: at(s.Y), Divisor: at(s.Divisor), Q: at(s.Q), LdQ: s.LdQ, Scale: at(s.Scale), Zero: at(s.Zero)}
@@ -114,13 +116,17 @@ func gemmS8(s *plan.GemmS8) *kernels.GemmS8 {
 		Act: kernels.Act(s.Act), ActMin: s.ActMin, ActMax: s.ActMax, Out: kernels.Type(s.Out), OutScale: s.OutScale, OutZero: s.OutZero, Zeroed: true}
 }
 
-// convS8 is the descriptor of an s8 convolution; planning bounds its sizes.
+// geometry is a plan's convolution for the kernels; planning bounds its sizes.
+func geometry(c *plan.Conv, act plan.Act, lo, hi float32) kernels.Conv {
+	return kernels.Conv{N: int(c.N), H: int(c.H), W: int(c.W), C: int(c.C), OC: int(c.OC), KH: int(c.KH), KW: int(c.KW), OH: int(c.OH), OW: int(c.OW),
+		StrideH: int(c.StrideH), StrideW: int(c.StrideW), PadH: int(c.PadH), PadW: int(c.PadW), DilH: int(c.DilH), DilW: int(c.DilW), Groups: int(c.Groups),
+		Act: kernels.Act(act), ActMin: lo, ActMax: hi}
+}
+
+// convS8 is the descriptor of an s8 convolution.
 func convS8(s *plan.ConvS8) *kernels.ConvS8 {
 	return &kernels.ConvS8{
-		Conv: kernels.Conv{N: int(s.N), H: int(s.H), W: int(s.W), C: int(s.C), OC: int(s.OC), KH: int(s.KH), KW: int(s.KW), OH: int(s.OH), OW: int(s.OW),
-			StrideH: int(s.StrideH), StrideW: int(s.StrideW), PadH: int(s.PadH), PadW: int(s.PadW), DilH: int(s.DilH), DilW: int(s.DilW), Groups: int(s.Groups),
-			Act: kernels.Act(s.Act), ActMin: s.ActMin, ActMax: s.ActMax},
-		XScale: s.XScale, XZero: s.XZero, Out: kernels.Type(s.Out), OutScale: s.OutScale, OutZero: s.OutZero,
+		Conv: geometry(&s.Conv, s.Act, s.ActMin, s.ActMax), XScale: s.XScale, XZero: s.XZero, Out: kernels.Type(s.Out), OutScale: s.OutScale, OutZero: s.OutZero,
 		ResidualScale: s.ResidualScale, ResidualZero: s.ResidualZero, Zeroed: true}
 }
 
