@@ -28,6 +28,7 @@ import (
 	"github.com/fewbit/fewbit/internal/pipeline"
 	"github.com/fewbit/fewbit/internal/registry"
 	"github.com/fewbit/fewbit/internal/registry/lockfile"
+	"github.com/fewbit/fewbit/internal/rollout/capture"
 	"github.com/fewbit/fewbit/internal/telemetry"
 )
 
@@ -36,6 +37,7 @@ const (
 	registryDir = "registry" // models and data sets
 	jobsDir     = "jobs"     // the embedded queue
 	reportsDir  = "reports"  // ID.json of each job that got as far as a report
+	captureDir  = "capture"  // captured inputs, encrypted
 	lockName    = "lock"
 )
 
@@ -54,6 +56,7 @@ type App struct {
 	gpu       *gpu // nil: models run on the CPU
 	queue     *jobs.JetStream
 	telemetry *telemetry.Collector
+	capture   *capture.Store
 	pipeline  pipeline.Pipeline // copied for each job
 	server    *http.Server
 	starting  atomic.Bool // the default versions are still being loaded
@@ -82,8 +85,15 @@ func (a *App) open(ctx context.Context, version string) error {
 	if err != nil {
 		return err
 	}
+	captureKey, err := a.cfg.readCaptureKey()
+	if err != nil {
+		return err
+	}
 	if err := a.openDataDir(); err != nil {
 		return err
+	}
+	if a.capture, err = capture.Open(filepath.Join(a.cfg.DataDir, captureDir), captureKey); err != nil {
+		return fmt.Errorf("data directory %s: %w", a.cfg.DataDir, err)
 	}
 	e, err := ort.New(ort.Config{Library: a.cfg.ORTLib, Threads: a.cfg.Threads})
 	if err != nil {
@@ -107,7 +117,7 @@ func (a *App) open(ctx context.Context, version string) error {
 		Scheduler: batch.New(batch.Options{Runs: a.cfg.MaxRuns}),
 	})
 	a.telemetry = telemetry.New(telemetry.Options{})
-	a.pipeline = pipeline.Pipeline{Engine: e, Version: version, PeakMemory: pipeline.PeakInChild(peakArgs(e.Library(), a.cfg.Threads)...)}
+	a.pipeline = pipeline.Pipeline{Engine: e, Version: version, CaptureKey: captureKey, PeakMemory: pipeline.PeakInChild(peakArgs(e.Library(), a.cfg.Threads)...)}
 	a.starting.Store(true)
 	a.queue, err = jobs.Open(ctx, jobs.Options{
 		Dir: filepath.Join(a.cfg.DataDir, jobsDir), URL: a.cfg.NATSURL, Runner: a.runJob, Log: a.log,
@@ -119,7 +129,7 @@ func (a *App) open(ctx context.Context, version string) error {
 		a.log.Warn("removing reports of forgotten jobs", "error", err)
 	}
 	a.server, err = http.New(http.Config{
-		Models: models{a}, Store: store{a}, Jobs: jobsOf{a.queue, a}, Telemetry: a.telemetry, CheckJob: a.checkJob,
+		Models: models{a}, Store: store{a}, Jobs: jobsOf{a.queue, a}, Telemetry: a.telemetry, Capture: a.capture, CheckJob: a.checkJob,
 		Listen: a.cfg.Listen, Version: version, Keys: keys,
 		MaxInferBody: a.cfg.MaxBody, MaxUpload: a.cfg.MaxUpload, MaxInFlight: a.cfg.MaxInFlight, DrainTimeout: a.cfg.Drain,
 		OnError: func(method, path string, err error) {
@@ -271,6 +281,9 @@ func (a *App) Close() error {
 			cancel()
 		}
 		errs = append(errs, a.gpu.Close())
+		if a.capture != nil {
+			errs = append(errs, a.capture.Close())
+		}
 		if a.registry != nil {
 			errs = append(errs, a.registry.Close())
 		}

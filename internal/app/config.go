@@ -21,6 +21,7 @@ import (
 	"github.com/fewbit/fewbit/internal/engine/cuda"
 	"github.com/fewbit/fewbit/internal/engine/ort"
 	"github.com/fewbit/fewbit/internal/http"
+	"github.com/fewbit/fewbit/internal/rollout/capture"
 )
 
 // Config says what a server serves, where it keeps it and within which limits.
@@ -32,6 +33,9 @@ type Config struct {
 	GRPCListen string
 	DataDir    string
 	Keys       string // file with admin keys; "" is none
+	// CaptureKey is a file with the key of captured inputs; "" is that of the
+	// environment (capture.KeyEnv), or none.
+	CaptureKey string
 	// ORTLib is libonnxruntime or its folder; "" looks for it.
 	ORTLib string
 	// Threads of the pool that all sessions share, jobs' too; 0 is all CPUs.
@@ -77,6 +81,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.GRPCListen, "grpc-listen", c.GRPCListen, "address for gRPC; empty serves none")
 	fs.StringVar(&c.DataDir, "data-dir", c.DataDir, "folder of models, data sets and jobs; one server each")
 	fs.StringVar(&c.Keys, "keys", c.Keys, "file with the keys of the admin routes, one a line")
+	fs.StringVar(&c.CaptureKey, "capture-key", c.CaptureKey, "file with the key that captured inputs are encrypted with, 32 bytes as base64 (default: $"+capture.KeyEnv+"; without one nothing is captured)")
 	fs.StringVar(&c.ORTLib, "ort-lib", c.ORTLib, "libonnxruntime, or its folder (default: $"+ort.EnvLibrary+", .deps, the system's)")
 	fs.IntVar(&c.Threads, "threads", c.Threads, "CPU threads that all models and jobs share (default: all CPUs of the process's control group)")
 	fs.StringVar(&c.Device, "device", c.Device, "where models run: auto (the GPU where there is one that can), cpu or cuda; the CPU answers whatever the GPU cannot")

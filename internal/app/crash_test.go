@@ -25,14 +25,14 @@ type child struct {
 	stderr *bytes.Buffer
 }
 
-func startChild(t *testing.T, dir string) *child {
+func startChild(t *testing.T, dir string, flags ...string) *child {
 	t.Helper()
 	needEngine(t)
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &child{cmd: exec.Command(exe, "--listen", "127.0.0.1:0", "--data-dir", dir), stderr: &bytes.Buffer{}}
+	c := &child{cmd: exec.Command(exe, append([]string{"--listen", "127.0.0.1:0", "--data-dir", dir}, flags...)...), stderr: &bytes.Buffer{}}
 	c.cmd.Env = append(os.Environ(), childEnv+"=1")
 	c.cmd.Stderr = c.stderr
 	out, err := c.cmd.StdoutPipe()

@@ -22,7 +22,8 @@ func TestDocs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := start(t, "", nil)
+	key := keyFile(t, 'd')
+	s := start(t, "", func(c *Config) { c.CaptureKey = key })
 	script := "set -euo pipefail\ncurl() { command curl --fail-with-body --show-error --max-time 120 \"$@\"; echo; }\n"
 	blocks := 0
 	for _, rest := range strings.Split(string(page), "```sh\n")[1:] {

@@ -12,7 +12,7 @@ import (
 // Submit implements http.Jobs. What the request names is looked up now: the job
 // runs on these contents, or says why it cannot.
 func (j jobsOf) Submit(ctx context.Context, spec jobs.Spec) (string, error) {
-	in, err := j.a.pin(spec)
+	in, err := j.a.pin(ctx, spec)
 	if err != nil {
 		return "", err
 	}
@@ -20,7 +20,16 @@ func (j jobsOf) Submit(ctx context.Context, spec jobs.Spec) (string, error) {
 }
 
 // pin resolves the names of a request to contents.
-func (a *App) pin(spec jobs.Spec) (*jobs.Inputs, error) {
+func (a *App) pin(ctx context.Context, spec jobs.Spec) (*jobs.Inputs, error) {
+	in, err := a.pinStored(spec)
+	if model := capturedModel(spec); err == nil && model != "" {
+		in.Calibration, err = a.pinCaptured(ctx, model)
+	}
+	return in, err
+}
+
+// pinStored is pin but for captured inputs, of which it would make a copy.
+func (a *App) pinStored(spec jobs.Spec) (*jobs.Inputs, error) {
 	src, err := a.source(spec)
 	if err != nil {
 		return nil, err

@@ -107,5 +107,11 @@ func (s store) Rollback(ctx context.Context, name string) (string, error) {
 }
 
 func (s store) Delete(ctx context.Context, name, version string) error {
-	return s.a.loaded.Delete(ctx, name, version)
+	if err := s.a.loaded.Delete(ctx, name, version); err != nil {
+		return err
+	}
+	if version == "" {
+		return s.a.forget(name)
+	}
+	return nil
 }

@@ -126,6 +126,9 @@ func (a *App) request(ctx context.Context, spec jobs.Spec, in *jobs.Inputs, src 
 	if req.Calib, err = a.pinnedData(ctx, in.Calibration); err != nil {
 		return req, fmt.Errorf("calibration: %w", err)
 	}
+	if in.Calibration != nil {
+		req.CalibName = in.Calibration.About
+	}
 	if req.Eval, err = a.pinnedData(ctx, in.Evaluation); err != nil {
 		return req, fmt.Errorf("evaluation: %w", err)
 	}
@@ -140,7 +143,7 @@ func (a *App) quantize(ctx context.Context, id, name string, spec jobs.Spec, pro
 	in := jobs.InputsOf(ctx)
 	if in == nil { // submitted without
 		var err error
-		if in, err = a.pin(spec); err != nil {
+		if in, err = a.pin(ctx, spec); err != nil {
 			return registry.Version{}, err
 		}
 	}
@@ -215,7 +218,7 @@ func besideModel(v registry.Version) (names []string) {
 // is not built, a model that cannot be quantized, data that does not fit it.
 func (a *App) checkJob(spec jobs.Spec) error {
 	ctx := context.Background()
-	in, err := a.pin(spec)
+	in, err := a.pinStored(spec)
 	if err != nil {
 		return err
 	}
@@ -243,8 +246,13 @@ func (a *App) checkJob(spec jobs.Spec) error {
 		if file == "" {
 			continue
 		}
-		if err := firstSample(ctx, file, m, filepath.Dir(req.Model)); err != nil {
+		if err := a.firstSample(ctx, file, m, filepath.Dir(req.Model)); err != nil {
 			return fmt.Errorf("%s data: %w", field, err)
+		}
+	}
+	if model := capturedModel(spec); model != "" {
+		if err := a.checkCaptured(ctx, model, m, filepath.Dir(req.Model)); err != nil {
+			return fmt.Errorf("calibration data: %w", err)
 		}
 	}
 	return pipeline.CheckExclude(ctx, m, cfg)
@@ -255,11 +263,11 @@ func (a *App) checkJob(spec jobs.Spec) error {
 const maxChecked = 64 << 20
 
 // firstSample reads one sample as the job will.
-func firstSample(ctx context.Context, file string, m *graph.Model, dir string) error {
+func (a *App) firstSample(ctx context.Context, file string, m *graph.Model, dir string) error {
 	if st, err := os.Stat(file); err != nil || st.Size() > maxChecked {
 		return nil // the job will tell
 	}
-	ds, err := data.Open(file, data.Options{Spec: pipeline.SpecOf(m), ModelDir: dir})
+	ds, err := data.Open(file, data.Options{Spec: pipeline.SpecOf(m), ModelDir: dir, CaptureKey: a.pipeline.CaptureKey})
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"io"
 
 	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/rollout/capture"
 	"github.com/fewbit/fewbit/internal/task"
 )
 
@@ -67,7 +68,7 @@ type Dataset interface {
 	Reset() error
 	// LabelNames returns the names of the classes, nil when unknown.
 	LabelNames() []string
-	// Kind names the kind of data: "npz", "npy", "jsonl", "images".
+	// Kind names the kind of data: "npz", "npy", "jsonl", "images", "captured".
 	Kind() string
 	// Labelled reports whether every sample has a label.
 	Labelled() bool
@@ -84,6 +85,8 @@ type Options struct {
 	// MaxTokens is the length at which texts are cut; 0 is
 	// task.DefaultMaxTokens.
 	MaxTokens int
+	// CaptureKey opens captured inputs; nil: they are not read.
+	CaptureKey *capture.Key
 	// KeepPadding keeps the padding of texts in .npz files. By default each
 	// sample is cut to the last position whose attention mask is 1, wherever
 	// the model's length is variable: padding distorts the statistics of
@@ -155,6 +158,7 @@ var _ Dataset = (*set)(nil)
 //     "label"?: 3 or "name"}. The tokenizer is read from ModelDir.
 //   - a folder or a .zip of images: class = subfolder, or labels.csv
 //     (file,label), or flat and without labels.
+//   - captured inputs of a served model, with Options.CaptureKey.
 //
 // Numbers are converted only where nothing is lost or the loss is of no
 // consequence: integers to wider ones (and to narrower ones while they fit),
@@ -266,10 +270,11 @@ func RequireLabels(d Dataset) error {
 		return nil
 	}
 	how := map[string]string{
-		kindNPZ:    "add an integer array `label` with one class a sample",
-		kindNPY:    "save an .npz with an integer array `label` beside the input",
-		kindJSONL:  `give every line a "label"`,
-		kindImages: "sort the images into one folder a class, or add labels.csv (file,label)",
+		kindNPZ:      "add an integer array `label` with one class a sample",
+		kindNPY:      "save an .npz with an integer array `label` beside the input",
+		kindJSONL:    `give every line a "label"`,
+		kindImages:   "sort the images into one folder a class, or add labels.csv (file,label)",
+		kindCaptured: "captured inputs have none; give a labelled data set",
 	}[d.Kind()]
 	return fmt.Errorf("%w: %s", ErrNoLabels, how)
 }

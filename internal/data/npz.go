@@ -39,7 +39,6 @@ type boundInput struct {
 	io      engine.IO
 	col     *column
 	convert converter // nil: the bytes are right as they are
-	trim    bool      // axis 1 is cut to the length of the mask
 }
 
 var _ source = (*arrays)(nil)
@@ -223,9 +222,6 @@ func (a *arrays) bindMask(spec engine.IOSpec) {
 		}
 	}
 	a.mask = in.Mask
-	for i := range a.inputs {
-		a.inputs[i].trim = true
-	}
 }
 
 // checkShape compares an array of shape dims, whose first axis are the
@@ -342,7 +338,7 @@ func (a *arrays) read(_ context.Context, i int) (Sample, error) {
 		s.Feeds[in.io.Name] = t
 	}
 	if a.mask != "" {
-		s.Tokens = a.trim(s.Feeds)
+		s.Tokens = trimPadding(s.Feeds, a.mask)
 	}
 	if a.label != nil {
 		var err error
@@ -372,32 +368,6 @@ func (a *arrays) row(in boundInput, i int) (*tensor.Tensor, error) {
 		return nil, fmt.Errorf("array %q, row %d: %w", in.io.Name, i, err)
 	}
 	return t, nil
-}
-
-// trim cuts the inputs to the last position whose mask is not 0 and returns
-// how many positions are not masked. A mask without any 1 is left alone.
-func (a *arrays) trim(f engine.Feeds) int {
-	mask := f[a.mask]
-	size := mask.Type.Bits() / 8
-	n, tokens := 0, 0
-	for i := 0; i*size < len(mask.Data); i++ {
-		if v, _ := integerAt(mask.Type, mask.Data[i*size:]); v != 0 {
-			n = i + 1
-			tokens++
-		}
-	}
-	if n == 0 {
-		return 0
-	}
-	for _, in := range a.inputs {
-		if !in.trim {
-			continue
-		}
-		t := f[in.io.Name]
-		t.Dims[1] = int64(n)
-		t.Data = t.Data[:n*(t.Type.Bits()/8)]
-	}
-	return tokens
 }
 
 // class reads the label of row i.

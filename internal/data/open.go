@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/klauspost/compress/zip"
+
+	"github.com/fewbit/fewbit/internal/rollout/capture"
 )
 
 // Kinds of data sets, as Dataset.Kind returns them.
@@ -20,6 +22,8 @@ const (
 	kindJSONL  = "jsonl"
 	kindImages = "images"
 	kindZip    = "zip" // of arrays or of images
+	// kindCaptured is a snapshot of captured inputs.
+	kindCaptured = "captured"
 )
 
 // maxZipEntries bounds the entries of an archive.
@@ -90,6 +94,8 @@ func openFile(f file, size int64, name string, o Options) (source, error) {
 		return openZip(f, size, name, o)
 	case kindJSONL:
 		return openJSONL(f, size, name, o)
+	case kindCaptured:
+		return openCaptured(f, size, name, o)
 	}
 	want := "an .npz, .npy, .jsonl, .zip of images or a folder of images"
 	if ext := strings.ToLower(filepath.Ext(name)); ext == ".npz" || ext == ".npy" || ext == ".jsonl" || ext == ".zip" {
@@ -105,6 +111,8 @@ func kindOf(head []byte) string {
 		return kindNPY
 	case bytes.HasPrefix(head, []byte("PK\x03\x04")), bytes.HasPrefix(head, []byte("PK\x05\x06")):
 		return kindZip
+	case bytes.HasPrefix(head, []byte(capture.Magic)):
+		return kindCaptured
 	case looksJSON(head):
 		return kindJSONL
 	}

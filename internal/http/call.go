@@ -32,6 +32,7 @@ func (s *Server) Infer(ctx context.Context, model, version string, arrival time.
 	}
 	defer lease.Release()
 	return s.counted(ctx, arrival, lease, func(m *modelStats, t *timing) error {
+		t.route = "grpc"
 		spec := lease.Spec()
 		call, err := read(spec)
 		if err != nil {

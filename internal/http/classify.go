@@ -80,6 +80,7 @@ func (s *Server) classify(c *gin.Context) error {
 		return badf("model %q is no classifier: it was uploaded without labels.txt", req.Model)
 	}
 	return s.counted(c.Request.Context(), progressOf(c).arrival, lease, func(m *modelStats, t *timing) error {
+		t.route = routeOf(c)
 		feeds, err := prep.Text(texts)
 		if err != nil {
 			return err

@@ -17,6 +17,7 @@ import (
 	"github.com/fewbit/fewbit/internal/engine/batch"
 	"github.com/fewbit/fewbit/internal/jobs"
 	"github.com/fewbit/fewbit/internal/registry"
+	"github.com/fewbit/fewbit/internal/rollout/capture"
 	"github.com/fewbit/fewbit/internal/tensor"
 )
 
@@ -59,6 +60,14 @@ var errorStatus = []struct {
 	{engine.ErrModel, http.StatusUnprocessableEntity, 0},
 	{registry.ErrNotFound, http.StatusNotFound, 0},
 	{jobs.ErrNotFound, http.StatusNotFound, 0},
+	{capture.ErrNotFound, http.StatusNotFound, 0},
+	{capture.ErrSettings, http.StatusBadRequest, 0},
+	{capture.ErrNoKey, http.StatusNotImplemented, 0},
+	{capture.ErrKey, http.StatusConflict, 0},
+	{capture.ErrExists, http.StatusConflict, 0},
+	{capture.ErrEmpty, http.StatusConflict, 0},
+	{capture.ErrRagged, http.StatusConflict, 0},
+	{capture.ErrTooMany, http.StatusConflict, 0},
 	{jobs.ErrFinished, http.StatusConflict, 0},
 	{jobs.ErrConflict, http.StatusConflict, 0},
 	{registry.ErrInUse, http.StatusConflict, 0},

@@ -60,6 +60,7 @@ func (s *Server) infer(c *gin.Context) error {
 	x := scratches.Get().(*inferScratch)
 	defer x.free()
 	return s.counted(c.Request.Context(), progressOf(c).arrival, lease, func(m *modelStats, t *timing) error {
+		t.route = routeOf(c)
 		ctx, cancel, err := s.readInfer(c, lease.Spec(), x, t)
 		if err != nil {
 			return err
@@ -75,10 +76,11 @@ func (s *Server) infer(c *gin.Context) error {
 type timing struct {
 	arrival time.Time
 	phases  telemetry.Durations
-	rows    int64 // of the request
-	batch   int64 // rows of the run that answered it
-	leads   bool  // the run is counted with this request
-	ran     bool  // the engine was called
+	rows    int64  // of the request
+	batch   int64  // rows of the run that answered it
+	leads   bool   // the run is counted with this request
+	ran     bool   // the engine was called
+	route   string // one of capture.Routes
 }
 
 // counted runs a request of one model and counts how it ended. Panics count
@@ -139,6 +141,9 @@ func (s *Server) run(ctx context.Context, lease Lease, m *modelStats, feeds engi
 	ran := time.Now()
 	err = write(res)
 	t.phases[telemetry.Finish] = time.Since(ran)
+	if err == nil && s.cfg.Capture != nil {
+		s.cfg.Capture.Offer(lease.Name(), lease.Version(), t.route, feeds, rows)
+	}
 	return err
 }
 

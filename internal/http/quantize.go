@@ -1,6 +1,7 @@
 package http
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -126,13 +127,11 @@ func (s *Server) checkSpec(spec *jobs.Spec) error {
 			return badf("field \"exclude\": a name has %d bytes, expected 1 to %d", len(e), maxExclude)
 		}
 	}
-	if slices.Contains(needCalibration, spec.Scheme) && (spec.Calibration == nil || spec.Calibration.Dataset == "") {
-		return badf("scheme %q needs field \"calibration\": {\"dataset\": NAME}; upload one with PUT /datasets/NAME, or use scheme int8-dynamic", spec.Scheme)
+	if slices.Contains(needCalibration, spec.Scheme) && (spec.Calibration == nil || *spec.Calibration == jobs.Calibration{}) {
+		return badf("scheme %q needs field \"calibration\": {\"dataset\": NAME} or {\"captured\": {}}; upload one with PUT /datasets/NAME, capture live inputs with PUT /models/NAME/capture, or use scheme int8-dynamic", spec.Scheme)
 	}
-	if spec.Calibration != nil {
-		if err := s.checkDataset("calibration", spec.Calibration.Dataset); err != nil {
-			return err
-		}
+	if err := s.checkCalibration(spec); err != nil {
+		return err
 	}
 	if spec.Evaluation != nil {
 		if err := s.checkDataset("evaluation", spec.Evaluation.Dataset); err != nil {
@@ -158,6 +157,29 @@ func publicText(err error) string {
 		return p.Public()
 	}
 	return hidePaths(err.Error())
+}
+
+// checkCalibration refuses a source of calibration that is not there.
+func (s *Server) checkCalibration(spec *jobs.Spec) error {
+	c := spec.Calibration
+	switch {
+	case c == nil:
+		return nil
+	case c.Captured == nil:
+		return s.checkDataset("calibration", c.Dataset)
+	case c.Dataset != "":
+		return badf("field \"calibration\": give \"dataset\" or \"captured\", not both")
+	}
+	model := cmp.Or(c.Captured.Model, spec.Model)
+	if err := checkName("model", model); err != nil {
+		return err
+	}
+	k, err := s.capture()
+	if err != nil {
+		return err
+	}
+	_, err = k.Status(model)
+	return err
 }
 
 // checkDataset refuses a dataset that is not stored.

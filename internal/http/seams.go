@@ -8,6 +8,7 @@ import (
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/engine/batch"
 	"github.com/fewbit/fewbit/internal/jobs"
+	"github.com/fewbit/fewbit/internal/rollout/capture"
 )
 
 // Models are the models that can answer requests now.
@@ -114,6 +115,19 @@ type Jobs interface {
 	// channel after a final state or when ctx ends.
 	Events(ctx context.Context, id string) (<-chan jobs.Status, error)
 	Cancel(ctx context.Context, id string) error
+}
+
+// Capture keeps a sample of the inputs that models are asked with.
+type Capture interface {
+	// Offer shows it the inputs of an answered request. It does not wait and
+	// copies what it keeps.
+	Offer(model, version, route string, feeds engine.Feeds, rows int64)
+	Start(model string, s capture.Settings) (capture.Status, error)
+	Status(model string) (capture.Status, error)
+	Stop(model string) (capture.Status, error)
+	Delete(model string) error
+	// Export reads the samples for an .npz; the caller closes it.
+	Export(model string) (*capture.Export, error)
 }
 
 // Reports is an optional ability of Jobs: the report of a finished job.

@@ -30,6 +30,7 @@ type Config struct {
 	Store     Store
 	Jobs      Jobs
 	Telemetry *telemetry.Collector // nil makes an own one
+	Capture   Capture              // nil: its routes answer 501
 	// CheckJob, when set, refuses job requests that the pipeline cannot do, with
 	// an error worded for the client. The form is checked before.
 	CheckJob func(jobs.Spec) error

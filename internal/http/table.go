@@ -8,6 +8,7 @@ import (
 	"github.com/gin-gonic/gin"
 
 	"github.com/fewbit/fewbit/internal/jobs"
+	"github.com/fewbit/fewbit/internal/rollout/capture"
 	"github.com/fewbit/fewbit/internal/telemetry"
 )
 
@@ -139,6 +140,14 @@ func (s *Server) routes() []route {
 			body: promoteRequest{}, limit: MaxJSONBody, answer: modelUploaded{}, fails: []int{400, 404, 422}}),
 		admin(route{method: "POST", path: "/models/:model/rollback", handler: s.rollback, tag: tagUploads, summary: "Return to the default version before",
 			body: struct{}{}, optional: true, limit: MaxJSONBody, answer: modelUploaded{}, fails: []int{400, 404, 409}}),
+		admin(route{method: "PUT", path: "/models/:model/capture", handler: s.captureStart, tag: tagUploads, summary: "Begin to keep a sample of the model's inputs, encrypted",
+			body: capture.Settings{}, optional: true, limit: MaxJSONBody, answer: capture.Status{}, fails: []int{400, 404, 409, 501, 503}}),
+		admin(get("/models/:model/capture", s.captureStatus, tagUploads, "What is captured of a model", capture.Status{}, 400, 404, 501)),
+		admin(route{method: "POST", path: "/models/:model/capture/stop", handler: s.captureStop, tag: tagUploads, summary: "End a capture; its samples stay",
+			body: struct{}{}, optional: true, limit: MaxJSONBody, answer: capture.Status{}, fails: []int{400, 404, 501}}),
+		admin(route{method: "GET", path: "/models/:model/capture/samples.npz", handler: s.captureExport, tag: tagUploads, summary: "The captured inputs in clear, one array for each input",
+			media: "application/octet-stream", answer: []byte{}, fails: []int{400, 404, 409, 501}}),
+		admin(route{method: "DELETE", path: "/models/:model/capture", handler: s.captureDelete, tag: tagUploads, summary: "End a capture and delete its samples", status: http.StatusNoContent, fails: []int{400, 404, 501}}),
 		admin(get("/datasets", s.datasetIndex, tagUploads, "All datasets", datasetList{})),
 		admin(route{method: "PUT", path: "/datasets/:dataset", handler: s.putDataset, tag: tagUploads, summary: "Upload a dataset: npz, npy, jsonl or a zip of images",
 			body: []byte{}, bodyType: "application/octet-stream", limit: s.cfg.MaxUpload, status: http.StatusCreated, answer: DatasetInfo{}, fails: []int{400, 408, 413, 415, 507}}),

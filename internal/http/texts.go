@@ -104,6 +104,7 @@ func checkTexts(n int, text func(int) string) error {
 // outputs.
 func (s *Server) runTexts(c *gin.Context, lease Lease, encode func() (engine.Feeds, []int, error), use func(out engine.Feeds, lengths []int) error) error {
 	return s.counted(c.Request.Context(), progressOf(c).arrival, lease, func(m *modelStats, t *timing) error {
+		t.route = routeOf(c)
 		feeds, lengths, err := encode()
 		if err != nil {
 			return err

@@ -56,9 +56,15 @@ type Spec struct {
 	Key string `json:"key,omitempty"`
 }
 
-// Calibration names the inputs that calibrate.
+// Calibration names the inputs that calibrate: a data set, or what was captured.
 type Calibration struct {
-	Dataset string `json:"dataset,omitempty"`
+	Dataset  string    `json:"dataset,omitempty"`
+	Captured *Captured `json:"captured,omitempty"`
+}
+
+// Captured names inputs that a served model was asked with.
+type Captured struct {
+	Model string `json:"model,omitempty"` // "" is the job's
 }
 
 // Evaluation names the data that judge the result.
@@ -83,6 +89,8 @@ type Pin struct {
 	Files string `json:"files_sha256,omitempty"`
 	Kind  string `json:"kind,omitempty"`  // of a data set
 	Bytes int64  `json:"bytes,omitempty"` // of a data set
+	// About says what a report calls it; "" is its file's name.
+	About string `json:"about,omitempty"`
 }
 
 // Status is what GET /quantize/{id} returns.

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -169,7 +170,7 @@ func (r *run) receipt() {
 	}
 	table := r.evidence.Table(r.rep.Model.SHA256)
 	rc, err := table.Receipt(ranges)
-	out := &report.Calibration{Source: filepath.Base(r.req.Calib), Samples: int64(rc.Samples), Duplicates: int64(rc.Duplicates), Tensors: len(rc.Tensors), Seconds: r.evidence.Seconds, Warnings: rc.Warnings}
+	out := &report.Calibration{Source: cmp.Or(r.req.CalibName, filepath.Base(r.req.Calib)), Samples: int64(rc.Samples), Duplicates: int64(rc.Duplicates), Tensors: len(rc.Tensors), Seconds: r.evidence.Seconds, Warnings: rc.Warnings}
 	if err != nil {
 		out.Warnings = append(out.Warnings, err.Error())
 	}

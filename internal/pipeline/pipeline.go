@@ -7,6 +7,7 @@ import (
 
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/quant"
+	"github.com/fewbit/fewbit/internal/rollout/capture"
 )
 
 // Defaults of a run.
@@ -34,6 +35,8 @@ type Pipeline struct {
 	// Scratch is the folder below which temporary models are written; "" is
 	// the system's.
 	Scratch string
+	// CaptureKey opens captured inputs; nil: they are not read.
+	CaptureKey *capture.Key
 }
 
 // Request asks for one quantization.
@@ -50,6 +53,8 @@ type Request struct {
 	// Calib and Eval are paths of data sets (or, for Calib, of a calibration
 	// table); "" is none.
 	Calib, Eval string
+	// CalibName says in the report where Calib comes from; "" is the file's name.
+	CalibName string
 	// Samples calibrate; 0 is DefaultSamples.
 	Samples int
 	// EvalSamples judge; 0 is all.

@@ -231,7 +231,7 @@ func (r *run) samples() int {
 }
 
 func (r *run) dataOptions() data.Options {
-	return data.Options{Spec: r.spec, ModelDir: filepath.Dir(r.req.Model), MaxTokens: r.req.MaxTokens}
+	return data.Options{Spec: r.spec, ModelDir: filepath.Dir(r.req.Model), MaxTokens: r.req.MaxTokens, CaptureKey: r.CaptureKey}
 }
 
 func (r *run) openCalib() (data.Dataset, error) {

@@ -27,6 +27,8 @@ const (
 	KindNPY    Kind = "npy"    // one array
 	KindJSONL  Kind = "jsonl"  // one object a line
 	KindImages Kind = "images" // a folder: class = subfolder, or labels.csv
+	// KindCaptured is a snapshot of captured inputs; it has no name of its own.
+	KindCaptured Kind = "captured"
 )
 
 // Dataset describes a stored data set.
@@ -129,6 +131,33 @@ func (r *Registry) PutDataset(ctx context.Context, name string, body io.Reader, 
 		return Dataset{}, space(noPath(err))
 	}
 	return d, nil
+}
+
+// KeepContents stores what write writes, under no name: whoever needs it longer
+// than Options.Grace lists it in Options.Keep.
+func (r *Registry) KeepContents(ctx context.Context, name string, kind Kind, write func(io.Writer) error) (Dataset, error) {
+	f, err := os.CreateTemp(r.session, "contents-*")
+	if err != nil {
+		return Dataset{}, space(noPath(err))
+	}
+	defer os.Remove(f.Name())
+	err = write(r.through(f))
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return Dataset{}, space(noPath(err))
+	}
+	gc, err := lockfile.SharedWait(r.path(gcLock))
+	if err != nil {
+		return Dataset{}, err
+	}
+	defer gc.Release()
+	c, err := r.adopt(ctx, f.Name(), "")
+	if err != nil {
+		return Dataset{}, space(noPath(err))
+	}
+	return Dataset{Name: name, Kind: kind, SHA256: c.SHA256, Size: c.Size, Files: 1, Created: time.Now().UTC()}, nil
 }
 
 // detect tells the kind of a body; "zip" needs a look at the entries.

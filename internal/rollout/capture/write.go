@@ -1,0 +1,187 @@
+package capture
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/fewbit/fewbit/internal/registry/disk"
+)
+
+// tick is how often counters are written and ends are looked for.
+const tick = time.Second
+
+// write runs until Close: it seals and writes what was taken.
+func (s *Store) write() {
+	defer close(s.done)
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	for {
+		select {
+		case x := <-s.queue:
+			s.keep(x)
+		case now := <-t.C:
+			s.sweep(now)
+		case <-s.quit:
+			for {
+				select {
+				case x := <-s.queue:
+					s.keep(x)
+				default:
+					return
+				}
+			}
+		}
+	}
+}
+
+// keep writes one sample. A disk that fails ends the capture: requests go on.
+func (s *Store) keep(x taken) {
+	defer s.pending.Add(-int64(len(x.bytes)))
+	c := x.c
+	c.io.Lock()
+	defer c.io.Unlock()
+	if c.deleted {
+		return
+	}
+	sealed := c.box.seal(make([]byte, 0, len(x.bytes)+c.box.overhead()), x.bytes, sealSample)
+	size := int64(len(sealed))
+	c.mu.Lock()
+	after := c.st.Bytes - c.sizes[x.slot] + size
+	if after > c.st.Settings.MaxBytes {
+		c.st.Skipped++
+		c.mu.Unlock()
+		return
+	}
+	c.mu.Unlock()
+	if err := replace(c.samplePath(x.slot), sealed, false); err != nil {
+		c.stop(time.Now(), fmt.Sprintf("a sample could not be written: %v", err))
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sizes[x.slot] = size
+	c.st.Bytes, c.st.Samples, c.changed = after, len(c.sizes), true
+}
+
+// sweep stops what has run its time, deletes what was kept long enough, and
+// writes counters that have changed.
+func (s *Store) sweep(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for model, c := range s.all {
+		st := c.status()
+		switch {
+		case st.State == Running && now.After(st.Ends):
+			c.stop(now, "its time is over")
+		case st.State == Stopped && now.After(st.Deletes):
+			_ = s.deleteLocked(model) // out of sight at least; the next start removes the rest
+			continue
+		}
+		if c.box != nil { // one of another key stays as it is
+			_ = c.save(false) // a full disk: the next tick tries again
+		}
+	}
+	s.publish()
+}
+
+// save writes the manifest when something has changed, or always.
+func (c *capture) save(always bool) error {
+	c.io.Lock()
+	defer c.io.Unlock()
+	c.mu.Lock()
+	if c.deleted || !c.changed && !always {
+		c.mu.Unlock()
+		return nil
+	}
+	c.changed = false
+	b, err := json.MarshalIndent(manifest{c.keyID, c.salt, c.st}, "", "  ")
+	c.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("captured inputs: %w", err)
+	}
+	if err := replace(filepath.Join(c.dir, manifestName), append(b, '\n'), always); err != nil {
+		c.mu.Lock()
+		c.changed = true
+		c.mu.Unlock()
+		return fmt.Errorf("captured inputs: %w", err)
+	}
+	return nil
+}
+
+// replace writes a file beside path and renames it: a reader, and the next
+// start after a kill, sees the old one or the new one, whole. Unless durable is
+// set, a power failure may lose it; its seal then tells.
+func replace(path string, b []byte, durable bool) error {
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, hidden+"tmp-*")
+	if err != nil {
+		return noPath(err)
+	}
+	_, err = f.Write(b)
+	if err == nil && durable {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+		return noPath(err)
+	}
+	if durable {
+		return syncDir(dir)
+	}
+	return nil
+}
+
+// syncDir makes the names in dir durable.
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return noPath(err)
+	}
+	defer f.Close()
+	return noPath(f.Sync())
+}
+
+// roomLeft stays free on the disk when a capture is filled.
+const roomLeft = 64 << 20
+
+// checkRoom refuses a capture that the disk cannot hold.
+func checkRoom(dir string, n int64) error {
+	free, _, ok := disk.Space(dir)
+	if ok && uint64(n)+roomLeft > free {
+		return fmt.Errorf("%w: max_bytes is %d, the disk has %d free", ErrSettings, n, free)
+	}
+	return nil
+}
+
+// noPath strips an error of the operating system of its path.
+func noPath(err error) error {
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		return fmt.Errorf("%s: %w", pe.Op, pe.Err)
+	}
+	var le *os.LinkError
+	if errors.As(err, &le) {
+		return fmt.Errorf("%s: %w", le.Op, le.Err)
+	}
+	return err
+}
+
+func randomBytes(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails (crypto/rand)
+	return b
+}
+
+func sampleName(slot int) string { return fmt.Sprintf("%06d%s", slot, sampleExt) }
