@@ -17,4 +17,6 @@ var (
 	ErrInvalid  = errors.New("invalid content")
 	ErrNoSpace  = disk.ErrFull
 	ErrInUse    = errors.New("in use")
+	// ErrMemory: the version does not fit into the memory that models may take.
+	ErrMemory = errors.New("too little memory for this model")
 )

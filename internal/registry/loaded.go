@@ -31,6 +31,7 @@ type ModelInfo struct {
 	State   State
 	Reason  string // why it is not READY; or what went wrong since
 	Default bool
+	Lazy    bool   // it is not loaded, or is being, because no request has needed it: the next one loads it
 	Scheme  string // "" is as uploaded
 	Source  string // NAME/N it was made from
 	SHA256  string // of model.onnx
@@ -81,16 +82,37 @@ type LoadedOptions struct {
 	// MaxExtra is how many versions that are not the default stay loaded, of
 	// all models together; the least recently used goes. Default 4.
 	MaxExtra int
+	// Budget bounds the memory of all versions together, in bytes; 0 does not.
+	Budget int64
+	// Pinned are the models whose default is never unloaded to make room.
+	Pinned []string
+	// Lazy leaves every model that is not pinned to its first request.
+	Lazy bool
+	// Trim gives memory that a closed session has freed back to the system. May
+	// be nil.
+	Trim func()
+
+	readMemory readMemory
+	coldWait   time.Duration
+	retryLoad  time.Duration
 }
 
 const (
 	defaultTarget      = 50 * time.Millisecond
 	defaultMaxExtra    = 4
 	defaultWarmTimeout = 30 * time.Second
+	// defaultColdWait bounds how long a request waits for its model to be
+	// loaded; the load goes on without it. Bodies must arrive within 30 s.
+	defaultColdWait = 20 * time.Second
+	// defaultRetryLoad is how long a model that could not be loaded is left
+	// alone: trying takes time and memory from the others.
+	defaultRetryLoad = 30 * time.Second
 )
 
-// Loaded serves the versions of a Registry: the default of each loaded model,
-// and others on first use.
+// Loaded serves the versions of a Registry: the default of each model that was
+// loaded, and others on first use. Together they stay within a budget of memory:
+// what has not been used for longest is unloaded, and loaded again by the next
+// request for it.
 //
 // A switch of the default opens and warms the new session first and moves a
 // pointer then; requests that run keep the old session through their lease,
@@ -99,21 +121,38 @@ type Loaded struct {
 	r *Registry
 	o LoadedOptions
 
+	pinned map[string]bool
+	base   int64 // memory of the process without models
+	ctx    context.Context
+	stop   context.CancelFunc // ends the loads that requests began
+
 	mu       sync.Mutex
 	models   map[string]*model
 	closed   bool
-	sessions sync.WaitGroup // open sessions
+	sessions sync.WaitGroup // open sessions, and loads that requests began
+
+	// The memory budget, in bytes.
+	used           int64         // charges of what is open, being opened and being closed
+	closing        int64         // of that, what is being closed
+	freed          chan struct{} // closed when used falls
+	opening, began int64         // versions being opened, and loads so far
+	loads, evicted int64
+	trimmed        time.Time
 }
 
 // model is what is loaded under one name. busy (capacity 1) is held through a
 // change; the fields are guarded by Loaded.mu.
 type model struct {
-	busy    chan struct{}
-	def     *instance
-	extra   map[int]*instance // other versions, by number
-	loading int               // the version being opened, 0: none
-	reason  string            // why def is nil, or why a later load failed
-	off     bool              // unloaded on request
+	busy     chan struct{}
+	def      *instance
+	extra    map[int]*instance // other versions, by number
+	flights  map[int]*flight   // loads that requests wait for, by number
+	loading  int               // the version being opened, 0: none
+	reason   string            // why def is nil, or why a later load failed
+	failed   time.Time         // when the last load failed
+	failedOf int               // its version
+	off      bool              // unloaded on request
+	evicted  bool              // unloaded to make room
 }
 
 // NewLoaded returns a server of r's models with none loaded; see LoadAll.
@@ -133,29 +172,48 @@ func NewLoaded(r *Registry, o LoadedOptions) *Loaded {
 	if o.Warm == nil {
 		o.Warm = warm
 	}
-	return &Loaded{r: r, o: o, models: map[string]*model{}}
+	if o.readMemory == nil {
+		o.readMemory = engine.ReadMemory
+	}
+	if o.coldWait <= 0 {
+		o.coldWait = defaultColdWait
+	}
+	if o.retryLoad <= 0 {
+		o.retryLoad = defaultRetryLoad
+	}
+	l := &Loaded{r: r, o: o, models: map[string]*model{}, pinned: map[string]bool{}, freed: make(chan struct{})}
+	for _, name := range o.Pinned {
+		l.pinned[name] = true
+	}
+	l.base = l.anonymous()
+	l.ctx, l.stop = context.WithCancel(context.Background())
+	return l
 }
 
-// LoadAll loads the default version of every model, one after the other. A
-// model that cannot be loaded is UNAVAILABLE with the reason; the error joins
-// these.
+// LoadAll loads the default versions, one after the other: those of pinned
+// models, then the others as far as the budget goes, unless Options.Lazy is set.
+// The rest is loaded by its first request. A model that cannot be loaded is
+// UNAVAILABLE with the reason; the error joins these.
 func (l *Loaded) LoadAll(ctx context.Context) error {
 	ms, err := l.r.Models()
 	errs := []error{err}
-	for _, m := range ms {
-		if m.Default == 0 {
-			continue
-		}
-		if err := l.Load(ctx, m.Name); err != nil {
-			errs = append(errs, err)
+	for _, pinned := range []bool{true, false} {
+		for _, m := range ms {
+			if m.Default == 0 || l.pinned[m.Name] != pinned || !pinned && l.o.Lazy {
+				continue
+			}
+			if err := l.load(ctx, m.Name, room{evict: pinned}); err != nil && !errors.Is(err, errNoRoom) {
+				errs = append(errs, err)
+			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// Acquire returns a lease on a version; "" is the default. A version that is
-// not the default is opened on first use.
-// Errors: ErrName, ErrNotFound, ErrNotReady (it exists but is not loaded).
+// Acquire returns a lease on a version; "" is the default. A version that is not
+// loaded is, unless its model was unloaded on request; the caller waits for that.
+// Errors: ErrName, ErrNotFound, ErrNotReady (it exists but is not loaded),
+// ErrMemory (it cannot be).
 func (l *Loaded) Acquire(ctx context.Context, name, version string) (Lease, error) {
 	n := 0
 	if version != "" {
@@ -171,10 +229,7 @@ func (l *Loaded) Acquire(ctx context.Context, name, version string) (Lease, erro
 	if err != nil {
 		return nil, err
 	}
-	if n == 0 {
-		return nil, fmt.Errorf("model %s: %w: %s", name, ErrNotReady, l.why(name, v))
-	}
-	return l.acquireExtra(ctx, v)
+	return l.cold(ctx, v, n == 0)
 }
 
 // take returns a referenced instance, or nil.
@@ -195,47 +250,6 @@ func (l *Loaded) take(name string, n int) *instance {
 	in.refs++
 	in.used = time.Now()
 	return in
-}
-
-// why says in words why the default version v is not served.
-func (l *Loaded) why(name string, v Version) string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	_, reason := l.models[name].describe(v, true)
-	return reason
-}
-
-// acquireExtra opens v beside the default.
-func (l *Loaded) acquireExtra(ctx context.Context, v Version) (Lease, error) {
-	m, err := l.lockModel(ctx, v.Model)
-	if err != nil {
-		return nil, err
-	}
-	defer m.unlock()
-	if in := l.take(v.Model, v.Number); in != nil { // somebody else was faster
-		return &lease{l: l, in: in}, nil
-	}
-	l.mu.Lock()
-	off := m.off
-	l.mu.Unlock()
-	if off {
-		return nil, fmt.Errorf("model %s: %w: unloaded on request, load it first", v.Model, ErrNotReady)
-	}
-	in, err := l.open(ctx, m, v)
-	if err != nil {
-		return nil, err
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
-		l.retire(in)
-		return nil, fmt.Errorf("model %s: %w: the server is stopping", v.Model, ErrNotReady)
-	}
-	in.refs++
-	in.used = time.Now()
-	m.extra[v.Number] = in
-	l.evict()
-	return &lease{l: l, in: in}, nil
 }
 
 // evict retires the least recently used extra versions past MaxExtra. l.mu is held.
@@ -261,11 +275,15 @@ func (l *Loaded) evict() {
 // Load opens the default version of a model, or the new default when it has
 // changed. On failure what was loaded before stays.
 func (l *Loaded) Load(ctx context.Context, name string) error {
+	return l.load(ctx, name, room{evict: true})
+}
+
+func (l *Loaded) load(ctx context.Context, name string, with room) error {
 	v, err := l.r.Version(name, "")
 	if err != nil {
 		return err
 	}
-	return l.switchTo(ctx, v, true, func() error { return nil })
+	return l.switchTo(ctx, v, true, with, func() error { return nil })
 }
 
 // Promote makes a version the default, in the registry and for new requests.
@@ -275,7 +293,7 @@ func (l *Loaded) Promote(ctx context.Context, name, version string) error {
 	if err != nil {
 		return err
 	}
-	return l.switchTo(ctx, v, false, func() error { return l.r.Promote(name, v.ID()) })
+	return l.switchTo(ctx, v, false, room{evict: true}, func() error { return l.r.Promote(name, v.ID()) })
 }
 
 // Rollback returns to the default before, and names it.
@@ -284,7 +302,7 @@ func (l *Loaded) Rollback(ctx context.Context, name string) (Version, error) {
 	if err != nil {
 		return Version{}, err
 	}
-	return v, l.switchTo(ctx, v, false, func() error {
+	return v, l.switchTo(ctx, v, false, room{evict: true}, func() error {
 		got, err := l.r.Rollback(name)
 		if err == nil && got.Number != v.Number {
 			err = fmt.Errorf("model %s: %w: its default changed meanwhile, try again", name, ErrInUse)
@@ -295,7 +313,7 @@ func (l *Loaded) Rollback(ctx context.Context, name string) (Version, error) {
 
 // switchTo makes v the served default once commit has made it durable. Unless
 // load is set, a model that was unloaded on request stays so.
-func (l *Loaded) switchTo(ctx context.Context, v Version, load bool, commit func() error) error {
+func (l *Loaded) switchTo(ctx context.Context, v Version, load bool, with room, commit func() error) error {
 	m, err := l.lockModel(ctx, v.Model)
 	if err != nil {
 		return err
@@ -315,7 +333,8 @@ func (l *Loaded) switchTo(ctx context.Context, v Version, load bool, commit func
 	case off:
 		return commit()
 	case in == nil:
-		if in, err = l.open(ctx, m, v); err != nil {
+		with.keep = m.def // only whoever holds the busy slot takes it away
+		if in, err = l.open(ctx, m, v, with); err != nil {
 			return err
 		}
 	}
@@ -337,7 +356,8 @@ func (l *Loaded) switchTo(ctx context.Context, v Version, load bool, commit func
 		}
 		m.def = in
 	}
-	m.reason, m.off = "", false
+	m.reason, m.off, m.evicted, m.failed = "", false, false, time.Time{}
+	in.used = time.Now()
 	return nil
 }
 
@@ -404,7 +424,7 @@ func (l *Loaded) Delete(ctx context.Context, name, version string) error {
 	defer l.mu.Unlock()
 	if errors.Is(gone, ErrNotFound) {
 		l.dropLocked(m)
-		m.off, m.reason = false, ""
+		m.off, m.evicted, m.reason, m.failedOf = false, false, "", 0
 		return nil
 	}
 	if n, err := parseVersion(version); err == nil && m.extra[n] != nil {
@@ -447,32 +467,34 @@ func (l *Loaded) info(v Version, isDefault bool) ModelInfo {
 		Name: v.Model, Version: v.ID(), Default: isDefault, Scheme: v.About.Scheme, Source: v.About.Source,
 		SHA256: f.SHA256, Size: v.Size(), Target: l.target(v), Created: v.Created,
 	}
-	i.State, i.Reason = l.models[v.Model].describe(v, isDefault)
+	i.State, i.Reason, i.Lazy = l.models[v.Model].describe(v, isDefault)
 	return i
 }
 
 // describe tells the state of a version. Loaded.mu is held; m may be nil.
-func (m *model) describe(v Version, isDefault bool) (State, string) {
+func (m *model) describe(v Version, isDefault bool) (s State, reason string, lazy bool) {
 	if m == nil {
-		return StateUnavailable, "not loaded"
+		m = &model{}
 	}
 	if m.def != nil && same(m.def.v, v) {
-		return StateReady, m.reason
+		return StateReady, m.reason, false
 	}
 	if in := m.extra[v.Number]; in != nil && same(in.v, v) {
-		return StateReady, ""
+		return StateReady, "", false
 	}
 	switch {
 	case m.loading == v.Number:
-		return StateLoading, "being loaded"
+		return StateLoading, "being loaded", m.flights[v.Number] != nil
 	case m.off:
-		return StateUnavailable, m.reason
+		return StateUnavailable, m.reason, false
 	case !isDefault:
-		return StateUnavailable, "not the default version; loaded on first use"
-	case m.reason != "":
-		return StateUnavailable, m.reason
+		return StateUnavailable, "not the default version; loaded on first use", true
+	case m.reason != "" && m.failedOf == v.Number:
+		return StateUnavailable, m.reason, false
+	case m.evicted:
+		return StateUnavailable, "unloaded to make room for other models; the next request loads it", true
 	}
-	return StateUnavailable, "not loaded"
+	return StateUnavailable, "not loaded yet; the first request loads it", true
 }
 
 func (l *Loaded) target(v Version) time.Duration {
@@ -486,6 +508,7 @@ func (l *Loaded) target(v Version) time.Duration {
 func (l *Loaded) Close(ctx context.Context) error {
 	l.mu.Lock()
 	l.closed = true
+	l.stop()
 	for m := range maps.Values(l.models) {
 		l.dropLocked(m)
 	}
@@ -506,11 +529,7 @@ func (l *Loaded) lockModel(ctx context.Context, name string) (*model, error) {
 		return nil, err
 	}
 	l.mu.Lock()
-	m := l.models[name]
-	if m == nil {
-		m = &model{busy: make(chan struct{}, 1), extra: map[int]*instance{}}
-		l.models[name] = m
-	}
+	m := l.entry(name)
 	l.mu.Unlock()
 	select {
 	case m.busy <- struct{}{}:
@@ -521,3 +540,13 @@ func (l *Loaded) lockModel(ctx context.Context, name string) (*model, error) {
 }
 
 func (m *model) unlock() { <-m.busy }
+
+// entry returns the model's entry, a new one if need be. l.mu is held.
+func (l *Loaded) entry(name string) *model {
+	m := l.models[name]
+	if m == nil {
+		m = &model{busy: make(chan struct{}, 1), extra: map[int]*instance{}}
+		l.models[name] = m
+	}
+	return m
+}

@@ -19,13 +19,15 @@ import (
 // up on their first request.
 const maxWarmBytes = 256 << 20
 
-// instance is one open session. refs, retired, gone and used are guarded by Loaded.mu.
+// instance is one open session. charge, refs, retired, gone and used are guarded
+// by Loaded.mu.
 type instance struct {
 	v       Version
 	session engine.Session
 	queue   *batch.Queue
 	prep    Preparer
 	target  time.Duration
+	charge  int64 // of the memory budget, in bytes
 	refs    int
 	retired bool // closes with the last reference
 	gone    bool // closed
@@ -34,20 +36,56 @@ type instance struct {
 
 // open opens, prepares and warms a version; m's busy slot is held. What goes
 // wrong becomes the model's reason.
-func (l *Loaded) open(ctx context.Context, m *model, v Version) (in *instance, err error) {
+func (l *Loaded) open(ctx context.Context, m *model, v Version, with room) (in *instance, err error) {
 	l.mu.Lock()
 	m.loading = v.Number
 	l.mu.Unlock()
 	defer func() {
+		passes := errors.Is(err, errNoRoom) || errors.Is(err, errHeld)
+		costly := !errors.Is(err, ErrMemory) // trying again would be
 		if err != nil {
-			err = fmt.Errorf("version %d of model %s: %w: %w", v.Number, v.Model, ErrNotReady, err)
+			kind := ErrNotReady
+			if errors.Is(err, ErrMemory) {
+				kind = ErrMemory
+			}
+			err = fmt.Errorf("version %d of model %s: %w", v.Number, v.Model, as(err, kind))
 		}
 		l.mu.Lock()
 		m.loading = 0
-		if err != nil && ctx.Err() == nil {
-			m.reason = err.Error()
+		if err != nil && ctx.Err() == nil && !passes {
+			m.reason, m.failedOf, m.failed = err.Error(), v.Number, time.Time{}
+			if costly {
+				m.failed = time.Now()
+			}
 		}
 		l.mu.Unlock()
+	}()
+	peak, err := l.reserve(ctx, m, v, with)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	l.opening++
+	l.began++
+	only, began := l.opening == 1, l.began
+	l.mu.Unlock()
+	before := l.anonymous()
+	defer func() {
+		if err != nil {
+			l.giveBack()
+		}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.opening--
+		if err != nil {
+			l.freeLocked(peak)
+			return
+		}
+		l.loads++
+		if !only || l.began != began { // whose memory is whose cannot be told
+			before = 0
+		}
+		l.settle(in, peak, before)
 	}()
 	dir, err := l.r.view(v.Files)
 	if err != nil {
@@ -102,7 +140,10 @@ func (l *Loaded) first(ctx context.Context, s engine.Session) error {
 
 // retire lets the instance close with its last lease. l.mu is held.
 func (l *Loaded) retire(in *instance) {
-	in.retired = true
+	if !in.retired {
+		in.retired = true
+		l.closing += in.charge
+	}
 	l.reap(in)
 }
 
@@ -115,7 +156,20 @@ func (l *Loaded) reap(in *instance) {
 	go func() { // freeing a large model takes a while; no request should wait for it
 		defer l.sessions.Done()
 		_ = in.session.Close()
+		l.giveBack()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.closing -= in.charge
+		l.freeLocked(in.charge)
 	}()
+}
+
+// as returns err as a kind, unless it is one already.
+func as(err, kind error) error {
+	if errors.Is(err, kind) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", kind, err)
 }
 
 type lease struct {
