@@ -115,6 +115,7 @@ func (a *App) open(ctx context.Context, version string) error {
 	a.loaded = registry.NewLoaded(a.registry, registry.LoadedOptions{
 		Engine: serving, PreparerFor: preparerFor, Target: a.cfg.Target, Alone: rowsDepend,
 		Scheduler: batch.New(batch.Options{Runs: a.cfg.MaxRuns}),
+		Budget:    a.cfg.memoryBudget(), Pinned: a.cfg.Pin, Lazy: a.cfg.Lazy, Trim: e.Trim,
 	})
 	a.telemetry = telemetry.New(telemetry.Options{})
 	a.pipeline = pipeline.Pipeline{Engine: e, Version: version, CaptureKey: captureKey, PeakMemory: pipeline.PeakInChild(peakArgs(e.Library(), a.cfg.Threads)...)}

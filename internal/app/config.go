@@ -18,10 +18,12 @@ import (
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/engine/cuda"
 	"github.com/fewbit/fewbit/internal/engine/ort"
 	"github.com/fewbit/fewbit/internal/http"
 	"github.com/fewbit/fewbit/internal/rollout/capture"
+	"github.com/fewbit/fewbit/internal/registry"
 )
 
 // Config says what a server serves, where it keeps it and within which limits.
@@ -44,12 +46,17 @@ type Config struct {
 	Device string
 	// NATSURL is a NATS cluster with JetStream; "" runs one inside the process.
 	NATSURL     string
-	MaxBody     int64         // bytes of an inference request
-	MaxUpload   int64         // bytes of a model or a data set
-	MaxInFlight int           // requests of one model admitted at a time
-	MaxRuns     int           // runs of models at a time, over all of them
-	Target      time.Duration // latency target of models that have none of their own
-	Drain       time.Duration // for requests in flight at shutdown
+	MaxBody     int64 // bytes of an inference request
+	MaxUpload   int64 // bytes of a model or a data set
+	MaxInFlight int   // requests of one model admitted at a time
+	MaxRuns     int   // runs of models at a time, over all of them
+	// MemoryBudget bounds the memory of all loaded models together, in bytes; 0
+	// is memoryShare of what the process may have.
+	MemoryBudget int64
+	Pin          []string      // models that are never unloaded to make room
+	Lazy         bool          // models that are not pinned wait for their first request
+	Target       time.Duration // latency target of models that have none of their own
+	Drain        time.Duration // for requests in flight at shutdown
 }
 
 // DefaultGRPCListen is where gRPC is served. When it is taken, and was not
@@ -89,6 +96,9 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.Var((*bytesValue)(&c.MaxBody), "max-body", "largest inference request")
 	fs.Var((*bytesValue)(&c.MaxUpload), "max-upload", "largest model or data set")
 	fs.IntVar(&c.MaxRuns, "max-runs", c.MaxRuns, "runs of models at a time, over all of them: each uses all threads by itself")
+	fs.Var((*bytesValue)(&c.MemoryBudget), "memory-budget", "memory that all loaded models together may take; the least recently used make room (default: 3/4 of what the control group or the machine allows)")
+	fs.StringSliceVar(&c.Pin, "pin", c.Pin, "models that are loaded first and never unloaded to make room, separated by commas")
+	fs.BoolVar(&c.Lazy, "lazy", c.Lazy, "load models at their first request instead of at the start; pinned ones are loaded all the same")
 	fs.IntVar(&c.MaxInFlight, "max-in-flight", c.MaxInFlight, "requests of one model admitted at a time, more are told to retry")
 	fs.DurationVar(&c.Target, "target", c.Target, "latency target of models without one of their own")
 	fs.DurationVar(&c.Drain, "drain", c.Drain, "how long requests in flight may take at shutdown")
@@ -108,6 +118,8 @@ const (
 	maxInFlight    = 1 << 20
 	maxRuns        = 1 << 10
 	maxDuration    = time.Hour
+	// minMemoryBudget is what the smallest model takes while it is opened.
+	minMemoryBudget = 64 << 20
 )
 
 // Check returns what is wrong with c, naming the flag: an ErrUsage.
@@ -132,6 +144,10 @@ func (c *Config) Check() error {
 		return bad("device", c.Device, "cpu: this program was built without CUDA; make cuda builds one that has it")
 	case c.MaxRuns < 1 || c.MaxRuns > maxRuns:
 		return bad("max-runs", c.MaxRuns, fmt.Sprintf("1 to %d", maxRuns))
+	case c.MemoryBudget != 0 && c.MemoryBudget < minMemoryBudget:
+		return bad("memory-budget", (*bytesValue)(&c.MemoryBudget), fmt.Sprintf("0 (by what there is) or at least %d MiB", minMemoryBudget>>20))
+	case slices.ContainsFunc(c.Pin, func(name string) bool { return registry.CheckName(name) != nil }):
+		return bad("pin", strings.Join(c.Pin, ","), "names of models, separated by commas")
 	case c.MaxInFlight < 1 || c.MaxInFlight > maxInFlight:
 		return bad("max-in-flight", c.MaxInFlight, fmt.Sprintf("1 to %d", maxInFlight))
 	case c.Target <= 0 || c.Target > maxDuration:
@@ -145,6 +161,23 @@ func (c *Config) Check() error {
 		}
 	}
 	return nil
+}
+
+// memoryShare of the process's memory is the models' by default; requests, jobs
+// and the file cache live from the rest.
+const memoryShare = 0.75
+
+// memoryBudget returns the bytes that all models together may take, 0 where the
+// system does not tell what there is.
+func (c *Config) memoryBudget() int64 {
+	if c.MemoryBudget > 0 {
+		return c.MemoryBudget
+	}
+	total, ok := engine.TotalMemory()
+	if !ok {
+		return 0
+	}
+	return max(int64(memoryShare*float64(total)), minMemoryBudget)
 }
 
 // ReadFile sets the flags that the command line did not, from a YAML file that

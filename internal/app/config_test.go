@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -55,7 +56,7 @@ func TestConfigFile(t *testing.T) {
 			}
 			want := Defaults()
 			c.want(&want)
-			if err != nil || got != want {
+			if err != nil || !reflect.DeepEqual(got, want) {
 				t.Errorf("%+v, %v, want %+v", got, err, want)
 			}
 		})
@@ -70,6 +71,7 @@ func TestCheckConfig(t *testing.T) {
 		"--listen": func(c *Config) { c.Listen = "" }, "--data-dir": func(c *Config) { c.DataDir = "" },
 		"--threads": func(c *Config) { c.Threads = -1 }, "--max-body": func(c *Config) { c.MaxBody = 0 },
 		"--max-upload": func(c *Config) { c.MaxUpload = -1 }, "--max-in-flight": func(c *Config) { c.MaxInFlight = 0 }, "--max-runs": func(c *Config) { c.MaxRuns = 0 },
+		"--memory-budget": func(c *Config) { c.MemoryBudget = 1 << 20 }, "--pin": func(c *Config) { c.Pin = []string{"ok", "../x"} },
 		"--target": func(c *Config) { c.Target = -1 }, "--drain": func(c *Config) { c.Drain = 0 },
 		"--nats-url": func(c *Config) { c.NATSURL = "http://user:secret@host" },
 	} {

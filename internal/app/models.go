@@ -6,20 +6,24 @@ import (
 
 	"github.com/fewbit/fewbit/internal/http"
 	"github.com/fewbit/fewbit/internal/registry"
+	"github.com/fewbit/fewbit/internal/telemetry"
 )
 
 // models shows the loaded models to the HTTP server.
 type models struct{ a *App }
 
-var _ http.Models = models{}
+var (
+	_ http.Models = models{}
+	_ http.Budget = models{}
+)
 
 func (m models) List() []http.ModelInfo {
 	infos := m.a.loaded.List()
 	out := make([]http.ModelInfo, len(infos))
 	for i, v := range infos {
-		out[i] = http.ModelInfo{Name: v.Name, Version: v.Version, State: string(v.State), Reason: v.Reason, Default: v.Default}
+		out[i] = http.ModelInfo{Name: v.Name, Version: v.Version, State: string(v.State), Reason: v.Reason, Default: v.Default, Lazy: v.Lazy, Memory: v.Memory, Engine: v.Engine}
 		if v.State == registry.StateUnavailable && v.Default && m.a.starting.Load() { // its turn comes
-			out[i].State, out[i].Reason = http.StateLoading, "waiting to be loaded"
+			out[i].State, out[i].Reason, out[i].Lazy = http.StateLoading, "waiting to be loaded", false
 		}
 	}
 	return out
@@ -31,6 +35,12 @@ func (m models) Acquire(ctx context.Context, name, version string) (http.Lease, 
 		return nil, err
 	}
 	return lease{l}, nil
+}
+
+// Memory is how the models use their budget.
+func (m models) Memory() telemetry.ModelMemory {
+	b := m.a.loaded.Memory()
+	return telemetry.ModelMemory{BudgetBytes: b.Budget, UsedBytes: b.Used, Loads: b.Loads, Evictions: b.Evicted}
 }
 
 func (m models) Load(ctx context.Context, name string) error   { return m.a.loaded.Load(ctx, name) }

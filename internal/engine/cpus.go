@@ -46,7 +46,7 @@ func cpuQuota(root fs.FS) float64 {
 	if err != nil {
 		return math.Inf(1)
 	}
-	v2, v1 := cgroupPaths(groups)
+	v2, v1 := cgroupPaths(groups, "cpu")
 	q := math.Inf(1)
 	for _, m := range parseMounts(mounts) {
 		switch {
@@ -60,8 +60,9 @@ func cpuQuota(root fs.FS) float64 {
 }
 
 // cgroupPaths reads /proc/self/cgroup (cgroups(7)): lines of
-// "id:controllers:path", version 2 having id 0 and no controllers.
-func cgroupPaths(b []byte) (v2, v1 string) {
+// "id:controllers:path", version 2 having id 0 and no controllers. v1 is the
+// group of that controller.
+func cgroupPaths(b []byte, controller string) (v2, v1 string) {
 	for line := range strings.Lines(string(b)) {
 		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
 		if len(f) != 3 {
@@ -71,7 +72,7 @@ func cgroupPaths(b []byte) (v2, v1 string) {
 			v2 = f[2]
 		}
 		for c := range strings.SplitSeq(f[1], ",") {
-			if c == "cpu" {
+			if c == controller {
 				v1 = f[2]
 			}
 		}

@@ -10,7 +10,7 @@ import (
 )
 
 // TotalMemory returns the bytes of memory that this process may fill at most:
-// the machine's, or less when a control group (version 2) allows less. ok is
+// the machine's, or less when a control group (version 2 or 1) allows less. ok is
 // false where the system does not tell.
 func TotalMemory() (bytes int64, ok bool) { return totalMemory(os.DirFS("/")) }
 
@@ -27,10 +27,13 @@ func totalMemory(root fs.FS) (int64, bool) {
 	groups, err1 := fs.ReadFile(root, "proc/self/cgroup")
 	mounts, err2 := fs.ReadFile(root, "proc/self/mountinfo")
 	if err1 == nil && err2 == nil {
-		v2, _ := cgroupPaths(groups)
+		v2, v1 := cgroupPaths(groups, "memory")
 		for _, m := range parseMounts(mounts) {
-			if m.fstype == "cgroup2" && v2 != "" {
-				least = min(least, walkCgroup(root, m, v2, memoryMax))
+			switch {
+			case m.fstype == "cgroup2" && v2 != "":
+				least = min(least, walkCgroup(root, m, v2, memoryFile("memory.max")))
+			case m.fstype == "cgroup" && v1 != "" && m.hasOption("memory"):
+				least = min(least, walkCgroup(root, m, v1, memoryFile("memory.limit_in_bytes")))
 			}
 		}
 	}
@@ -40,15 +43,17 @@ func totalMemory(root fs.FS) (int64, bool) {
 	return int64(least), true
 }
 
-// memoryMax reads memory.max: "max" or bytes.
-func memoryMax(root fs.FS, dir string) float64 {
-	b, err := fs.ReadFile(root, path.Join(dir, "memory.max"))
-	if err != nil {
-		return math.Inf(1)
+// memoryFile reads a limit: "max" or bytes. Version 1 has a huge number for none.
+func memoryFile(name string) func(fs.FS, string) float64 {
+	return func(root fs.FS, dir string) float64 {
+		b, err := fs.ReadFile(root, path.Join(dir, name))
+		if err != nil {
+			return math.Inf(1)
+		}
+		n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+		if err != nil || n <= 0 {
+			return math.Inf(1)
+		}
+		return float64(n)
 	}
-	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
-	if err != nil || n <= 0 {
-		return math.Inf(1)
-	}
-	return float64(n)
 }

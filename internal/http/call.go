@@ -131,14 +131,15 @@ func (s *Server) ModelVersions(name, version string) ([]ModelInfo, error) {
 	return s.infosOf(name, version)
 }
 
-// Ready reports whether requests for the model would be served now.
+// Ready reports whether requests for the model would be served: it is loaded, or
+// the next request loads it.
 func (s *Server) Ready(name, version string) (bool, error) {
 	infos, err := s.infosOf(name, version)
 	if err != nil {
 		return false, err
 	}
 	return slices.ContainsFunc(infos, func(m ModelInfo) bool {
-		return m.State == StateReady && (version != "" || m.Default || len(infos) == 1)
+		return (m.State == StateReady || m.Lazy) && (version != "" || m.Default || len(infos) == 1)
 	}), nil
 }
 
@@ -164,7 +165,11 @@ func (s *Server) Statistics(name, version string) ([]ModelStatistics, error) {
 	s.settle()
 	stats := make([]ModelStatistics, 0, len(infos))
 	for _, m := range infos {
-		stats = append(stats, s.stats.statsOf(m.Name, m.Version))
+		st := s.stats.statsOf(m.Name, m.Version)
+		if m.Memory > 0 {
+			st.Memory = append(st.Memory, memoryJSON{Type: "CPU", Bytes: uint64(m.Memory)})
+		}
+		stats = append(stats, st)
 	}
 	return stats, nil
 }

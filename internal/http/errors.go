@@ -72,6 +72,7 @@ var errorStatus = []struct {
 	{jobs.ErrConflict, http.StatusConflict, 0},
 	{registry.ErrInUse, http.StatusConflict, 0},
 	{registry.ErrTooLarge, http.StatusRequestEntityTooLarge, 0},
+	{registry.ErrMemory, http.StatusInsufficientStorage, 0},
 	{registry.ErrNoSpace, http.StatusInsufficientStorage, 0},
 	{syscall.ENOSPC, http.StatusInsufficientStorage, 0},
 	{registry.ErrNotReady, http.StatusServiceUnavailable, 1},

@@ -1,7 +1,6 @@
 package http
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"strings"
@@ -74,13 +73,14 @@ func (s *Server) live(c *gin.Context) error {
 	return s.reply(c, http.StatusOK, health{Live: true, Ready: s.isReady()})
 }
 
-// isReady: the server is not shutting down and no model is on its way in.
+// isReady: the server is not shutting down and no model that it starts with is
+// on its way in. One that a request has brought up again does not count.
 func (s *Server) isReady() bool {
 	if s.draining.Load() {
 		return false
 	}
 	for _, m := range s.cfg.Models.List() {
-		if m.State == StateLoading && m.Default {
+		if m.State == StateLoading && m.Default && !m.Lazy {
 			return false
 		}
 	}
@@ -97,8 +97,9 @@ func (s *Server) ready(c *gin.Context) error {
 	return s.reply(c, status, h)
 }
 
-// modelReady answers 200 when requests for the model would be served now, 404
-// for unknown models, 503 for those that are not loaded.
+// modelReady answers 200 when requests for the model would be served, be it that
+// the next one loads it; 404 for unknown models, 503 for those that are not
+// served.
 func (s *Server) modelReady(c *gin.Context) error {
 	name, version, err := modelParams(c)
 	if err != nil {
@@ -310,25 +311,21 @@ func (s *Server) unsupportedRoute(*gin.Context) error {
 func (s *Server) telemetrySnapshot(c *gin.Context) error {
 	s.settle()
 	snap := s.cfg.Telemetry.Snapshot()
-	snap.Engines = s.placements(c.Request.Context())
+	snap.Engines = s.placements()
+	if b, ok := s.cfg.Models.(Budget); ok {
+		m := b.Memory()
+		snap.ModelMemory = &m
+	}
 	return s.reply(c, http.StatusOK, snap)
 }
 
 // placements says which engine answers for each version that is loaded.
-func (s *Server) placements(ctx context.Context) []telemetry.ModelEngine {
+func (s *Server) placements() []telemetry.ModelEngine {
 	var all []telemetry.ModelEngine
 	for _, m := range s.cfg.Models.List() {
-		if m.State != StateReady {
-			continue
+		if m.Engine != nil {
+			all = append(all, telemetry.ModelEngine{Name: m.Name, Version: m.Version, At: *m.Engine})
 		}
-		lease, err := s.cfg.Models.Acquire(ctx, m.Name, m.Version)
-		if err != nil {
-			continue // gone meanwhile
-		}
-		if at, ok := lease.Placement(); ok {
-			all = append(all, telemetry.ModelEngine{Name: m.Name, Version: m.Version, At: at})
-		}
-		lease.Release()
 	}
 	return all
 }

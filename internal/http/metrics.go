@@ -1,7 +1,6 @@
 package http
 
 import (
-	"context"
 	"net/http"
 	"strconv"
 	"time"
@@ -109,6 +108,11 @@ var (
 		{desc("nv_gpu_memory_used_bytes", "GPU memory in use.", "gpu_uuid"), prometheus.GaugeValue, func(g *telemetry.GPU) *float64 { return g.MemoryUsedBytes }},
 		{desc("fewbit_gpu_temperature_celsius", "GPU temperature.", "gpu_uuid"), prometheus.GaugeValue, func(g *telemetry.GPU) *float64 { return g.TemperatureC }},
 	}
+	descBudget   = desc("fewbit_model_memory_budget_bytes", "Memory that all models together may take; 0 is unbounded.")
+	descUsed     = desc("fewbit_model_memory_used_bytes", "Memory charged for the models that are loaded.")
+	descMemory   = desc("fewbit_model_memory_bytes", "Memory charged for a loaded version.", modelLabels...)
+	descLoads    = desc("fewbit_model_loads_total", "Versions loaded.")
+	descEvicted  = desc("fewbit_model_evictions_total", "Versions unloaded to make room for others.")
 	descEngine   = desc("fewbit_engine_requests_total", "Requests that the GPU and the CPU answered.", "model", "version", "engine")
 	descCPUPower = desc("fewbit_cpu_package_power_watts", "Power of all processor packages (RAPL).")
 	descCPUTemp  = desc("fewbit_cpu_package_temperature_celsius", "Temperature of the hottest processor package.")
@@ -138,9 +142,21 @@ func (t *tritonCollector) Collect(ch chan<- prometheus.Metric) {
 			count(d, float64(m.durations[kind].ns.Load()/1000), m.name, m.version)
 		}
 	}
-	for _, m := range t.s.placements(context.Background()) {
-		count(descEngine, float64(m.At.GPU), m.Name, m.Version, "gpu")
-		count(descEngine, float64(m.At.CPU), m.Name, m.Version, "cpu")
+	for _, m := range t.s.cfg.Models.List() {
+		if m.Memory > 0 {
+			gauge(descMemory, float64(m.Memory), m.Name, m.Version)
+		}
+		if m.Engine != nil {
+			count(descEngine, float64(m.Engine.GPU), m.Name, m.Version, "gpu")
+			count(descEngine, float64(m.Engine.CPU), m.Name, m.Version, "cpu")
+		}
+	}
+	if b, ok := t.s.cfg.Models.(Budget); ok {
+		m := b.Memory()
+		gauge(descBudget, float64(m.BudgetBytes))
+		gauge(descUsed, float64(m.UsedBytes))
+		count(descLoads, float64(m.Loads))
+		count(descEvicted, float64(m.Evictions))
 	}
 	gpus, cpu := t.s.cfg.Telemetry.Sensors()
 	for i := range gpus {

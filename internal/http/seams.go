@@ -9,14 +9,16 @@ import (
 	"github.com/fewbit/fewbit/internal/engine/batch"
 	"github.com/fewbit/fewbit/internal/jobs"
 	"github.com/fewbit/fewbit/internal/rollout/capture"
+	"github.com/fewbit/fewbit/internal/telemetry"
 )
 
 // Models are the models that can answer requests now.
 type Models interface {
 	// List returns every version known, in a stable order.
 	List() []ModelInfo
-	// Acquire pins one loaded version until Release; version "" is the default
-	// (promoted) one. Errors: registry.ErrNotFound, registry.ErrNotReady.
+	// Acquire pins one version until Release, and loads it before where nobody
+	// has unloaded it on request; version "" is the default (promoted) one.
+	// Errors: registry.ErrNotFound, registry.ErrNotReady, registry.ErrMemory.
 	Acquire(ctx context.Context, name, version string) (Lease, error)
 	// Load loads the default version, or loads it again when it has changed.
 	Load(ctx context.Context, name string) error
@@ -39,6 +41,17 @@ type ModelInfo struct {
 	State   string `json:"state" doc:"READY, UNAVAILABLE, LOADING or UNLOADING"`
 	Reason  string `json:"reason" doc:"why the state is not READY"`
 	Default bool   `json:"default,omitempty" doc:"true for the version that requests without a version reach"`
+	Lazy    bool   `json:"lazy,omitempty" doc:"true for a version that is not loaded, and that the next request for it loads"`
+	// Memory is what the version is charged with while it is loaded, in bytes.
+	Memory int64 `json:"-"`
+	// Engine says which engine answers; nil while it is not loaded, and where
+	// there is only one.
+	Engine *engine.Placement `json:"-"`
+}
+
+// Budget is an optional ability of Models: the memory that they share.
+type Budget interface {
+	Memory() telemetry.ModelMemory
 }
 
 // Lease is one loaded version, pinned until Release.

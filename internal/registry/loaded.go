@@ -31,7 +31,11 @@ type ModelInfo struct {
 	State   State
 	Reason  string // why it is not READY; or what went wrong since
 	Default bool
-	Lazy    bool   // it is not loaded, or is being, because no request has needed it: the next one loads it
+	Lazy    bool  // it is not loaded, or is being, because no request has needed it: the next one loads it
+	Memory  int64 // charged while it is loaded, in bytes
+	// Engine says which engine answers; nil while it is not loaded, and where
+	// there is only one.
+	Engine  *engine.Placement
 	Scheme  string // "" is as uploaded
 	Source  string // NAME/N it was made from
 	SHA256  string // of model.onnx
@@ -468,6 +472,14 @@ func (l *Loaded) info(v Version, isDefault bool) ModelInfo {
 		SHA256: f.SHA256, Size: v.Size(), Target: l.target(v), Created: v.Created,
 	}
 	i.State, i.Reason, i.Lazy = l.models[v.Model].describe(v, isDefault)
+	if m := l.models[v.Model]; m != nil {
+		if in := l.find(m, v); in != nil {
+			i.Memory = in.charge
+			if at, ok := in.queue.Placement(); ok {
+				i.Engine = &at
+			}
+		}
+	}
 	return i
 }
 

@@ -152,10 +152,19 @@ type Snapshot struct {
 	UptimeSeconds float64        `json:"uptime_seconds"`
 	Models        []ModelLatency `json:"models"`
 	Engines       []ModelEngine  `json:"engines,omitempty" doc:"which engine answers for each loaded version; absent where there is only ONNX Runtime on the CPU"`
+	ModelMemory   *ModelMemory   `json:"model_memory,omitempty" doc:"what the loaded models occupy of the memory that they share"`
 	GPU           []GPU          `json:"gpu" null:"true" doc:"one entry per GPU; null when there is none, with reasons.gpu"`
 	CPU           CPU            `json:"cpu"`
 	Process       Process        `json:"process"`
 	Reasons       Reasons        `json:"reasons,omitempty" doc:"why a field is null, by its name"`
+}
+
+// ModelMemory is the memory that models share.
+type ModelMemory struct {
+	BudgetBytes int64 `json:"budget_bytes" doc:"of all models together; 0 is unbounded"`
+	UsedBytes   int64 `json:"used_bytes" doc:"charged for versions that are loaded, being loaded or being unloaded"`
+	Loads       int64 `json:"loads" doc:"versions loaded since the start"`
+	Evictions   int64 `json:"evictions" doc:"versions unloaded to make room for others"`
 }
 
 // ModelEngine is which engine answers for a version, and why.

@@ -87,6 +87,10 @@ func canLoad(name string) bool {
 	return true
 }
 
+// Trim gives back to the system what closed sessions have freed: glibc keeps it
+// in the arenas of the threads that allocated it.
+func (e *Engine) Trim() { C.fbort_trim() }
+
 func newEnv(threads int) error { return status(C.fbort_env_new(C.int(threads))) }
 
 // Log returns and forgets what ONNX Runtime has logged at severity error since

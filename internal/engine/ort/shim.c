@@ -124,6 +124,12 @@ OrtStatus *fbort_env_new(int intra_threads) {
   return NULL;
 }
 
+void fbort_trim(void) {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+}
+
 int fbort_status_code(const OrtStatus *s) { return api->GetErrorCode(s); }
 const char *fbort_status_text(const OrtStatus *s) { return api->GetErrorMessage(s); }
 void fbort_status_release(OrtStatus *s) { api->ReleaseStatus(s); }

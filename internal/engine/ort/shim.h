@@ -34,6 +34,8 @@ int fbort_bind(void);
 // Creates the OrtEnv with one thread pool for all sessions, spinning off, and
 // the capturing logger.
 OrtStatus *fbort_env_new(int intra_threads);
+// Returns freed memory of all of malloc's arenas to the system.
+void fbort_trim(void);
 // Copies captured log lines (newest last) to buf as NUL-terminated strings and
 // forgets them; returns their number. buf has FBORT_LOG_LINES*FBORT_LOG_BYTES.
 int fbort_log_take(char *buf);
