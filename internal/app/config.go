@@ -22,8 +22,8 @@ import (
 	"github.com/fewbit/fewbit/internal/engine/cuda"
 	"github.com/fewbit/fewbit/internal/engine/ort"
 	"github.com/fewbit/fewbit/internal/http"
-	"github.com/fewbit/fewbit/internal/rollout/capture"
 	"github.com/fewbit/fewbit/internal/registry"
+	"github.com/fewbit/fewbit/internal/rollout/capture"
 )
 
 // Config says what a server serves, where it keeps it and within which limits.
