@@ -95,7 +95,7 @@ func (a *App) open(ctx context.Context, version string) error {
 	if a.capture, err = capture.Open(filepath.Join(a.cfg.DataDir, captureDir), captureKey); err != nil {
 		return fmt.Errorf("data directory %s: %w", a.cfg.DataDir, err)
 	}
-	e, err := ort.New(ort.Config{Library: a.cfg.ORTLib, Threads: a.cfg.Threads})
+	e, err := ort.New(ort.Config{Library: a.cfg.ORTLib, Threads: a.cfg.Threads, NoSpin: !a.cfg.Spin})
 	if err != nil {
 		return err
 	}

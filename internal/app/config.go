@@ -42,6 +42,8 @@ type Config struct {
 	ORTLib string
 	// Threads of the pool that all sessions share, jobs' too; 0 is all CPUs.
 	Threads int
+	// Spin lets these threads wait for each other awake while a model runs.
+	Spin bool
 	// Device is where models run: DeviceAuto, DeviceCPU or DeviceCUDA.
 	Device string
 	// NATSURL is a NATS cluster with JetStream; "" runs one inside the process.
@@ -76,7 +78,7 @@ const DefaultDataDir = "fewbit-data"
 // Defaults returns the configuration that flags and files start from.
 func Defaults() Config {
 	return Config{
-		Listen: http.DefaultListen, GRPCListen: DefaultGRPCListen, DataDir: DefaultDataDir, Device: DeviceAuto,
+		Listen: http.DefaultListen, GRPCListen: DefaultGRPCListen, DataDir: DefaultDataDir, Device: DeviceAuto, Spin: true,
 		MaxBody: http.MaxInferBody, MaxUpload: http.MaxUpload, MaxInFlight: http.DefaultMaxInFlight, MaxRuns: 1,
 		Target: http.DefaultTarget, Drain: http.DefaultDrainTimeout,
 	}
@@ -91,6 +93,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.CaptureKey, "capture-key", c.CaptureKey, "file with the key that captured inputs are encrypted with, 32 bytes as base64 (default: $"+capture.KeyEnv+"; without one nothing is captured)")
 	fs.StringVar(&c.ORTLib, "ort-lib", c.ORTLib, "libonnxruntime, or its folder (default: $"+ort.EnvLibrary+", .deps, the system's)")
 	fs.IntVar(&c.Threads, "threads", c.Threads, "CPU threads that all models and jobs share (default: all CPUs of the process's control group)")
+	fs.BoolVar(&c.Spin, "spin", c.Spin, "let threads wait for each other awake while a model runs: faster, but not where other programs keep the CPUs busy")
 	fs.StringVar(&c.Device, "device", c.Device, "where models run: auto (the GPU where there is one that can), cpu or cuda; the CPU answers whatever the GPU cannot")
 	fs.StringVar(&c.NATSURL, "nats-url", c.NATSURL, "NATS cluster for the jobs (default: one inside the process)")
 	fs.Var((*bytesValue)(&c.MaxBody), "max-body", "largest inference request")

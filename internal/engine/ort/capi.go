@@ -91,7 +91,13 @@ func canLoad(name string) bool {
 // in the arenas of the threads that allocated it.
 func (e *Engine) Trim() { C.fbort_trim() }
 
-func newEnv(threads int) error { return status(C.fbort_env_new(C.int(threads))) }
+func newEnv(threads int, spin bool) error {
+	n := C.int(0)
+	if spin {
+		n = 1
+	}
+	return status(C.fbort_env_new(C.int(threads), n))
+}
 
 // Log returns and forgets what ONNX Runtime has logged at severity error since
 // the last call: the newest 32 lines, the newest last, cut at 511 bytes.

@@ -2,12 +2,15 @@ package ort
 
 import (
 	"bytes"
+	"errors"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -337,5 +340,37 @@ func TestLargeRequestGivesItsMemoryBack(t *testing.T) {
 	}
 	if s.large.get() == nil {
 		t.Error("the large request did not run with the arena shrunk")
+	}
+}
+
+// Threads spin during runs only: a server at rest takes no processor.
+func TestIdleCPU(t *testing.T) {
+	const rest, allowed = 300 * time.Millisecond, 60 * time.Millisecond
+	s := open(t, matmul(64), engine.Options{})
+	in := engine.Feeds{"x": tensor.From(make([]float32, 512*64), 512, 64)}
+	for range 20 {
+		run(t, s, in)
+	}
+	before := cpuTime(t)
+	time.Sleep(rest)
+	if used := cpuTime(t) - before; used > allowed {
+		t.Errorf("after a run the process took %v of the processor in %v", used, rest)
+	}
+}
+
+// cpuTime returns what this process has used of all processors.
+func cpuTime(t *testing.T) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func TestNoSpinIsTheProcess(t *testing.T) {
+	newEngine(t)
+	if _, err := New(Config{NoSpin: true}); !errors.Is(err, engine.ErrUnavailable) {
+		t.Errorf("a process whose threads spin was asked not to: %v", err)
 	}
 }

@@ -3,7 +3,7 @@
 // The library is loaded at run time (FindLibrary). github.com/yalue/onnxruntime_go
 // owns the environment, session and run options and the sessions; shim.c adds,
 // over the same library and environment, what it lacks: one thread pool for all
-// sessions with spinning off, outputs that stay in ONNX Runtime's memory, every
+// sessions that spins only during runs, outputs that stay in ONNX Runtime's memory, every
 // element type, strings with any bytes, run-config entries and EndProfiling.
 //
 // onnxruntime_c_api.h and onnxruntime_ep_c_api.h are ONNX Runtime's own headers
@@ -46,12 +46,17 @@ type Config struct {
 	// Threads is the size of the pool that sessions share, counting the
 	// goroutine that calls Run; 0 is engine.AvailableCPUs().
 	Threads int
+	// NoSpin lets threads sleep whenever they wait for each other. Otherwise
+	// they spin for a moment, but only while a run is under way: ADR 0016 has
+	// what that gains and what it costs on a machine that others use too.
+	NoSpin bool
 }
 
 // Engine is ONNX Runtime in this process.
 type Engine struct {
 	version, library string
 	threads          int
+	noSpin           bool
 }
 
 var _ engine.Engine = (*Engine)(nil)
@@ -83,7 +88,7 @@ func New(c Config) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{library: lib, threads: c.Threads}
+	e := &Engine{library: lib, threads: c.Threads, noSpin: c.NoSpin}
 	if e.threads == 0 {
 		e.threads = min(engine.AvailableCPUs(), MaxThreads)
 	}
@@ -99,6 +104,9 @@ func (e *Engine) accepts(c Config) error {
 	if c.Threads != 0 && c.Threads != e.threads {
 		return fmt.Errorf("%w: ONNX Runtime already runs in this process with %d threads, not %d; give sessions their own with Options.Threads",
 			engine.ErrUnavailable, e.threads, c.Threads)
+	}
+	if c.NoSpin && !e.noSpin {
+		return fmt.Errorf("%w: ONNX Runtime already runs in this process with threads that spin", engine.ErrUnavailable)
 	}
 	if c.Library == "" {
 		return nil
@@ -136,7 +144,7 @@ func (e *Engine) start() error {
 	if filepath.IsAbs(path) {
 		e.library = path
 	}
-	if err := newEnv(e.threads); err != nil {
+	if err := newEnv(e.threads, !e.noSpin); err != nil {
 		return fmt.Errorf("%w: ONNX Runtime %s: %w", engine.ErrUnavailable, version, err)
 	}
 	if !ortgo.IsInitialized() {
@@ -181,7 +189,7 @@ func (e *Engine) Open(ctx context.Context, path string, o engine.Options) (*Sess
 	if err := checkModelFile(path); err != nil {
 		return nil, err
 	}
-	so, err := sessionOptions(o)
+	so, err := e.sessionOptions(o)
 	if err != nil {
 		return nil, err
 	}
@@ -256,13 +264,20 @@ func checkWritable(what, path string) error {
 // all back on Close, against 271 MB, kept, with an arena shared by sessions and
 // grown by what is requested (lengths that rise leave a trail of blocks too
 // small to use again), and 173 MB without an arena.
-func sessionOptions(o engine.Options) (*ortgo.SessionOptions, error) {
+//
+// Threads spin from the start of a run to its end and no longer
+// (force_spinning_stop): ADR 0016.
+func (e *Engine) sessionOptions(o engine.Options) (*ortgo.SessionOptions, error) {
 	if o.Threads < 0 || o.Threads > MaxThreads {
 		return nil, fmt.Errorf("%w: a session cannot have %d threads, expected 0 (shared) to %d", engine.ErrUnavailable, o.Threads, MaxThreads)
 	}
 	so, err := ortgo.NewSessionOptions()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", engine.ErrUnavailable, err)
+	}
+	spin := "1"
+	if e.noSpin {
+		spin = "0"
 	}
 	level := ortgo.GraphOptimizationLevel(ortgo.GraphOptimizationLevelEnableAll)
 	if o.DisableOptimization {
@@ -271,7 +286,8 @@ func sessionOptions(o engine.Options) (*ortgo.SessionOptions, error) {
 	set := []func() error{
 		func() error { return so.SetGraphOptimizationLevel(level) },
 		func() error { return so.SetExecutionMode(ortgo.ExecutionModeSequential) },
-		func() error { return so.AddSessionConfigEntry("session.intra_op.allow_spinning", "0") },
+		func() error { return so.AddSessionConfigEntry("session.intra_op.allow_spinning", spin) },
+		func() error { return so.AddSessionConfigEntry("session.force_spinning_stop", "1") },
 		func() error { return so.AddSessionConfigEntry("session.inter_op.allow_spinning", "0") },
 		func() error {
 			return so.AddSessionConfigEntry("optimization.disable_specified_optimizers", slowFusions)

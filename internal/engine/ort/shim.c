@@ -101,7 +101,7 @@ int fbort_log_take(char *buf) {
   return (int)n;
 }
 
-OrtStatus *fbort_env_new(int intra_threads) {
+OrtStatus *fbort_env_new(int intra_threads, int spin) {
   if (!env) {
 #ifdef M_MMAP_THRESHOLD
     // glibc raises its threshold for mmap after the first large free, and what
@@ -112,7 +112,7 @@ OrtStatus *fbort_env_new(int intra_threads) {
     TRY(api->CreateThreadingOptions(&t));
     OrtStatus *s = api->SetGlobalIntraOpNumThreads(t, intra_threads);
     if (!s) s = api->SetGlobalInterOpNumThreads(t, 1);
-    if (!s) s = api->SetGlobalSpinControl(t, 0);
+    if (!s) s = api->SetGlobalSpinControl(t, spin);
     if (!s)
       s = api->CreateEnvWithCustomLoggerAndGlobalThreadPools(capture, NULL, ORT_LOGGING_LEVEL_ERROR, "fewbit", t,
                                                              &env);

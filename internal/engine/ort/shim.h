@@ -31,11 +31,11 @@ int fbort_load(const char *lib, char *version, size_t version_len, char *path,
 void fbort_unload(void);
 // Takes the API of the header's version; 0 when the library does not have it.
 int fbort_bind(void);
-// Creates the OrtEnv with one thread pool for all sessions, spinning off, and
-// the capturing logger.
-OrtStatus *fbort_env_new(int intra_threads);
 // Returns freed memory of all of malloc's arenas to the system.
 void fbort_trim(void);
+// Creates the OrtEnv with one thread pool for all sessions, whose threads spin
+// while they wait when spin is 1, and the capturing logger.
+OrtStatus *fbort_env_new(int intra_threads, int spin);
 // Copies captured log lines (newest last) to buf as NUL-terminated strings and
 // forgets them; returns their number. buf has FBORT_LOG_LINES*FBORT_LOG_BYTES.
 int fbort_log_take(char *buf);
