@@ -58,6 +58,7 @@ ifdef EMULATED
 	@$(FETCH) cuda-headers
 	$(CUDA_GO) emulated vet $(CUDA_PACKAGES)
 	$(CUDA_GO) emulated test -json -timeout 14m $(CUDA_PACKAGES) | $(GO) run ./tools/testreport
+	$(CUDA_GO) emulated test -json -timeout 5m -run OnTheGPU ./internal/app | $(GO) run ./tools/testreport
 else
 	@echo "test-cuda: the emulation needs an x86-64 processor; left out"
 endif

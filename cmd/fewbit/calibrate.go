@@ -22,6 +22,7 @@ func newCalibrateCommand() *cobra.Command {
 		exclude                          []string
 		symmetric, asJSON                bool
 		engine                           engineFlags
+		device                           deviceFlags
 		data                             dataFlags
 	)
 	cmd := &cobra.Command{
@@ -66,6 +67,9 @@ samples; merging their tables gives the bytes of one run.
 			if err != nil {
 				return err
 			}
+			if err := device.open(cmd, p); err != nil {
+				return err
+			}
 			m := newMeter()
 			res, err := p.CalibrationTable(cmd.Context(), pipeline.TableRequest{
 				Model: args[0], Calib: path, Config: cfg, Samples: data.samples, MaxTokens: data.maxTokens, Shard: part,
@@ -77,7 +81,7 @@ samples; merging their tables gives the bytes of one run.
 			if err := writeFile(out, res.Table.Write); err != nil {
 				return fmt.Errorf("calibrate: %w", err)
 			}
-			return showTable(cmd, out, res.Table, res.Receipt, res.Seconds, asJSON)
+			return showTable(cmd, out, res, asJSON)
 		},
 	}
 	f := cmd.Flags()
@@ -91,6 +95,7 @@ samples; merging their tables gives the bytes of one run.
 	f.BoolVar(&asJSON, "json", false, "print the receipt as one JSON object")
 	data.add(cmd, fmt.Sprintf("calibrate with this many samples, spread over the data (0: %d); shards split them", pipeline.DefaultSamples))
 	engine.add(cmd)
+	device.add(cmd)
 	cmd.AddCommand(newMergeCommand(), newExportCommand())
 	return cmd
 }
@@ -137,7 +142,7 @@ func newMergeCommand() *cobra.Command {
 			if err := writeFile(out, t.Write); err != nil {
 				return fmt.Errorf("merge: %w", err)
 			}
-			return showTable(cmd, out, t, rc, 0, asJSON)
+			return showTable(cmd, out, &pipeline.TableResult{Table: t, Receipt: rc}, asJSON)
 		},
 	}
 	cmd.Flags().StringVarP(&out, "out", "o", "", "where the merged table goes")
@@ -209,14 +214,18 @@ type tableReceipt struct {
 	Shard   string  `json:"shard,omitempty"`
 	Method  string  `json:"method"`
 	Seconds float64 `json:"seconds,omitempty"`
+	// Engine ran the model; Reason says why it was not the GPU asked for.
+	Engine string `json:"engine,omitempty"`
+	Reason string `json:"engine_reason,omitempty"`
 	calib.Receipt
 }
 
 // tableWarnings is how many warnings the text form prints.
 const tableWarnings = 10
 
-func showTable(cmd *cobra.Command, path string, t *calib.Table, rc calib.Receipt, seconds float64, asJSON bool) error {
-	r := tableReceipt{Table: filepath.Base(path), Shard: t.Shard.String(), Method: t.Method, Seconds: seconds, Receipt: rc}
+func showTable(cmd *cobra.Command, path string, res *pipeline.TableResult, asJSON bool) error {
+	t, rc := res.Table, res.Receipt
+	r := tableReceipt{Table: filepath.Base(path), Shard: t.Shard.String(), Method: t.Method, Seconds: res.Seconds, Engine: res.Engine, Reason: res.Reason, Receipt: rc}
 	if asJSON {
 		return writeJSON(cmd.OutOrStdout(), r)
 	}
@@ -225,10 +234,13 @@ func showTable(cmd *cobra.Command, path string, t *calib.Table, rc calib.Receipt
 	if r.Shard != "" {
 		fmt.Fprintf(&b, ", shard %s", r.Shard)
 	}
-	if seconds > 0 {
-		fmt.Fprintf(&b, ", %.1f s", seconds)
+	if r.Seconds > 0 {
+		fmt.Fprintf(&b, ", %.1f s", r.Seconds)
 	}
 	b.WriteByte('\n')
+	if r.Reason != "" {
+		fmt.Fprintf(&b, "warning: calibrated on the CPU, not on the GPU: %s\n", oneLine(r.Reason))
+	}
 	for i, w := range rc.Warnings {
 		if i == tableWarnings {
 			fmt.Fprintf(&b, "warning: and %d more\n", len(rc.Warnings)-i)

@@ -33,6 +33,7 @@ type quantizeFlags struct {
 	slo                                        time.Duration
 	dumpPass                                   string
 	engine                                     engineFlags
+	device                                     deviceFlags
 }
 
 func newQuantizeCommand() *cobra.Command {
@@ -81,6 +82,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	f.StringVar(&q.dumpPass, "dump-pass", "", `print the graph after this pass ("all": after each)`)
 	f.BoolVar(&q.timePasses, "time-passes", false, "print what each pass did and how long it took")
 	q.engine.add(cmd)
+	q.device.add(cmd)
 	return cmd
 }
 
@@ -103,6 +105,9 @@ func (q *quantizeFlags) run(cmd *cobra.Command, model string) error {
 	}
 	p, err := q.engine.pipeline()
 	if err != nil {
+		return err
+	}
+	if err := q.device.open(cmd, p); err != nil {
 		return err
 	}
 	// Standard output belongs to the JSON object when there is one.

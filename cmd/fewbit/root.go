@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/fewbit/fewbit/internal/app"
 	"github.com/fewbit/fewbit/internal/engine/ort"
 	"github.com/fewbit/fewbit/internal/pipeline"
 	"github.com/fewbit/fewbit/internal/task"
@@ -97,6 +98,22 @@ func (f *engineFlags) pipeline() (*pipeline.Pipeline, error) {
 	}
 	child = append(child, "--ort-lib", e.Library())
 	return &pipeline.Pipeline{Engine: e, Threads: f.threads, Version: version, PeakMemory: pipeline.PeakInChild(child...)}, nil
+}
+
+// deviceFlags are the flags of the commands that calibrate.
+type deviceFlags struct{ device, forward string }
+
+func (f *deviceFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.device, "device", app.DeviceCPU, "where to calibrate: cpu, cuda, or auto (the GPU where there is one); the CPU does what the GPU cannot, and the report says why")
+	cmd.Flags().StringVar(&f.forward, "forward", app.Arithmetics[0], "how the float model multiplies on the GPU: "+strings.Join(app.Arithmetics, ", ")+"; sums are FP32")
+}
+
+// open puts the device into p.
+func (f *deviceFlags) open(cmd *cobra.Command, p *pipeline.Pipeline) (err error) {
+	if p.Device, err = app.CalibrationDevice(cmd.Context(), f.device, f.forward); err != nil {
+		return usagef("%s: --device %s, --forward %s: %w", cmd.Name(), f.device, f.forward, err)
+	}
+	return nil
 }
 
 // dataFlags say how much of a data set is read.

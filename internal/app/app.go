@@ -119,6 +119,11 @@ func (a *App) open(ctx context.Context, version string) error {
 	})
 	a.telemetry = telemetry.New(telemetry.Options{})
 	a.pipeline = pipeline.Pipeline{Engine: e, Version: version, CaptureKey: captureKey, PeakMemory: pipeline.PeakInChild(peakArgs(e.Library(), a.cfg.Threads)...)}
+	if a.gpu != nil { // as models do
+		if a.pipeline.Device, err = CalibrationDevice(ctx, a.cfg.Device, Arithmetics[0]); err != nil {
+			return err
+		}
+	}
 	a.starting.Store(true)
 	a.queue, err = jobs.Open(ctx, jobs.Options{
 		Dir: filepath.Join(a.cfg.DataDir, jobsDir), URL: a.cfg.NATSURL, Runner: a.runJob, Log: a.log,

@@ -94,7 +94,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.ORTLib, "ort-lib", c.ORTLib, "libonnxruntime, or its folder (default: $"+ort.EnvLibrary+", .deps, the system's)")
 	fs.IntVar(&c.Threads, "threads", c.Threads, "CPU threads that all models and jobs share (default: all CPUs of the process's control group)")
 	fs.BoolVar(&c.Spin, "spin", c.Spin, "let threads wait for each other awake while a model runs: faster, but not where other programs keep the CPUs busy")
-	fs.StringVar(&c.Device, "device", c.Device, "where models run: auto (the GPU where there is one that can), cpu or cuda; the CPU answers whatever the GPU cannot")
+	fs.StringVar(&c.Device, "device", c.Device, "where models run and jobs calibrate: auto (the GPU where there is one that can), cpu or cuda; the CPU does whatever the GPU cannot")
 	fs.StringVar(&c.NATSURL, "nats-url", c.NATSURL, "NATS cluster for the jobs (default: one inside the process)")
 	fs.Var((*bytesValue)(&c.MaxBody), "max-body", "largest inference request")
 	fs.Var((*bytesValue)(&c.MaxUpload), "max-upload", "largest model or data set")

@@ -112,7 +112,19 @@ func (s *Stats) Add(p Partial) error {
 		}
 	}
 	s.calls += p.Calls
+	s.found = nil
 	return s.hist.Merge(p.Histogram)
+}
+
+// Found notes the ranges that a method chooses for tensors, where a device has
+// searched them in the very same statistics. Threshold then returns them, until
+// more is observed. Tensors that are not collected are ignored.
+func (c *Collector) Found(method string, scheme Scheme, ranges map[string]Range) {
+	for name, r := range ranges {
+		if s := c.stats[name]; s != nil {
+			s.find(method, scheme, r)
+		}
+	}
 }
 
 // Add adds what a device observed of the samples ids. Tensors that are not

@@ -57,6 +57,13 @@ type Stats struct {
 	sum    *ChannelSum
 	moving *MovingAverage
 	ranges map[string]Range // by method; see Table.Fill
+	found  map[search]Range // by Collector.Found, for the values so far
+}
+
+// search is what a threshold is looked for by.
+type search struct {
+	method string
+	scheme Scheme
 }
 
 // NewStats returns empty statistics.
@@ -80,6 +87,7 @@ func (s *Stats) Observe(x []float32, dims []int64) error {
 		}
 	}
 	s.hist.Observe(x)
+	s.found = nil
 	if s.moving != nil {
 		s.moving.Observe(x)
 	}
@@ -128,6 +136,7 @@ func (s *Stats) merge(o *Stats) error {
 	if err := s.hist.Merge(&o.hist); err != nil {
 		return err
 	}
+	s.found = nil
 	s.calls += o.calls
 	if o.max != nil {
 		if s.max == nil {
@@ -187,9 +196,23 @@ func (s *Stats) Threshold(method string, scheme Scheme) (Range, error) {
 		}
 		return s.moving.Range()
 	}
+	if r, ok := s.found[search{method, scheme}]; ok {
+		return r, nil
+	}
 	th, err := ByName(method)
 	if err != nil {
 		return Range{}, err
 	}
 	return th.Threshold(&s.hist, scheme)
+}
+
+// find notes the range that a method chooses, as somebody else, a device, has
+// found it: Threshold returns it without a search until more values come.
+func (s *Stats) find(method string, scheme Scheme, r Range) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.found == nil {
+		s.found = map[search]Range{}
+	}
+	s.found[search{method, scheme}] = r
 }

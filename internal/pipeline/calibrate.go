@@ -32,6 +32,8 @@ type Evidence struct {
 	// dims sums the dimensions of the inputs over the samples.
 	dims    map[string][]int64
 	Seconds float64
+	// Engine ran the model, Reason says why it was not the device asked for.
+	Engine, Reason string
 }
 
 var _ quant.Statistics = (*Evidence)(nil)
@@ -72,44 +74,99 @@ var ErrCalibration = errors.New("calibration failed")
 // are counted while the engine still holds them. keepRows keeps a bounded sample
 // of rows besides, on which output errors can be measured; a table has no use
 // for them.
+//
+// With a Device in lab it happens there. What the device cannot do, or fails
+// with, the engine does from the start, and the evidence says why.
 func Calibrate(ctx context.Context, lab *Lab, m *graph.Model, p *quant.Plan, ds data.Dataset, keepRows bool, progress Progress) (*Evidence, error) {
 	start := time.Now()
-	ev := &Evidence{rows: map[string]*quant.Rows{}, spec: SpecOf(m), dims: map[string][]int64{}}
-	specs := map[string]calib.Spec{}
+	c := newCalibration(lab, m, p, keepRows)
+	reason := ""
+	if lab.Device != nil {
+		ev, err := c.run(ctx, ds, c.onDevice, progress)
+		var fault *deviceFault
+		switch {
+		case err == nil:
+			ev.Seconds = time.Since(start).Seconds()
+			return ev, nil
+		case ctx.Err() != nil || !errors.As(err, &fault):
+			return nil, err
+		}
+		reason = fault.Unwrap().Error()
+		if err := ds.Reset(); err != nil {
+			return nil, err
+		}
+	}
+	ev, err := c.run(ctx, ds, c.onEngine, progress)
+	if err != nil {
+		return nil, err
+	}
+	ev.Seconds, ev.Reason = time.Since(start).Seconds(), reason
+	return ev, nil
+}
+
+// calibration is what a run observes, wherever.
+type calibration struct {
+	lab   *Lab
+	model *graph.Model // as far as it must run
+	whole *graph.Model
+	plan  *quant.Plan
+	specs map[string]calib.Spec
+	rows  map[string]int // width
+	taps  []string       // observed values that are not inputs
+}
+
+func newCalibration(lab *Lab, m *graph.Model, p *quant.Plan, keepRows bool) *calibration {
+	c := &calibration{lab: lab, model: m, whole: m, plan: p, specs: map[string]calib.Spec{}, rows: map[string]int{}}
 	for _, t := range p.Tensors {
-		specs[t] = calib.Spec{MovingAverage: p.Config.Method == quant.MovingAverage}
+		c.specs[t] = calib.Spec{MovingAverage: p.Config.Method == quant.MovingAverage}
 	}
 	for _, g := range p.Linears() {
 		if x := g[0].X[0]; !p.InChain(x) {
-			specs[x] = calib.Spec{ChannelMax: true, Axis: -1, MovingAverage: p.Config.Method == quant.MovingAverage}
+			c.specs[x] = calib.Spec{ChannelMax: true, Axis: -1, MovingAverage: p.Config.Method == quant.MovingAverage}
 			if keepRows {
-				ev.rows[x] = quant.NewRows(int(m.Graph.Init(g[0].W).Dims[g[0].InAxis]))
+				c.rows[x] = int(m.Graph.Init(g[0].W).Dims[g[0].InAxis])
 			}
 		}
 	}
-	ev.Collector = calib.NewCollector(lab.Threads, specs)
 	inputs := map[string]bool{}
 	for _, v := range m.Graph.Inputs {
 		inputs[v.Name] = true
 	}
-	var taps []string
-	for _, t := range ev.Names() {
+	for _, t := range sortedKeys(c.specs) {
 		if !inputs[t] {
-			taps = append(taps, t)
+			c.taps = append(c.taps, t)
 		}
 	}
 	// What lies behind the last observed tensor need not run.
-	if len(taps) > 0 {
-		m = upTo(m, taps)
+	if len(c.taps) > 0 {
+		c.model = upTo(m, c.taps)
 	}
-	s, err := lab.Open(ctx, m, taps, engine.Options{ShrinkMemory: true})
+	return c
+}
+
+// observer takes one sample after the other into the evidence that it was made
+// with; all of them are in when finish returns.
+type observer interface {
+	observe(ctx context.Context, sample data.Sample, id calib.SampleID) error
+	finish() error
+	close()
+}
+
+// run takes all samples of ds into new evidence.
+func (c *calibration) run(ctx context.Context, ds data.Dataset, open func(context.Context, *Evidence) (observer, error), progress Progress) (*Evidence, error) {
+	ev := &Evidence{Collector: calib.NewCollector(c.lab.Threads, c.specs), rows: map[string]*quant.Rows{}, spec: SpecOf(c.whole), dims: map[string][]int64{}}
+	for t, width := range c.rows {
+		ev.rows[t] = quant.NewRows(width)
+	}
+	o, err := open(ctx, ev)
 	if err != nil {
-		return nil, fmt.Errorf("open the model for calibration: %w", err)
+		return nil, err
 	}
-	defer s.Close()
+	defer o.close()
 	total := ds.Len()
 	var audit data.Audit
-	for n := 0; ; n++ {
+	read := 0
+	for ; ; read++ {
 		sample, err := ds.Next(ctx)
 		if errors.Is(err, io.EOF) {
 			break
@@ -118,28 +175,66 @@ func Calibrate(ctx context.Context, lab *Lab, m *graph.Model, p *quant.Plan, ds 
 			return nil, err
 		}
 		audit.Add(sample)
-		if err := ev.observe(ctx, s, sample, taps); err != nil {
+		if err := engine.CheckFeeds(ev.spec, sample.Feeds); err != nil {
 			return nil, fmt.Errorf("sample %s: %w", sample.ID, err)
 		}
-		progress.say("calibrate", float64(n+1)/float64(max(total, n+1)))
+		if err := o.observe(ctx, sample, calib.SampleHash(sample.Feeds)); err != nil {
+			return nil, fmt.Errorf("sample %s: %w", sample.ID, err)
+		}
+		ev.addDims(sample.Feeds)
+		progress.say("calibrate", float64(read+1)/float64(max(total, read+1)))
 	}
-	if ev.Samples() == 0 {
+	if read == 0 {
 		return nil, fmt.Errorf("%w: %w", ErrCalibration, data.ErrEmpty)
 	}
+	if err := o.finish(); err != nil {
+		return nil, err
+	}
 	// One of several inputs may well be constant: a mask in floats.
-	if err := audit.Err(); err != nil && (len(m.Graph.Inputs) == 1 || !errors.Is(err, data.ErrConstant)) {
+	if err := audit.Err(); err != nil && (len(c.model.Graph.Inputs) == 1 || !errors.Is(err, data.ErrConstant)) {
 		return nil, fmt.Errorf("%w: %w", ErrCalibration, err)
 	}
-	ev.Seconds = time.Since(start).Seconds()
 	return ev, nil
 }
 
-func (e *Evidence) observe(ctx context.Context, s engine.Session, sample data.Sample, taps []string) error {
-	id := calib.SampleHash(sample.Feeds)
-	if err := engine.CheckFeeds(e.spec, sample.Feeds); err != nil {
-		return err
+// addDims sums the sizes of the inputs.
+func (e *Evidence) addDims(feeds engine.Feeds) {
+	for name, t := range feeds {
+		if e.dims[name] == nil {
+			e.dims[name] = make([]int64, len(t.Dims))
+		}
+		for i, d := range t.Dims {
+			e.dims[name][i] += d
+		}
 	}
-	res, err := s.Run(ctx, only(s.Spec(), sample.Feeds), taps)
+}
+
+// onEngine observes what the engine hands over.
+func (c *calibration) onEngine(ctx context.Context, ev *Evidence) (observer, error) {
+	s, err := c.lab.Open(ctx, c.model, c.taps, engine.Options{ShrinkMemory: true})
+	if err != nil {
+		return nil, fmt.Errorf("open the model for calibration: %w", err)
+	}
+	ev.Engine = c.lab.Engine.Name()
+	if d, err := c.lab.Engine.Probe(ctx); err == nil {
+		ev.Engine = d.Name
+	}
+	return &tapped{ev: ev, s: s, taps: c.taps}, nil
+}
+
+// tapped is a session whose inner tensors are outputs.
+type tapped struct {
+	ev   *Evidence
+	s    engine.Session
+	taps []string
+}
+
+func (t *tapped) finish() error { return nil }
+func (t *tapped) close()        { t.s.Close() }
+
+func (t *tapped) observe(ctx context.Context, sample data.Sample, id calib.SampleID) error {
+	e := t.ev
+	res, err := t.s.Run(ctx, only(t.s.Spec(), sample.Feeds), t.taps)
 	if err != nil {
 		return err
 	}
@@ -157,21 +252,13 @@ func (e *Evidence) observe(ctx context.Context, s engine.Session, sample data.Sa
 	if err := e.Observe(ctx, all, id); err != nil {
 		return err
 	}
-	for name, t := range sample.Feeds {
-		if e.dims[name] == nil {
-			e.dims[name] = make([]int64, len(t.Dims))
-		}
-		for i, d := range t.Dims {
-			e.dims[name][i] += d
-		}
-	}
 	key := binary.LittleEndian.Uint64(id[:8])
 	for name, r := range e.rows {
-		t := all[name]
-		if t == nil {
+		x := all[name]
+		if x == nil {
 			continue
 		}
-		v, err := t.F32()
+		v, err := x.F32()
 		if err != nil {
 			return err
 		}

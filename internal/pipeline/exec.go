@@ -23,6 +23,8 @@ import (
 type Lab struct {
 	Engine  engine.Engine
 	Threads int
+	// Device calibrates; nil leaves it to Engine.
+	Device Device
 
 	dir  *scratchDir
 	next atomic.Int64
@@ -56,21 +58,30 @@ const inlineMax = 64 << 20
 
 // Open opens m with the inner tensors named in taps as additional outputs.
 // The files are removed as soon as the engine has them.
-func (l *Lab) Open(ctx context.Context, m *graph.Model, taps []string, o engine.Options) (engine.Session, error) {
+func (l *Lab) Open(ctx context.Context, m *graph.Model, taps []string, o engine.Options) (s engine.Session, err error) {
+	if o.Threads == 0 {
+		o.Threads = l.Threads
+	}
+	err = l.withFile(m, taps, func(path string) (err error) {
+		s, err = l.Engine.OpenFile(ctx, path, o)
+		return err
+	})
+	return s, err
+}
+
+// withFile has f open m, with taps as additional outputs, from a file.
+func (l *Lab) withFile(m *graph.Model, taps []string, f func(path string) error) error {
 	path := filepath.Join(l.dir.path, fmt.Sprintf("m%d.onnx", l.next.Add(1)))
 	defer os.Remove(path)
 	defer os.Remove(path + ".data")
 	large := weightBytes(m) > inlineMax
 	if err := Tapped(m, taps).Save(path, onnx.SaveOptions{External: large}); err != nil {
-		return nil, err
+		return err
 	}
 	if large {
-		m.Unload() // the engine gets its own copy
+		m.Unload() // whoever opens it gets its own copy
 	}
-	if o.Threads == 0 {
-		o.Threads = l.Threads
-	}
-	return l.Engine.OpenFile(ctx, path, o)
+	return f(path)
 }
 
 // Tapped returns a view of m with more outputs. It shares everything else.

@@ -27,6 +27,8 @@ type Pipeline struct {
 	// Threads is the intra-op thread count of the sessions that are measured
 	// and calibrated with; 0 shares the engine's pool.
 	Threads int
+	// Device calibrates, where there is one; nil leaves it to Engine.
+	Device Device
 	// Version of fewbit, for reports.
 	Version string
 	// PeakMemory measures a model's peak resident size in a process of its own;

@@ -31,6 +31,8 @@ type TableResult struct {
 	Table   *calib.Table
 	Receipt calib.Receipt
 	Seconds float64
+	// Engine ran the model, Reason says why it was not the device asked for.
+	Engine, Reason string
 }
 
 // CalibrationTable runs the calibration of a quantization and returns what it
@@ -84,6 +86,7 @@ func (p *Pipeline) CalibrationTable(ctx context.Context, req TableRequest, progr
 		return nil, err
 	}
 	defer lab.Close()
+	lab.Device = p.Device
 	ev, err := Calibrate(ctx, lab, m, plan, ds, false, progress)
 	if err != nil {
 		return nil, fmt.Errorf("calibration: %w", err)
@@ -98,7 +101,7 @@ func (p *Pipeline) CalibrationTable(ctx context.Context, req TableRequest, progr
 	if err != nil {
 		return nil, err
 	}
-	return &TableResult{Table: t, Receipt: rc, Seconds: ev.Seconds}, nil
+	return &TableResult{Table: t, Receipt: rc, Seconds: ev.Seconds, Engine: ev.Engine, Reason: ev.Reason}, nil
 }
 
 func tableScheme(c quant.Config) calib.Scheme {

@@ -2,6 +2,7 @@ package quant
 
 import (
 	"fmt"
+	"math"
 	"sort"
 )
 
@@ -29,18 +30,55 @@ func (r *Rows) Observe(sample uint64, x []float32) error {
 		return fmt.Errorf("%w: %d values are not rows of %d", ErrConfig, len(x), r.K)
 	}
 	for i := 0; i*r.K < len(x); i++ {
-		key := mix(sample, uint64(i))
-		if len(r.keys) < RowLimit {
-			r.keys = append(r.keys, key)
-			r.data = append(r.data, append([]float32(nil), x[i*r.K:(i+1)*r.K]...))
-			r.up(len(r.keys) - 1)
-		} else if key < r.keys[0] {
-			r.keys[0] = key
-			copy(r.data[0], x[i*r.K:(i+1)*r.K])
-			r.down(0)
-		}
+		r.offer(mix(sample, uint64(i)), x[i*r.K:(i+1)*r.K])
 	}
 	return nil
+}
+
+// Wanted returns which of the n rows of a sample Keep would keep now, in order:
+// whoever has the rows elsewhere needs to fetch no others. At most RowLimit.
+func (r *Rows) Wanted(sample uint64, n int) []int {
+	limit := uint64(math.MaxUint64)
+	if len(r.keys) >= RowLimit {
+		limit = r.keys[0]
+	}
+	var rows []int
+	for i := range n {
+		if mix(sample, uint64(i)) < limit {
+			rows = append(rows, i)
+		}
+	}
+	if len(rows) > RowLimit {
+		sort.Slice(rows, func(a, b int) bool { return mix(sample, uint64(rows[a])) < mix(sample, uint64(rows[b])) })
+		rows = rows[:RowLimit]
+		sort.Ints(rows)
+	}
+	return rows
+}
+
+// Keep is Observe for the rows of a sample that Wanted has named, which x holds
+// one after the other. Other samples may have been offered in between.
+func (r *Rows) Keep(sample uint64, rows []int, x []float32) error {
+	if len(x) != len(rows)*r.K {
+		return fmt.Errorf("%w: %d values are not %d rows of %d", ErrConfig, len(x), len(rows), r.K)
+	}
+	for i, at := range rows {
+		r.offer(mix(sample, uint64(at)), x[i*r.K:(i+1)*r.K])
+	}
+	return nil
+}
+
+// offer takes a row when its key is among the smallest.
+func (r *Rows) offer(key uint64, row []float32) {
+	if len(r.keys) < RowLimit {
+		r.keys = append(r.keys, key)
+		r.data = append(r.data, append([]float32(nil), row...))
+		r.up(len(r.keys) - 1)
+	} else if key < r.keys[0] {
+		r.keys[0] = key
+		copy(r.data[0], row)
+		r.down(0)
+	}
 }
 
 // Len returns the number of rows kept.

@@ -127,6 +127,10 @@ type Calibration struct {
 	Tensors    int     `json:"tensors"` // tensors observed
 	Constant   int     `json:"constant"`
 	Seconds    float64 `json:"seconds"`
+	// Engine ran the model; EngineReason says why it was not the GPU that was
+	// asked for.
+	Engine       string `json:"engine,omitempty"`
+	EngineReason string `json:"engine_reason,omitempty"`
 	// Clipped is the share 0..1 of observed values outside the chosen ranges.
 	Clipped Num `json:"clipped"`
 	// ConstantNames and LargeNames hold the first of the tensors that never

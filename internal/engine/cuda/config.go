@@ -1,6 +1,8 @@
 package cuda
 
 import (
+	"github.com/fewbit/fewbit/internal/calib"
+	"github.com/fewbit/fewbit/internal/engine/cuda/observe"
 	"github.com/fewbit/fewbit/internal/engine/cuda/plan"
 )
 
@@ -16,9 +18,21 @@ type Config struct {
 	// Scores is how attention multiplies queries and keys: plan.F32, the zero
 	// value, by float32 fma; plan.F16 on tensor cores; plan.S8 on codes.
 	Scores plan.Type
+	// Products is how float products multiply; plan.FP32, the zero value, is exact.
+	Products plan.Arithmetic
 	// MaxMemory bounds the working memory of one stream in bytes; 0 is
 	// plan.MaxArena.
 	MaxMemory int64
 	// NoGraphs launches each kernel by itself instead of recording CUDA graphs.
 	NoGraphs bool
+
+	keepInputs bool // they are observed
+}
+
+// WatchConfig says what a Watch observes. Names are those of the model's inputs
+// and outputs.
+type WatchConfig struct {
+	Specs map[string]calib.Spec
+	// Rows take samples of the rows (the last axis) of tensors.
+	Rows map[string]observe.Rows
 }

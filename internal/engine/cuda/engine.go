@@ -88,6 +88,14 @@ func (e *Engine) Close() error { return e.Reset() }
 // that is no model, plan.ErrUnsupported for one in which the executor lacks
 // something whatever the shapes are.
 func (e *Engine) OpenFile(ctx context.Context, path string, _ engine.Options) (engine.Session, error) {
+	s, err := e.open(ctx, path, e.c)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (e *Engine) open(ctx context.Context, path string, c Config) (*session, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -103,9 +111,9 @@ func (e *Engine) OpenFile(ctx context.Context, path string, _ engine.Options) (e
 	if err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
-	s := &session{d: d, c: e.c, m: m, src: src, spec: specOf(m), shapes: map[string]*shape{}, weights: map[string]device.Span{},
-		slots: make(chan *slot, e.c.Streams)}
-	for range e.c.Streams {
+	s := &session{d: d, c: c, m: m, src: src, spec: specOf(m), shapes: map[string]*shape{}, weights: map[string]device.Span{},
+		slots: make(chan *slot, c.Streams)}
+	for range c.Streams {
 		s.slots <- &slot{s: s}
 	}
 	return s, nil

@@ -64,52 +64,62 @@ func (s *session) Spec() engine.IOSpec { return s.spec }
 // Run implements engine.Session. Errors of the device are those of package
 // device; plan.ErrUnsupported for shapes that cannot be planned.
 func (s *session) Run(ctx context.Context, in engine.Feeds, outs []string) (engine.Result, error) {
-	if err := ctx.Err(); err != nil {
+	var a *answer
+	err := s.on(ctx, in, outs, func(at *slot, sh *shape) (err error) {
+		a, err = at.run(sh, in, outs)
+		return err
+	})
+	if err != nil {
 		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		a.Close()
+		return nil, err
+	}
+	return a, nil
+}
+
+// on has f run the plan for the shapes of in, in a slot of its own.
+func (s *session) on(ctx context.Context, in engine.Feeds, outs []string, f func(*slot, *shape) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
 	}
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
-		return nil, engine.ErrClosed
+		return engine.ErrClosed
 	}
 	s.runs.Add(1)
 	s.mu.Unlock()
 	defer s.runs.Done()
 	if err := engine.CheckFeeds(s.spec, in); err != nil {
-		return nil, err
+		return err
 	}
 	for _, o := range outs {
 		if !slices.ContainsFunc(s.spec.Outputs, func(io engine.IO) bool { return io.Name == o }) {
-			return nil, fmt.Errorf("%w: the model has no output %q", engine.ErrInput, o)
+			return fmt.Errorf("%w: the model has no output %q", engine.ErrInput, o)
 		}
 	}
 	sh := s.shape(in)
 	sh.once.Do(func() { sh.err = s.plan(sh, in) })
 	if sh.err != nil {
-		return nil, s.forget(sh)
+		return s.forget(sh)
 	}
 	if err := sh.lacks.Load(); err != nil {
-		return nil, *err
+		return *err
 	}
 	var at *slot
 	select {
 	case at = <-s.slots:
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
-	r, err := at.run(sh, in, outs)
+	err := f(at, sh)
 	s.slots <- at
-	if err != nil {
-		if errors.Is(err, plan.ErrUnsupported) {
-			sh.lacks.CompareAndSwap(nil, &err) // the next request need not try
-		}
-		return nil, err
+	if errors.Is(err, plan.ErrUnsupported) {
+		sh.lacks.CompareAndSwap(nil, &err) // the next request need not try
 	}
-	if err := ctx.Err(); err != nil {
-		r.Close()
-		return nil, err
-	}
-	return r, nil
+	return err
 }
 
 // shape returns the entry for the shapes of in. The one that was not used for
@@ -166,7 +176,7 @@ func (s *session) plan(sh *shape, in engine.Feeds) error {
 	}
 	var p *plan.Plan
 	err := s.d.Do(func() (err error) {
-		p, err = s.src.Plan(dims, plan.Options{Scores: s.c.Scores, MaxArena: s.c.MaxMemory, Workspace: workspace})
+		p, err = s.src.Plan(dims, plan.Options{Scores: s.c.Scores, Products: s.c.Products, KeepInputs: s.c.keepInputs, MaxArena: s.c.MaxMemory, Workspace: workspace})
 		return err
 	})
 	if err != nil {

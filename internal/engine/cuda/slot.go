@@ -24,6 +24,10 @@ type slot struct {
 	spaces map[string]*device.Memory // workspaces, by entry
 	input  *device.HostMemory        // pinned
 	graphs map[*shape]*device.Graph  // with the addresses of this slot
+
+	// What a Watch has queued here and not waited for, and its memory.
+	pending func() error
+	rows    rowMemory
 }
 
 // recordAfter is the run of a shape in a slot that is recorded: shapes that come
@@ -36,18 +40,8 @@ const maxGraphs = 64
 // run executes the plan of sh.
 func (t *slot) run(sh *shape, in engine.Feeds, outs []string) (*answer, error) {
 	p := sh.plan
-	if err := t.prepare(p); err != nil {
+	if err := t.start(sh, in); err != nil {
 		return nil, err
-	}
-	at := int64(0)
-	pinned := t.input.Bytes()
-	for _, b := range p.Inputs {
-		copy(pinned[at:at+b.Bytes], in[b.Name].Data)
-		at += aligned(b.Bytes)
-	}
-	if err := t.launch(sh); err != nil {
-		// What was queued before still reads and writes this slot's memory.
-		return nil, errors.Join(err, t.stream.Sync())
 	}
 	a, err := t.s.results.take(t.s.d, answerBytes(p))
 	if err != nil {
@@ -65,6 +59,24 @@ func (t *slot) run(sh *shape, in engine.Feeds, outs []string) (*answer, error) {
 	}
 	a.tensors = tensors(p, data, outs)
 	return a, nil
+}
+
+// start queues the steps of sh on in.
+func (t *slot) start(sh *shape, in engine.Feeds) error {
+	if err := t.prepare(sh.plan); err != nil {
+		return err
+	}
+	at := int64(0)
+	pinned := t.input.Bytes()
+	for _, b := range sh.plan.Inputs {
+		copy(pinned[at:at+b.Bytes], in[b.Name].Data)
+		at += aligned(b.Bytes)
+	}
+	if err := t.launch(sh); err != nil {
+		// What was queued before still reads and writes this slot's memory.
+		return errors.Join(err, t.stream.Sync())
+	}
+	return nil
 }
 
 // answerBytes is what an answer needs: the outputs, and the word for faults.
@@ -246,6 +258,10 @@ func (t *slot) span(sh *shape, r plan.Ref, n int64) device.Span {
 func (t *slot) close() error {
 	t.forget()
 	var errs []error
+	if t.pending != nil {
+		errs = append(errs, t.done.Sync()) // before its memory goes
+	}
+	errs = append(errs, t.rows.close())
 	if t.stream != nil {
 		errs = append(errs, t.stream.Close())
 	}

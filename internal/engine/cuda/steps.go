@@ -37,7 +37,7 @@ func launch(step plan.Step, addr func(plan.Ref) device.Ptr, stream *device.Strea
 		return d.Run(kernels.GemmOperands{A: at(s.A), AScale: at(s.AScale), AZero: at(s.AZero), B: at(s.Packed), BScale: at(s.PackedScale),
 			Bias: at(s.Bias), Residual: at(s.Residual), C: at(s.C), Workspace: at(s.Work), WorkspaceBytes: s.WorkBytes}, on)
 	case *plan.GemmFloat:
-		d := kernels.GemmFloat{M: s.M, N: s.N, K: s.K, TransB: s.TransB, LdA: s.LdA, LdB: s.LdB, LdC: s.LdC,
+		d := kernels.GemmFloat{M: s.M, N: s.N, K: s.K, In: kernels.Type(s.In), TF32: s.TF32, TransB: s.TransB, LdA: s.LdA, LdB: s.LdB, LdC: s.LdC,
 			Batch: s.Batch, StrideA: s.StrideA, StrideB: s.StrideB, StrideC: s.StrideC, Alpha: s.Alpha,
 			Act: kernels.Act(s.Act), ActMin: s.ActMin, ActMax: s.ActMax}
 		return d.Run(at(s.A), at(s.B), at(s.Bias), at(s.Residual), at(s.C), on)

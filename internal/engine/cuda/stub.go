@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/fewbit/fewbit/internal/calib"
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/engine/cuda/device"
 )
@@ -35,3 +36,26 @@ func (e *Engine) OpenFile(ctx context.Context, _ string, _ engine.Options) (engi
 
 // Close does nothing.
 func (*Engine) Close() error { return nil }
+
+// Watch observes nothing in this build.
+type Watch struct{}
+
+// Watch returns ErrUnavailable, as Probe does.
+func (e *Engine) Watch(ctx context.Context, _ string, _ WatchConfig) (*Watch, error) {
+	_, err := e.Probe(ctx)
+	return nil, err
+}
+
+// Run does nothing: there is no Watch in this build.
+func (*Watch) Run(context.Context, engine.Feeds, calib.SampleID) error { return engine.ErrUnavailable }
+
+// Entropy finds nothing.
+func (*Watch) Entropy(calib.Scheme) (map[string]calib.Range, error) {
+	return nil, engine.ErrUnavailable
+}
+
+// Collect reads nothing.
+func (*Watch) Collect(*calib.Collector) error { return engine.ErrUnavailable }
+
+// Close does nothing.
+func (*Watch) Close() error { return nil }

@@ -24,3 +24,11 @@ type Tensor struct {
 
 // MaxTensors bounds the tensors of one Observer; each takes 0.6 MB of device memory.
 const MaxTensors = 1 << 14
+
+// Rows keeps some of a tensor's rows, to be looked at on the host.
+type Rows interface {
+	// Wanted names the rows of a sample, of n, that Keep may keep.
+	Wanted(sample uint64, n int) []int
+	// Keep takes those rows, one after the other in x.
+	Keep(sample uint64, rows []int, x []float32) error
+}

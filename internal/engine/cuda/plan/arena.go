@@ -46,7 +46,7 @@ func (b *builder) finish() error {
 			}
 		}
 	}
-	lifetimes(p)
+	lifetimes(p, b.o.KeepInputs)
 	return place(p, b.o.MaxArena)
 }
 
@@ -152,7 +152,7 @@ func (b *builder) compact() {
 }
 
 // lifetimes sets the first and last step that touch each arena buffer.
-func lifetimes(p *Plan) {
+func lifetimes(p *Plan, keepInputs bool) {
 	for i := range p.Buffers {
 		p.Buffers[i].First, p.Buffers[i].Last = len(p.Steps), -1
 	}
@@ -162,6 +162,9 @@ func lifetimes(p *Plan) {
 	}
 	for _, in := range p.Inputs {
 		touch(in.Ref.Buf, -1)
+		if keepInputs {
+			touch(in.Ref.Buf, len(p.Steps))
+		}
 	}
 	if p.Fault.Buf != 0 {
 		touch(p.Fault.Buf, -1)

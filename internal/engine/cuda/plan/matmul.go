@@ -206,6 +206,9 @@ func (b *builder) emitGemmFloat(p *product, w weightForm) error {
 	if s.B, err = b.dense(weight); err != nil {
 		return err
 	}
+	if err := b.multiply(s, x, weight); err != nil {
+		return err
+	}
 	s.Bias = b.bias(p, w)
 	if s.Residual, err = b.sum(p); err != nil {
 		return err
@@ -278,8 +281,36 @@ func (b *builder) emitBatched(n *graph.Node) error {
 		}
 	}
 	s.A, s.B, s.C = a, bw, b.fresh(y)
+	s.TF32 = b.o.Products != FP32
 	b.step(s)
 	return nil
+}
+
+// multiply makes s, the FP32 product of x and the constant w, one by the
+// arithmetic asked for.
+func (b *builder) multiply(s *GemmFloat, x, w *value) error {
+	switch {
+	case b.o.Products == FP16 && w.host != nil:
+		host := w.host
+		a, err := b.half(x)
+		if err != nil {
+			return err
+		}
+		s.In, s.A = F16, a
+		s.B = b.weight(host, "|half", w.elems*F16.Size(), func() []byte { return halves(tensor.View[float32](host)) })
+	case b.o.Products != FP32:
+		s.TF32 = true
+	}
+	return nil
+}
+
+// halves are the bytes of v in FP16.
+func halves(v []float32) []byte {
+	h := make([]uint16, len(v))
+	for i, x := range v {
+		h[i] = tensor.F32ToF16(x)
+	}
+	return bytesOf(h)
 }
 
 // expand copies dense F32 x of dims from to the broadcast dims to.

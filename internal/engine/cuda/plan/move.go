@@ -436,7 +436,7 @@ func (b *builder) emitGemm(n *graph.Node) error {
 	if x.dtype != tensor.Float32 || w.dtype != tensor.Float32 || len(x.dims) != 2 || len(w.dims) != 2 {
 		return unsupported(n, "operands %v%v and %v%v", x.dtype, x.dims, w.dtype, w.dims)
 	}
-	s := &GemmFloat{M: x.dims[0], K: x.dims[1], N: w.dims[1], LdB: w.dims[1], Batch: 1, Alpha: n.Float("alpha", 1), TransB: n.Int("transB", 0) != 0}
+	s := &GemmFloat{M: x.dims[0], K: x.dims[1], N: w.dims[1], LdB: w.dims[1], Batch: 1, Alpha: n.Float("alpha", 1), TransB: n.Int("transB", 0) != 0, TF32: b.o.Products != FP32}
 	if n.Int("transA", 0) != 0 {
 		s.M, s.K = s.K, s.M
 		turned := b.alloc(x.name+" (turned)", x.elems*4)

@@ -54,6 +54,12 @@ const Align = 256
 type Options struct {
 	// Scores is how attention multiplies: F32 (plain fma), F16 or S8.
 	Scores Type
+	// Products is how float products multiply, those with INT8 or INT4 weights
+	// excepted. Convolutions in float are always FP32.
+	Products Arithmetic
+	// KeepInputs leaves the inputs in memory to the end, for somebody who reads
+	// them besides the steps.
+	KeepInputs bool
 	// Workspace returns the scratch bytes that a step needs on the device; nil
 	// means none.
 	Workspace func(Step) int64

@@ -223,3 +223,51 @@ func TestWorkspace(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestArithmetic: products round their operands as asked, and nothing else
+// changes; inputs that somebody reads at the end are still there.
+func TestArithmetic(t *testing.T) {
+	bert := opstest.TinyBERT
+	src, err := plan.New(bert.Model())
+	if err != nil {
+		t.Fatal(err)
+	}
+	feeds := bert.Feeds(5, 2, 9)
+	run := func(a plan.Arithmetic) (map[string]*tensor.Tensor, *plan.Plan) {
+		p, err := src.Plan(dimsOf(feeds), plan.Options{Products: a, KeepInputs: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(t, p)
+		for _, in := range p.Inputs {
+			if last := p.Buffers[in.Ref.Buf].Last; last != len(p.Steps) {
+				t.Errorf("input %s is there until step %d of %d", in.Name, last, len(p.Steps))
+			}
+		}
+		got, err := reference.Run(p, feeds)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got, p
+	}
+	exact, _ := run(plan.FP32)
+	for _, a := range []plan.Arithmetic{plan.TF32, plan.FP16} {
+		got, p := run(a)
+		products := 0
+		for _, s := range p.Steps {
+			if g, ok := s.(*plan.GemmFloat); ok {
+				products++
+				half := a == plan.FP16 && g.StrideB == 0 // two computed operands are TF32 then
+				if (g.In == plan.F16) != half || g.TF32 == half {
+					t.Errorf("%v: %s", a, plan.Text(s))
+				}
+			}
+		}
+		for name, w := range exact {
+			// Operands are off by 2^-11 at most, and sums grow like their root.
+			if d := difference(got[name], w); products == 0 || d == 0 || d > 1e-2 {
+				t.Errorf("%v: %d products, %s differs by %.2g", a, products, name, d)
+			}
+		}
+	}
+}

@@ -34,6 +34,16 @@ const (
 	ActClip
 )
 
+// Arithmetic is how a product of floats multiplies; sums are FP32 in each.
+type Arithmetic uint8
+
+// The arithmetics.
+const (
+	FP32 Arithmetic = iota // exact operands, by fma
+	TF32                   // operands rounded to 10 bits behind the point, on tensor cores; FP32 before sm_80
+	FP16                   // operands rounded to FP16, on tensor cores: past 65504 they are infinite
+)
+
 // Op is an elementwise operation or a reduction, numbered as in fewbit_cuda.h.
 type Op uint8
 
@@ -203,8 +213,10 @@ type GemmW4 struct {
 	WorkBytes         int64
 }
 
-// GemmFloat is fb_gemm_float_run, all F32.
+// GemmFloat is fb_gemm_float_run with C in F32. In is the type of A and B.
 type GemmFloat struct {
+	In                               Type
+	TF32                             bool
 	M, N, K, LdA, LdB, LdC           int64
 	Batch, StrideA, StrideB, StrideC int64
 	TransB                           bool

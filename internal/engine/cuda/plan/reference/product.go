@@ -153,8 +153,8 @@ func (m *machine) gemmFloat(s *plan.GemmFloat) {
 		rows = s.N
 	}
 	cols := s.K + s.N - rows
-	a := f32(m, s.A, (s.Batch-1)*s.StrideA+(s.M-1)*s.LdA+s.K)
-	b := f32(m, s.B, (s.Batch-1)*s.StrideB+(rows-1)*s.LdB+cols)
+	a := m.operand(s, s.A, (s.Batch-1)*s.StrideA+(s.M-1)*s.LdA+s.K)
+	b := m.operand(s, s.B, (s.Batch-1)*s.StrideB+(rows-1)*s.LdB+cols)
 	n := (s.Batch-1)*s.StrideC + (s.M-1)*s.LdC + s.N
 	c, bias, res := f32(m, s.C, n), f32(m, s.Bias, s.N), f32(m, s.Residual, n)
 	for z := range s.Batch {
@@ -181,6 +181,26 @@ func (m *machine) gemmFloat(s *plan.GemmFloat) {
 			}
 		}
 	}
+}
+
+// operand returns n elements as the product multiplies them.
+func (m *machine) operand(s *plan.GemmFloat, r plan.Ref, n int64) []float32 {
+	if s.In == plan.F16 {
+		x := make([]float32, n)
+		for i, h := range view[uint16](m, r, n) {
+			x[i] = tensor.F16ToF32(h)
+		}
+		return x
+	}
+	x := f32(m, r, n)
+	if !s.TF32 {
+		return x
+	}
+	rounded := make([]float32, n)
+	for i, v := range x { // to nearest, away from zero: cvt.rna.tf32
+		rounded[i] = math.Float32frombits((math.Float32bits(v) + 1<<12) &^ (1<<13 - 1))
+	}
+	return rounded
 }
 
 func softmax(x, y []float32) {

@@ -1,0 +1,97 @@
+//go:build cuda && cudaemu
+
+package app
+
+import (
+	"context"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/fewbit/fewbit/internal/engine/cuda/driver"
+	"github.com/fewbit/fewbit/internal/onnx"
+	"github.com/fewbit/fewbit/internal/ops/opstest"
+	"github.com/fewbit/fewbit/internal/pipeline"
+	"github.com/fewbit/fewbit/internal/quant"
+	"github.com/fewbit/fewbit/internal/report"
+)
+
+// images writes count random images of TinyCNN's size as .npy.
+func images(t *testing.T, count int) string {
+	t.Helper()
+	feeds := opstest.TinyCNN.Feeds(3, count)
+	x := feeds["image"]
+	var dims []string
+	for _, d := range x.Dims {
+		dims = append(dims, strconv.FormatInt(d, 10))
+	}
+	head := "{'descr': '<f4', 'fortran_order': False, 'shape': (" + strings.Join(dims, ", ") + "), }"
+	for (10+len(head)+1)%64 != 0 {
+		head += " "
+	}
+	head += "\n"
+	b := append([]byte("\x93NUMPY\x01\x00"), byte(len(head)), byte(len(head)>>8))
+	path := filepath.Join(t.TempDir(), "image.npy")
+	if err := os.WriteFile(path, append(append(b, head...), x.Data...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestQuantizesOnTheGPU: a quantization that calibrates on the (emulated) GPU
+// chooses what one on the CPU chooses, and when the device fails the CPU does it
+// all and the report says why.
+func TestQuantizesOnTheGPU(t *testing.T) {
+	p := pipeline.Pipeline{Engine: opstest.Engine(t), Threads: 2, Version: "test", Scratch: t.TempDir()}
+	model := filepath.Join(t.TempDir(), "model.onnx")
+	if err := opstest.TinyCNN.Model().Save(model, onnx.SaveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	calib := images(t, 6)
+	run := func(t *testing.T, device, arithmetic string) *report.Report {
+		t.Helper()
+		var err error
+		if p.Device, err = CalibrationDevice(context.Background(), device, arithmetic); err != nil {
+			t.Fatal(err)
+		}
+		rep, err := p.Quantize(context.Background(), pipeline.Request{Model: model, Calib: calib, Samples: 5, NoLatency: true, Force: true,
+			Config: quant.Config{Target: quant.CUDA, Method: "entropy"}}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rep
+	}
+	cpu := run(t, DeviceCPU, "fp32")
+	for _, arithmetic := range Arithmetics {
+		gpu := run(t, DeviceCUDA, arithmetic)
+		c := gpu.Calibration
+		if !strings.HasPrefix(c.Engine, "cuda on emulated GPU") || !strings.HasSuffix(c.Engine, strings.ToUpper(arithmetic)) || c.EngineReason != "" {
+			t.Errorf("%s: %q, %q", arithmetic, c.Engine, c.EngineReason)
+		}
+		if len(gpu.Tensors) != len(cpu.Tensors) || len(gpu.Tensors) == 0 || c.Samples != 5 {
+			t.Fatalf("%s: %d tensors, %d on the CPU; %d samples", arithmetic, len(gpu.Tensors), len(cpu.Tensors), c.Samples)
+		}
+		for i, x := range gpu.Tensors {
+			want := cpu.Tensors[i]
+			// The values differ in their last bits: a threshold may move by a bin.
+			if size := float64(want.Hi - want.Lo); x.Name != want.Name || x.Method != want.Method || math.Abs(float64(x.Hi-want.Hi)) > size/64 || math.Abs(float64(x.Lo-want.Lo)) > size/64 {
+				t.Errorf("%s: %s %s [%v, %v], on the CPU %s %s [%v, %v]", arithmetic, x.Name, x.Method, x.Lo, x.Hi, want.Name, want.Method, want.Lo, want.Hi)
+			}
+		}
+	}
+	driver.Inject(driver.Faults{LaunchError: 700, AfterLaunches: 40})
+	defer driver.Inject(driver.Faults{})
+	lost := run(t, DeviceCUDA, "fp32")
+	if c := lost.Calibration; !strings.Contains(c.EngineReason, "CUDA device lost") || c.Engine != cpu.Calibration.Engine {
+		t.Errorf("a device that was lost: %q, %q", c.Engine, c.EngineReason)
+	}
+	if lost.Quantized.SHA256 != cpu.Quantized.SHA256 {
+		t.Error("after a device was lost the CPU made another model")
+	}
+	if u := driver.InUse(); u.Contexts != 0 || u.Bytes != 0 || u.Streams != 0 {
+		t.Errorf("left on the device: %+v", u)
+	}
+}

@@ -1,0 +1,61 @@
+package quant
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+// TestRowsFetched: rows that are fetched by Wanted's numbers make the sample that
+// looking at all of them makes, also when others come in between.
+func TestRowsFetched(t *testing.T) {
+	const k = 3
+	r := rand.New(rand.NewPCG(1, 2))
+	all, fetched := NewRows(k), NewRows(k)
+	type late struct {
+		key  uint64
+		rows []int
+		x    []float32
+	}
+	var waiting []late
+	most := 0
+	for range 40 {
+		key, n := r.Uint64(), 1+r.IntN(2*RowLimit)
+		x := make([]float32, n*k)
+		for i := range x {
+			x[i] = float32(r.NormFloat64())
+		}
+		if err := all.Observe(key, x); err != nil {
+			t.Fatal(err)
+		}
+		rows := fetched.Wanted(key, n)
+		most = max(most, len(rows))
+		if !slices.IsSorted(rows) {
+			t.Fatalf("rows %v", rows)
+		}
+		var some []float32
+		for _, i := range rows {
+			some = append(some, x[i*k:(i+1)*k]...)
+		}
+		waiting = append(waiting, late{key, rows, some})
+		if len(waiting) == 3 {
+			for _, w := range waiting {
+				if err := fetched.Keep(w.key, w.rows, w.x); err != nil {
+					t.Fatal(err)
+				}
+			}
+			waiting = nil
+		}
+	}
+	for _, w := range waiting {
+		if err := fetched.Keep(w.key, w.rows, w.x); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if most > RowLimit || fetched.Len() != RowLimit || !slices.Equal(fetched.Values(), all.Values()) {
+		t.Errorf("%d rows, at most %d wanted at once; they differ from the %d of all", fetched.Len(), most, all.Len())
+	}
+	if err := fetched.Keep(1, []int{0}, make([]float32, k+1)); err == nil {
+		t.Error("values that are no rows were taken")
+	}
+}
