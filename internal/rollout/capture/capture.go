@@ -55,7 +55,7 @@ const (
 const (
 	DefaultSamples   = 512
 	DefaultBytes     = int64(64 << 20)
-	DefaultPerSecond = 100
+	DefaultPerSecond = 20
 	DefaultSeconds   = 3600
 	DefaultKeep      = 7 * 24 * 3600
 )
@@ -65,7 +65,7 @@ type Settings struct {
 	Share      float64 `json:"share,omitempty" doc:"share of the requests that are looked at, above 0 and at most 1; default 1"`
 	MaxSamples int     `json:"max_samples,omitempty" doc:"samples kept, of all seen with equal chance; 1 to 100000, default 512"`
 	MaxBytes   int64   `json:"max_bytes,omitempty" doc:"bytes on disk; default 67108864, at most 17179869184"`
-	PerSecond  float64 `json:"max_per_second,omitempty" doc:"samples taken in a second; default 100"`
+	PerSecond  float64 `json:"max_per_second,omitempty" doc:"samples taken in a second; default 20"`
 	Seconds    float64 `json:"seconds,omitempty" doc:"the capture ends by itself after so long; default 3600, at most a year"`
 	Keep       float64 `json:"keep_seconds,omitempty" doc:"samples are deleted so long after the end; default 604800, at most a year"`
 	Redact     Redact  `json:"redact,omitzero"`

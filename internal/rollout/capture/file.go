@@ -7,10 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"maps"
-	"os"
-	"slices"
 )
 
 // A snapshot is a capture as one file, which jobs read and nobody changes:
@@ -49,11 +45,13 @@ func (s *Store) Snapshot(model string, w io.Writer) (Status, error) {
 	if c.box == nil {
 		return Status{}, fmt.Errorf("%w: the captured inputs of model %s were sealed with another one", ErrKey, model)
 	}
+	log, places, err := c.view()
+	if err != nil {
+		return Status{}, err
+	}
+	defer log.Close()
 	st := c.status()
-	c.mu.Lock()
-	slots := slices.Sorted(maps.Keys(c.sizes))
-	c.mu.Unlock()
-	if len(slots) == 0 {
+	if len(places) == 0 {
 		return st, fmt.Errorf("%w of model %s yet: %d rows were seen", ErrEmpty, model, st.Seen)
 	}
 	head, err := json.Marshal(manifest{c.keyID, c.salt, st})
@@ -72,16 +70,13 @@ func (s *Store) Snapshot(model string, w io.Writer) (Status, error) {
 		err = frame(head)
 	}
 	n := 0
-	for _, slot := range slots {
+	for _, p := range places {
 		if err != nil {
 			return st, noPath(err)
 		}
-		b, rerr := readSample(c.samplePath(slot))
-		if errors.Is(rerr, fs.ErrNotExist) {
-			return st, fmt.Errorf("%w of model %s any more: it was deleted meanwhile", ErrNotFound, model)
-		}
-		if rerr != nil {
-			return st, rerr
+		b := make([]byte, p.size)
+		if _, rerr := log.ReadAt(b, p.at); rerr != nil {
+			return st, fmt.Errorf("captured inputs: %w", noPath(rerr))
 		}
 		// A power failure may have left a part of a sample: it is no sample.
 		if _, oerr := c.box.open(b, sealSample); oerr != nil {
@@ -102,22 +97,6 @@ func (s *Store) Snapshot(model string, w io.Writer) (Status, error) {
 	}
 	st.Samples = n
 	return st, noPath(err)
-}
-
-func readSample(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, noPath(err)
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxFrame+1))
-	if err != nil {
-		return nil, noPath(err)
-	}
-	if len(b) > maxFrame {
-		return nil, fmt.Errorf("%w: a sample of more than %d bytes", ErrFormat, maxFrame)
-	}
-	return b, nil
 }
 
 // Reader reads a snapshot.

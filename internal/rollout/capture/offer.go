@@ -3,7 +3,7 @@ package capture
 import (
 	"cmp"
 	"math/rand/v2"
-	"path/filepath"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -14,8 +14,11 @@ import (
 
 // Limits of what waits to be written: more is left out.
 const (
-	queued     = 256
+	queued     = 4096
 	maxPending = 64 << 20 // bytes
+	// So many samples, or bytes, are written before the next tick.
+	eagerSamples = queued / 4
+	eagerBytes   = maxPending / 4
 )
 
 // capture is the capture of one model. Lock order: io, then mu.
@@ -27,13 +30,15 @@ type capture struct {
 
 	mu      sync.Mutex
 	st      Status        // its Samples and Bytes are those on disk
-	sizes   map[int]int64 // by slot, of the files
+	places  map[int]place // by slot; changed under io and mu
 	filled  int           // slots given out
 	tokens  float64       // of the rate limit
 	refill  time.Time
 	changed bool // since the manifest was written
 
-	io      sync.Mutex // held while files are written
+	io      sync.Mutex // held while files are written; guards what follows
+	log     *os.File   // nil until a sample is written
+	end     int64      // of the log
 	deleted bool
 }
 
@@ -45,7 +50,7 @@ type taken struct {
 }
 
 func newCapture(model, dir string, m manifest) *capture {
-	c := &capture{model: model, dir: dir, keyID: m.KeyID, salt: m.Salt, st: m.Status, sizes: map[int]int64{}, refill: time.Now()}
+	c := &capture{model: model, dir: dir, keyID: m.KeyID, salt: m.Salt, st: m.Status, places: map[int]place{}, refill: time.Now()}
 	c.tokens = c.burst()
 	c.st.Model, c.st.Samples, c.st.Bytes = model, 0, 0
 	if c.st.Routes == nil {
@@ -106,6 +111,12 @@ func (s *Store) Offer(model, version, route string, feeds engine.Feeds, rows int
 		select {
 		case s.queue <- taken{c, slot, b}:
 			c.count(route)
+			if len(s.queue) >= eagerSamples || s.pending.Load() >= eagerBytes {
+				select {
+				case s.full <- struct{}{}:
+				default: // it is told already
+				}
+			}
 		default:
 			s.pending.Add(-int64(len(b)))
 			c.skip()
@@ -214,8 +225,4 @@ func (c *capture) stopLocked(now time.Time, reason string) {
 	c.st.State, c.st.Reason, c.st.Ends = Stopped, reason, now
 	c.st.Deletes = now.Add(seconds(c.st.Settings.Keep))
 	c.changed = true
-}
-
-func (c *capture) samplePath(slot int) string {
-	return filepath.Join(c.dir, sampleName(slot))
 }

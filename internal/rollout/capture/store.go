@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,11 +19,10 @@ import (
 // Layout of a store's directory.
 //
 //	MODEL/capture.json   settings, counters, salt; replaced whole
-//	MODEL/NNNNNN.sample  one sealed sample; replaced whole
+//	MODEL/samples        sealed samples, one behind the other
 //	.NAME                being written or removed; what a crash left is removed
 const (
 	manifestName = "capture.json"
-	sampleExt    = ".sample"
 	hidden       = "."
 )
 
@@ -45,7 +43,8 @@ type Store struct {
 	closed bool
 
 	queue   chan taken
-	pending atomic.Int64 // bytes in the queue
+	full    chan struct{} // the queue should be written now
+	pending atomic.Int64  // bytes in the queue
 	quit    chan struct{}
 	done    chan struct{}
 }
@@ -68,7 +67,7 @@ func Open(dir string, key *Key) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("captured inputs: %w", noPath(err))
 	}
-	s := &Store{dir: dir, key: key, all: map[string]*capture{}, queue: make(chan taken, queued), quit: make(chan struct{}), done: make(chan struct{})}
+	s := &Store{dir: dir, key: key, all: map[string]*capture{}, queue: make(chan taken, queued), full: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
 	for _, e := range entries {
 		name := e.Name()
 		if strings.HasPrefix(name, hidden) {
@@ -113,19 +112,12 @@ func (s *Store) load(model string) (*capture, error) {
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), hidden) { // half written
 			_ = os.Remove(filepath.Join(dir, e.Name()))
-			continue
 		}
-		number, ok := strings.CutSuffix(e.Name(), sampleExt)
-		slot, err := strconv.Atoi(number)
-		info, ierr := e.Info()
-		if !ok || err != nil || ierr != nil || slot < 0 || slot >= MaxSamples {
-			continue
-		}
-		c.sizes[slot] = info.Size()
-		c.st.Bytes += info.Size()
-		c.filled = max(c.filled, slot+1)
 	}
-	c.st.Samples = len(c.sizes)
+	if err := c.scan(); err != nil {
+		return nil, err
+	}
+	c.st.Seen = max(c.st.Seen, int64(c.st.Samples)) // the counters are written less often
 	switch {
 	case s.key == nil || s.key.ID() != m.KeyID:
 		if c.st.State == Running {
@@ -291,6 +283,7 @@ func (s *Store) deleteLocked(model string) error {
 	c.io.Lock()
 	defer c.io.Unlock()
 	c.deleted = true
+	c.closeLog()
 	return s.remove(c.dir)
 }
 
@@ -330,6 +323,9 @@ func (s *Store) Close() error {
 	var errs []error
 	for _, c := range s.all {
 		errs = append(errs, c.save(true))
+		c.io.Lock()
+		c.closeLog()
+		c.io.Unlock()
 	}
 	return errors.Join(errs...)
 }

@@ -13,60 +13,63 @@ import (
 	"github.com/fewbit/fewbit/internal/registry/disk"
 )
 
-// tick is how often counters are written and ends are looked for.
-const tick = time.Second
+const (
+	// tick is how often what was taken is written: what a kill may lose.
+	tick = 500 * time.Millisecond
+	// sweepTicks is how many ticks pass between two looks for ends; counters are
+	// written then.
+	sweepTicks = 8
+)
 
-// write runs until Close: it seals and writes what was taken.
+// write runs until Close: it seals and writes what was taken, many at once.
 func (s *Store) write() {
 	defer close(s.done)
 	t := time.NewTicker(tick)
 	defer t.Stop()
-	for {
+	for n := 0; ; {
 		select {
-		case x := <-s.queue:
-			s.keep(x)
+		case <-s.full:
+			s.flush()
 		case now := <-t.C:
-			s.sweep(now)
-		case <-s.quit:
-			for {
-				select {
-				case x := <-s.queue:
-					s.keep(x)
-				default:
-					return
-				}
+			s.flush()
+			if n++; n%sweepTicks == 0 {
+				s.sweep(now)
 			}
+		case <-s.quit:
+			s.flush()
+			return
 		}
 	}
 }
 
-// keep writes one sample. A disk that fails ends the capture: requests go on.
-func (s *Store) keep(x taken) {
-	defer s.pending.Add(-int64(len(x.bytes)))
-	c := x.c
+// flush writes what waits. A disk that fails ends the capture: requests go on.
+func (s *Store) flush() {
+	batches := map[*capture][]taken{}
+	for waits := true; waits; {
+		select {
+		case x := <-s.queue:
+			batches[x.c] = append(batches[x.c], x)
+		default:
+			waits = false
+		}
+	}
+	for c, batch := range batches {
+		c.keep(batch)
+		for _, x := range batch {
+			s.pending.Add(-int64(len(x.bytes)))
+		}
+	}
+}
+
+func (c *capture) keep(batch []taken) {
 	c.io.Lock()
 	defer c.io.Unlock()
 	if c.deleted {
 		return
 	}
-	sealed := c.box.seal(make([]byte, 0, len(x.bytes)+c.box.overhead()), x.bytes, sealSample)
-	size := int64(len(sealed))
-	c.mu.Lock()
-	after := c.st.Bytes - c.sizes[x.slot] + size
-	if after > c.st.Settings.MaxBytes {
-		c.st.Skipped++
-		c.mu.Unlock()
-		return
+	if err := c.append(batch); err != nil {
+		c.stop(time.Now(), fmt.Sprintf("samples could not be written: %v", err))
 	}
-	c.mu.Unlock()
-	if err := replace(c.samplePath(x.slot), sealed, false); err != nil {
-		c.stop(time.Now(), fmt.Sprintf("a sample could not be written: %v", err))
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.sizes[x.slot] = size
-	c.st.Bytes, c.st.Samples, c.changed = after, len(c.sizes), true
 }
 
 // sweep stops what has run its time, deletes what was kept long enough, and
@@ -183,5 +186,3 @@ func randomBytes(n int) []byte {
 	_, _ = rand.Read(b) // never fails (crypto/rand)
 	return b
 }
-
-func sampleName(slot int) string { return fmt.Sprintf("%06d%s", slot, sampleExt) }
