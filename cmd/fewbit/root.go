@@ -39,7 +39,7 @@ Exit status: 0 good; 1 the work failed (a gate refused, a file is bad); 2 wrong 
 	})
 	root.AddCommand(
 		newInspectCommand(), newQuantizeCommand(), newCalibrateCommand(), newCompareCommand(), newEvalCommand(),
-		newBenchCommand(), newModelsCommand(), newServeCommand(), newPeakCommand(), newVersionCommand(),
+		newBenchCommand(), newModelsCommand(), newServeCommand(), newKeysCommand(), newPeakCommand(), newVersionCommand(),
 	)
 	return root
 }

@@ -59,6 +59,7 @@ type App struct {
 	capture   *capture.Store
 	pipeline  pipeline.Pipeline // copied for each job
 	server    *http.Server
+	guards    *guards     // keys, certificates, audit log
 	starting  atomic.Bool // the default versions are still being loaded
 	closing   sync.Once
 	closeErr  error
@@ -81,8 +82,8 @@ func New(ctx context.Context, cfg Config, version string, log *slog.Logger) (*Ap
 }
 
 func (a *App) open(ctx context.Context, version string) error {
-	keys, err := a.cfg.readKeys()
-	if err != nil {
+	var err error
+	if a.guards, err = a.cfg.Access.open(a.log); err != nil {
 		return err
 	}
 	captureKey, err := a.cfg.readCaptureKey()
@@ -136,7 +137,10 @@ func (a *App) open(ctx context.Context, version string) error {
 	}
 	a.server, err = http.New(http.Config{
 		Models: models{a}, Store: store{a}, Jobs: jobsOf{a.queue, a}, Telemetry: a.telemetry, Capture: a.capture, CheckJob: a.checkJob,
-		Listen: a.cfg.Listen, Version: version, Keys: keys,
+		Listen: a.cfg.Listen, Version: version,
+		Keys: a.guards.keys, SplitAdmin: a.cfg.AdminListen != "", TLS: a.guards.certs.Config("h2", "http/1.1"), Audit: a.guards.audit,
+		CORSOrigins: a.cfg.origins(), Rate: a.cfg.RateLimit, RateBurst: a.cfg.RateBurst, MaxConns: a.cfg.MaxConns,
+		ErrorLog:     slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
 		MaxInferBody: a.cfg.MaxBody, MaxUpload: a.cfg.MaxUpload, MaxInFlight: a.cfg.MaxInFlight, DrainTimeout: a.cfg.Drain,
 		OnError: func(method, path string, err error) {
 			a.log.Error("request failed", "method", method, "path", path, "error", err)
@@ -175,15 +179,27 @@ func (a *App) Run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return errors.Join(err, l.Close(), a.Close())
 	}
+	ls := listeners{http: l, grpc: g}
+	if ls.admin, err = a.listenAdmin(ctx); err != nil {
+		if g != nil {
+			err = errors.Join(err, g.Close())
+		}
+		return errors.Join(err, l.Close(), a.Close())
+	}
+	s := "" // of the schemes
+	if a.guards.certs != nil {
+		s = "s"
+	}
 	also := ""
 	if g != nil {
-		also = fmt.Sprintf(" and grpc://%s", g.Addr())
+		also = fmt.Sprintf(" and grpc%s://%s", s, g.Addr())
 	}
-	fmt.Fprintf(out, "fewbit serves on http://%s%s (data in %s, %d CPU threads)\n", l.Addr(), also, a.cfg.DataDir, a.threads())
-	if tcp, ok := l.Addr().(*net.TCPAddr); ok && !tcp.IP.IsLoopback() && a.cfg.Keys == "" {
-		a.log.Warn("uploads, jobs and other admin routes are off: the address is not loopback and there is no --keys FILE")
+	if ls.admin != nil {
+		also += fmt.Sprintf(", administrators on http%s://%s", s, ls.admin.Addr())
 	}
-	return a.serve(ctx, l, g)
+	fmt.Fprintf(out, "fewbit serves on http%s://%s%s (data in %s, %d CPU threads)\n", s, l.Addr(), also, a.cfg.DataDir, a.threads())
+	a.warn(ls)
+	return a.serve(ctx, ls)
 }
 
 // listenGRPC returns the listener for gRPC, nil for none.
@@ -220,9 +236,11 @@ func reason(err error) error {
 }
 
 // Serve is Run over a listener of the caller's, which it closes, without gRPC.
-func (a *App) Serve(ctx context.Context, l net.Listener) error { return a.serve(ctx, l, nil) }
+func (a *App) Serve(ctx context.Context, l net.Listener) error {
+	return a.serve(ctx, listeners{http: l})
+}
 
-func (a *App) serve(ctx context.Context, l, rpc net.Listener) error {
+func (a *App) serve(ctx context.Context, ls listeners) error {
 	side, stop := context.WithCancel(ctx) // ends when serving does, whatever ends it
 	defer stop()
 	var wg sync.WaitGroup
@@ -240,15 +258,17 @@ func (a *App) serve(ctx context.Context, l, rpc net.Listener) error {
 		}
 	})
 	wg.Go(func() { a.collect(side) })
+	wg.Go(func() { a.guards.follow(side) })
 	var rpcErr error
-	if rpc != nil {
-		s := grpc.New(a.server, grpc.Options{MaxMessage: a.cfg.MaxBody, Drain: a.cfg.Drain})
+	if ls.grpc != nil {
+		s := grpc.New(a.server, grpc.Options{MaxMessage: a.cfg.MaxBody, MaxConns: a.cfg.MaxConns, Drain: a.cfg.Drain,
+			TLS: a.guards.certs.Config("h2"), NoAdmin: ls.admin != nil})
 		wg.Go(func() {
-			rpcErr = s.Serve(side, rpc)
+			rpcErr = s.Serve(side, ls.grpc)
 			stop() // both or none
 		})
 	}
-	err := a.server.Serve(side, l)
+	err := a.server.ServeOn(side, http.Listeners{Public: ls.http, Admin: ls.admin})
 	stop()
 	wg.Wait()
 	return errors.Join(err, rpcErr, a.Close())
@@ -293,6 +313,7 @@ func (a *App) Close() error {
 		if a.registry != nil {
 			errs = append(errs, a.registry.Close())
 		}
+		errs = append(errs, a.guards.close())
 		a.lock.Release()
 		a.closeErr = errors.Join(errs...)
 	})

@@ -8,7 +8,6 @@ import (
 	"math"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -320,27 +319,6 @@ func TestBadRequests(t *testing.T) {
 	if v := s.answers(); v != "1" {
 		t.Errorf("version %s answers", v)
 	}
-}
-
-// TestKeys: beyond loopback the admin routes are off without keys; with keys
-// they want one everywhere.
-func TestKeys(t *testing.T) {
-	t.Parallel()
-	file := filepath.Join(t.TempDir(), "keys")
-	const key = "0123456789abcdef-a-key"
-	if err := os.WriteFile(file, []byte("# admin\n"+key+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	s := start(t, "", func(c *Config) { c.Keys = file })
-	s.refused(t, s.do("GET", "/models", nil), 401, "key")
-	s.do("GET", "/v2", nil).into(t, 200, nil)
-	s.key = key
-	s.do("GET", "/models", nil).into(t, 200, nil)
-
-	open := exposed(t)
-	open.refused(t, open.do("PUT", "/models/m", mlp(t)), 403, "--keys")
-	open.refused(t, open.do("POST", "/quantize", longJob()), 403, "--keys")
-	open.do("GET", "/v2/health/ready", nil).into(t, 200, nil)
 }
 
 // exposed serves without keys on an address that is not loopback.

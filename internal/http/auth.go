@@ -1,132 +1,218 @@
 package http
 
 import (
-	"bufio"
-	"crypto/sha256"
-	"crypto/subtle"
-	"encoding/hex"
-	"fmt"
-	"io"
+	"context"
 	"net"
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/fewbit/fewbit/internal/access"
 )
 
-// Limits of a keys file.
+// Need is what a call needs of its caller.
+type Need int
+
+// Needs. What only tells that the server is there needs nothing.
 const (
-	maxKeys      = 1024
-	maxKeyLength = 1024
-	minKeyLength = 16
+	NeedNothing Need = iota
+	NeedInfer        // a key, once there are keys for inference
+	NeedAdmin        // an admin's key, or without keys a loopback listener
 )
 
-// Keys are the keys that open the admin routes. They are held as SHA-256.
-type Keys struct{ digests [][sha256.Size]byte }
-
-// roleAdmin is the only role so far; the file names it so that others can be
-// added without a new format.
-const roleAdmin = "admin"
-
-// ParseKeys reads a keys file: one key a line, empty lines and lines that begin
-// with # are skipped. A line is either
-//
-//	admin:<SHA-256 of the key, 64 hexadecimal digits>
-//	<the key itself, at least 16 characters without spaces>
-//
-// The first form keeps the keys out of the file. The error names the line and
-// never quotes it.
-func ParseKeys(r io.Reader) (*Keys, error) {
-	k := &Keys{}
-	lines := bufio.NewScanner(r)
-	lines.Buffer(make([]byte, 0, 4096), 4*maxKeyLength)
-	for n := 1; lines.Scan(); n++ {
-		line := strings.TrimSpace(lines.Text())
-		if line == "" || line[0] == '#' {
-			continue
-		}
-		if len(k.digests) >= maxKeys {
-			return nil, fmt.Errorf("keys line %d: more than %d keys", n, maxKeys)
-		}
-		role, digest, hashed := strings.Cut(line, ":")
-		if hashed {
-			if role != roleAdmin {
-				return nil, fmt.Errorf("keys line %d: unknown role before the colon, expected %q", n, roleAdmin)
-			}
-			b, err := hex.DecodeString(strings.TrimSpace(digest))
-			if err != nil || len(b) != sha256.Size {
-				return nil, fmt.Errorf("keys line %d: expected admin:<64 hexadecimal digits of SHA-256>", n)
-			}
-			k.digests = append(k.digests, [sha256.Size]byte(b))
-			continue
-		}
-		if len(line) < minKeyLength || len(line) > maxKeyLength || strings.ContainsAny(line, " \t") {
-			return nil, fmt.Errorf("keys line %d: a key has %d to %d characters and no spaces", n, minKeyLength, maxKeyLength)
-		}
-		k.digests = append(k.digests, sha256.Sum256([]byte(line)))
-	}
-	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("keys: %w", err)
-	}
-	if len(k.digests) == 0 {
-		return nil, fmt.Errorf("keys: the file holds no key; write one a line")
-	}
-	return k, nil
+// Caller is who makes a call, as far as the protocol tells. Enter fills in Name.
+type Caller struct {
+	Key      string // what it sent as its key, "" for none
+	Addr     string // of the connection, host:port
+	Loopback bool   // the listener can be reached from this machine only
+	Name     string // of the key, "" for none
 }
 
-// match compares in a time that does not depend on the key.
-func (k *Keys) match(key string) bool {
-	got := sha256.Sum256([]byte(key))
-	ok := 0
-	for i := range k.digests {
-		ok |= subtle.ConstantTimeCompare(got[:], k.digests[i][:])
+// Reasons of refusals, as labels.
+const (
+	refusedKey      = "key"      // none, or an unknown one
+	refusedRole     = "role"     // a key that does not open this
+	refusedAttempts = "attempts" // too many unknown keys
+	refusedRate     = "rate"     // too many requests
+	refusedOff      = "off"      // admin routes are off here
+)
+
+// Enter lets a caller make a call, or says why not, for Explain.
+func (s *Server) Enter(need Need, c *Caller) error {
+	if need == NeedNothing {
+		return nil
 	}
-	return ok == 1
+	keys := s.cfg.Keys
+	key, known := keys.Find(c.Key)
+	c.Name = key.Name
+	if err := s.Allow(c); err != nil {
+		return err
+	}
+	required := need == NeedAdmin && keys.Present() || need == NeedInfer && keys.InferNeeded()
+	refuse := func(reason string, status int, format string, args ...any) error {
+		s.metrics.refused.WithLabelValues(reason).Inc()
+		return failf(status, format, args...)
+	}
+	switch {
+	case need == NeedAdmin && !keys.Present() && !c.Loopback:
+		return refuse(refusedOff, http.StatusForbidden, "admin routes are off because this server listens beyond loopback without keys: start it with --keys FILE, or listen on 127.0.0.1")
+	case !required:
+		return nil
+	case c.Key == "":
+		return refuse(refusedKey, http.StatusUnauthorized, "this needs %s key: send it as Authorization: Bearer KEY or X-API-Key: KEY", need)
+	case !known:
+		if ok, wait := s.failures.Allow(access.Address(c.Addr), time.Now()); !ok {
+			return s.tooMany(refusedAttempts, wait, "too many unknown keys came from this address")
+		}
+		return refuse(refusedKey, http.StatusUnauthorized, "the key is not known to this server")
+	case need == NeedAdmin && !key.Role.Allows(access.Admin):
+		return refuse(refusedRole, http.StatusForbidden, "the key %s has the role %s, this needs %s key", key.Name, key.Role, need)
+	}
+	return nil
 }
 
-// requestKey returns the key that a request carries, "" for none.
-func requestKey(h http.Header) string {
-	if key := h.Get("X-API-Key"); key != "" {
-		return key
+// String words what a key must be.
+func (n Need) String() string {
+	if n == NeedAdmin {
+		return "an admin"
 	}
-	scheme, key, _ := strings.Cut(h.Get("Authorization"), " ")
+	return "an infer or admin"
+}
+
+// Allow counts a call of the caller, which Enter has named, and refuses it past
+// the rate that a key, or an address without one, may have.
+func (s *Server) Allow(c *Caller) error {
+	if s.rates == nil {
+		return nil
+	}
+	who := "key " + c.Name
+	if c.Name == "" {
+		who = access.Address(c.Addr)
+	}
+	if ok, wait := s.rates.Allow(who, time.Now()); !ok {
+		return s.tooMany(refusedRate, wait, "more than %g requests a second", s.cfg.Rate)
+	}
+	return nil
+}
+
+func (s *Server) tooMany(reason string, wait time.Duration, format string, args ...any) error {
+	s.metrics.refused.WithLabelValues(reason).Inc()
+	e := failf(http.StatusTooManyRequests, format+"; retry later", args...).(*httpError)
+	e.retry = int(min((wait+time.Second-1)/time.Second, maxRetryAfter))
+	return e
+}
+
+// keyHeaders are where clients send a key, besides Authorization: Bearer.
+var keyHeaders = []string{"X-Api-Key", "Api-Key"}
+
+// KeyOf returns the key that a request carries, "" for none. get returns the
+// first value of a header or of gRPC's metadata.
+func KeyOf(get func(name string) string) string {
+	for _, h := range keyHeaders {
+		if key := get(h); key != "" {
+			return key
+		}
+	}
+	scheme, key, _ := strings.Cut(get("Authorization"), " ")
 	if strings.EqualFold(scheme, "Bearer") {
 		return strings.TrimSpace(key)
 	}
 	return ""
 }
 
-// authorize lets a request reach an admin route. With keys, one of them is
-// needed. Without, only a loopback listener is served, and only requests that
-// no web page can have made: a page of another origin has an Origin header, and
-// one that renamed itself to this address by DNS has a Host that is not ours.
-func (s *Server) authorize(r *http.Request) error {
-	if s.cfg.Keys != nil {
-		key := requestKey(r.Header)
-		if key == "" {
-			return failf(http.StatusUnauthorized, "this route needs an admin key: send it as Authorization: Bearer KEY or X-API-Key: KEY")
-		}
-		if len(key) > maxKeyLength || !s.cfg.Keys.match(key) {
-			return failf(http.StatusUnauthorized, "the key is not known to this server")
-		}
+// listener is what a request's context knows of where it came in.
+type listener struct {
+	loopback bool
+	admin    bool // it is the one of the administrators
+}
+
+type listenerKey struct{}
+
+// listenerOf is zero, neither loopback nor the administrators', for requests
+// that did not come in through Serve.
+func listenerOf(ctx context.Context) listener {
+	l, _ := ctx.Value(listenerKey{}).(listener)
+	return l
+}
+
+const callerKey = "caller"
+
+// callerOf returns who makes a request that authorize let in.
+func callerOf(c *gin.Context) *Caller {
+	v, _ := c.Get(callerKey)
+	who, _ := v.(*Caller)
+	return who
+}
+
+// authorize lets a request reach a route. Without keys, admin routes answer
+// requests that no web page can have made only: a page of another origin has an
+// Origin header, and one that renamed itself to this address by DNS has a Host
+// that is not ours.
+func (s *Server) authorize(c *gin.Context, r *route) error {
+	if r.open {
 		return nil
 	}
-	if !s.loopback.Load() {
-		return failf(http.StatusForbidden, "admin routes are off because this server listens beyond loopback without keys: start it with --keys FILE, or listen on 127.0.0.1")
+	req := c.Request
+	who := &Caller{Key: KeyOf(req.Header.Get), Addr: req.RemoteAddr, Loopback: listenerOf(req.Context()).loopback}
+	c.Set(callerKey, who)
+	need := NeedInfer
+	if r.admin {
+		need = NeedAdmin
 	}
-	if !loopbackHost(r.Host) {
+	if err := s.Enter(need, who); err != nil {
+		return err
+	}
+	if need != NeedAdmin || s.cfg.Keys.Present() {
+		return nil
+	}
+	if !loopbackHost(req.Host) {
 		return failf(http.StatusForbidden, "admin routes without a key answer only to the host names localhost, 127.0.0.1 and [::1]")
 	}
-	if origin := r.Header.Get("Origin"); origin != "" {
+	if origin := req.Header.Get("Origin"); origin != "" {
 		u, err := url.Parse(origin)
-		if err != nil || !strings.EqualFold(u.Host, r.Host) {
+		if err != nil || !strings.EqualFold(u.Host, req.Host) {
 			return failf(http.StatusForbidden, "admin routes without a key refuse pages of other origins")
 		}
 	}
-	switch r.Header.Get("Sec-Fetch-Site") {
+	switch req.Header.Get("Sec-Fetch-Site") {
 	case "", "same-origin", "none":
 		return nil
 	}
 	return failf(http.StatusForbidden, "admin routes without a key refuse pages of other origins")
+}
+
+// audit writes down what became of an administrator's request.
+func (s *Server) audit(c *gin.Context, began time.Time, err error) {
+	if s.cfg.Audit == nil {
+		return
+	}
+	req := c.Request
+	e := access.Event{From: req.RemoteAddr, Method: req.Method, Path: req.URL.Path, Status: c.Writer.Status()}
+	if who := callerOf(c); who != nil {
+		e.Who = who.Name
+	}
+	if req.TLS != nil && len(req.TLS.PeerCertificates) > 0 {
+		e.Cert = req.TLS.PeerCertificates[0].Subject.String()
+	}
+	if err != nil {
+		e.Error = explain(err).msg
+	}
+	s.Record(began, e)
+}
+
+// Record writes an administrator's call to the audit log, which began at the
+// time.
+func (s *Server) Record(began time.Time, e access.Event) {
+	if e.Status == http.StatusTooManyRequests { // the first refusals are written; a flood must not turn the log over
+		return
+	}
+	e.Time, e.TookMS = began.UTC(), float64(time.Since(began).Microseconds())/1000
+	if err := s.cfg.Audit.Record(e); err != nil && s.cfg.OnError != nil {
+		s.cfg.OnError(e.Method, e.Path, err)
+	}
 }
 
 // loopbackHost reports whether a Host header names this machine by itself.

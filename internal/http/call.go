@@ -60,6 +60,16 @@ func (s *Server) Infer(ctx context.Context, model, version string, arrival time.
 	})
 }
 
+// Hold takes n bytes of the budget for the bodies of all requests. release gives
+// them back.
+func (s *Server) Hold(n int64) (release func(), err error) {
+	if err := s.hold(n); err != nil {
+		s.bodies.Add(-n)
+		return nil, err
+	}
+	return func() { s.bodies.Add(-n) }, nil
+}
+
 // outputNames checks the outputs that a request asks for.
 func outputNames(spec engine.IOSpec, wanted []string) ([]string, error) {
 	if len(wanted) == 0 {
@@ -172,20 +182,4 @@ func (s *Server) Statistics(name, version string) ([]ModelStatistics, error) {
 		stats = append(stats, st)
 	}
 	return stats, nil
-}
-
-// Admit lets a call reach what administrators may do. With keys, one of them is
-// needed; without, the listener must be loopback.
-func (s *Server) Admit(key string, loopback bool) error {
-	switch {
-	case s.cfg.Keys == nil && loopback:
-		return nil
-	case s.cfg.Keys == nil:
-		return failf(http.StatusForbidden, "admin calls are off because this server listens beyond loopback without keys: start it with --keys FILE, or listen on 127.0.0.1")
-	case key == "":
-		return failf(http.StatusUnauthorized, "this call needs an admin key: send it as metadata authorization: Bearer KEY or x-api-key: KEY")
-	case len(key) > maxKeyLength || !s.cfg.Keys.match(key):
-		return failf(http.StatusUnauthorized, "the key is not known to this server")
-	}
-	return nil
 }

@@ -19,6 +19,7 @@ import (
 // inferScratch is the memory of one inference request.
 type inferScratch struct {
 	body  *buffer
+	held  int64 // bytes that body was charged for
 	req   inferRequest
 	arena arena
 	feeds engine.Feeds
@@ -58,7 +59,11 @@ func (s *Server) infer(c *gin.Context) error {
 	}
 	defer lease.Release()
 	x := scratches.Get().(*inferScratch)
-	defer x.free()
+	defer func() {
+		s.bodies.Add(-x.held)
+		x.held = 0
+		x.free()
+	}()
 	return s.counted(c.Request.Context(), progressOf(c).arrival, lease, func(m *modelStats, t *timing) error {
 		t.route = routeOf(c)
 		ctx, cancel, err := s.readInfer(c, lease.Spec(), x, t)
@@ -70,6 +75,15 @@ func (s *Server) infer(c *gin.Context) error {
 			return s.writeInfer(c, lease, x, res)
 		})
 	})
+}
+
+// hold takes n bytes of the budget for bodies, which the caller gives back also
+// after an error.
+func (s *Server) hold(n int64) error {
+	if s.bodies.Add(n) > MaxBodiesInFlight {
+		return busyf("the server holds %d MiB of request bodies already; retry later", MaxBodiesInFlight>>20)
+	}
+	return nil
 }
 
 // timing is where a request's time went so far.
@@ -160,14 +174,9 @@ func (s *Server) readInfer(c *gin.Context, spec engine.IOSpec, x *inferScratch, 
 		pad = int(-n & 7)
 	}
 	x.body = getBuffer()
-	held := int64(0)
-	defer func() { s.bodies.Add(-held) }() // parsing keeps its own bounds; the budget is for what arrives
 	err = s.readBody(c, x.body, pad, s.cfg.MaxInferBody, func(n int) error {
-		held += int64(n)
-		if s.bodies.Add(int64(n)) > MaxBodiesInFlight {
-			return busyf("the server holds %d MiB of request bodies already; retry later", MaxBodiesInFlight>>20)
-		}
-		return nil
+		x.held += int64(n)
+		return s.hold(int64(n))
 	})
 	if err != nil {
 		return nil, nil, err

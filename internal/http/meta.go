@@ -337,6 +337,10 @@ func (s *Server) prometheus(c *gin.Context) error {
 }
 
 func (s *Server) openapiDoc(c *gin.Context) error {
-	s.write(c, http.StatusOK, typeJSON, s.openapi)
+	doc := s.openapi
+	if listenerOf(c.Request.Context()).admin {
+		doc = s.adminAPI
+	}
+	s.write(c, http.StatusOK, typeJSON, doc)
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 type metrics struct {
 	handler  http.Handler
 	panics   prometheus.Counter
+	refused  *prometheus.CounterVec
 	requests *prometheus.CounterVec
 	latency  *prometheus.HistogramVec
 }
@@ -28,6 +29,8 @@ var latencyBuckets = []float64{.0005, .001, .0025, .005, .01, .02, .03, .04, .05
 func newMetrics(s *Server) *metrics {
 	m := &metrics{
 		panics: prometheus.NewCounter(prometheus.CounterOpts{Name: "fewbit_http_panics_total", Help: "Requests that ended in a panic and were answered with 500."}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "fewbit_refused_total",
+			Help: "Calls that were not let in: key, role, attempts (too many unknown keys), rate, off (admin routes)."}, []string{"reason"}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "fewbit_http_requests_total",
 			Help: "Requests by route, method and status."}, []string{"route", "method", "code"}),
 		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "fewbit_inference_phase_duration_seconds",
@@ -36,7 +39,7 @@ func newMetrics(s *Server) *metrics {
 			NativeHistogramMinResetDuration: time.Hour}, []string{"model", "version", "phase"}),
 	}
 	reg := prometheus.NewRegistry()
-	reg.MustRegister(m.panics, m.requests, m.latency, collectors.NewGoCollector(),
+	reg.MustRegister(m.panics, m.refused, m.requests, m.latency, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &tritonCollector{s})
 	m.handler = promhttp.HandlerFor(reg, promhttp.HandlerOpts{MaxRequestsInFlight: 4, ErrorHandling: promhttp.ContinueOnError})
 	return m

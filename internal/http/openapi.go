@@ -10,7 +10,12 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"github.com/fewbit/fewbit/internal/access"
 )
+
+// openAPIRoute is where the document is.
+const openAPIRoute = "/openapi.json"
 
 // object is a JSON object that is built once, when the server starts.
 type object = map[string]any
@@ -32,7 +37,7 @@ func openAPI(table []route, version string) ([]byte, error) {
 	return json.MarshalIndent(object{
 		"openapi": "3.1.0",
 		"info": object{"title": "fewbit", "version": version, "license": object{"name": "Apache-2.0", "identifier": "Apache-2.0"},
-			"description": "Serves quantized ONNX models. Errors are {\"error\": text}. Routes marked admin need a key (Authorization: Bearer or X-API-Key) unless the listener is loopback and no keys are configured."},
+			"description": "Serves quantized ONNX models. Errors are {\"error\": text}. Keys travel as Authorization: Bearer or X-API-Key. Operations with x-role admin need an admin key unless the listener is loopback and no keys are configured; the others need a key as soon as there are keys for inference."},
 		"paths": paths,
 		"components": object{"schemas": schemas.named, "securitySchemes": object{
 			"bearer": object{"type": "http", "scheme": "bearer"},
@@ -76,8 +81,11 @@ func operation(r *route, schemas *schemaSet) object {
 			"content": object{"application/json": object{"schema": object{"$ref": "#/components/schemas/error"}}}}
 	}
 	op["responses"] = responses
-	if r.admin {
+	if !r.open { // {}: without keys, see docs/security.md
 		op["security"] = []object{{"bearer": []string{}}, {"apiKey": []string{}}, {}}
+	}
+	if r.admin {
+		op["x-role"] = string(access.Admin)
 	}
 	return op
 }

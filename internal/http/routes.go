@@ -16,8 +16,12 @@ import (
 // route is one row of the table that the router and openapi.json are made of.
 type route struct {
 	method, path string // path in gin's form
-	admin        bool   // needs a key, or a loopback listener
+	admin        bool   // needs an admin's key, or a loopback listener
+	open         bool   // needs no key, whatever keys there are
+	private      bool   // only on a listener of the administrators' own
 	handler      func(*gin.Context) error
+	// words, when set, gives errors the form of another API.
+	words func(func(*gin.Context) error) func(*gin.Context) error
 
 	summary  string
 	tag      string
@@ -37,45 +41,82 @@ type parameter struct {
 	header      bool
 }
 
-// mount gives every route of the table to the router.
-func (s *Server) mount() error {
-	e := s.engine
+// on reports whether the route is served on the listener of the administrators,
+// or on the other one.
+func (r *route) on(admin, split bool) bool {
+	switch {
+	case admin:
+		return true
+	case r.private:
+		return false
+	case !split || r.path == openAPIRoute:
+		return true
+	}
+	return !r.admin && r.tag != tagOperate
+}
+
+// mount gives the routes of a listener to its router and describes them.
+func (s *Server) mount(e *gin.Engine, admin bool) (openapi []byte, err error) {
 	e.HandleMethodNotAllowed = true
 	e.RedirectTrailingSlash = false
 	e.RedirectFixedPath = false
 	e.ForwardedByClientIP = false
 	e.Use(s.guard)
+	var here []route
 	for i := range s.table {
 		r := &s.table[i]
 		def(&r.status, http.StatusOK)
+		if !r.on(admin, s.cfg.SplitAdmin) {
+			continue
+		}
+		here = append(here, *r)
 		e.Handle(r.method, r.path, s.serve(r))
 	}
+	s.preflights(e, here)
 	e.NoRoute(func(c *gin.Context) {
-		s.fail(c, failf(http.StatusNotFound, "no such route; GET /openapi.json lists them"))
+		s.fail(c, failf(http.StatusNotFound, "no such route; GET %s lists them", openAPIRoute))
 	})
 	e.NoMethod(func(c *gin.Context) {
 		s.fail(c, failf(http.StatusMethodNotAllowed, "method %s is not allowed here; see the Allow header", clip([]byte(c.Request.Method))))
 	})
-	var err error
-	s.openapi, err = openAPI(s.table, s.cfg.Version)
-	return err
+	return openAPI(here, s.cfg.Version)
 }
 
-// serve wraps a route's handler: it authorises, and words the error.
+// serve wraps a route's handler: it authorises, words the error, and writes down
+// what administrators do.
 func (s *Server) serve(r *route) gin.HandlerFunc {
-	return func(c *gin.Context) {
-		if r.admin {
-			if err := s.authorize(c.Request); err != nil {
-				c.Header("WWW-Authenticate", `Bearer realm="fewbit admin"`)
-				s.fail(c, err)
-				return
+	answer := func(c *gin.Context) error {
+		if err := s.authorize(c, r); err != nil {
+			if explain(err).status == http.StatusUnauthorized {
+				c.Writer.Header()["Www-Authenticate"] = bearer
 			}
+			return err
 		}
-		if err := r.handler(c); err != nil {
+		return r.handler(c)
+	}
+	if r.words != nil {
+		answer = r.words(answer)
+	}
+	cors := s.cors
+	if r.admin {
+		cors = nil
+	}
+	return func(c *gin.Context) {
+		began := time.Now()
+		if cors != nil {
+			cors.HandlerFunc(c.Writer, c.Request)
+		}
+		err := answer(c)
+		if err != nil {
 			s.fail(c, err)
+		}
+		if r.admin {
+			s.audit(c, began, err)
 		}
 	}
 }
+
+var bearer = []string{`Bearer realm="fewbit"`}
 
 // progress is what guard knows of a request.
 type progress struct {

@@ -7,17 +7,18 @@ package http
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
-	"fmt"
-	"net"
+	"log"
 	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/gin-gonic/gin"
-	"golang.org/x/net/netutil"
+	"github.com/rs/cors"
 
+	"github.com/fewbit/fewbit/internal/access"
 	"github.com/fewbit/fewbit/internal/jobs"
 	"github.com/fewbit/fewbit/internal/telemetry"
 )
@@ -37,7 +38,20 @@ type Config struct {
 
 	Listen  string // address for Run, host:port
 	Version string // of the program, for GET /v2
-	Keys    *Keys  // admin keys; nil: admin only over a loopback listener
+
+	Keys *access.Keyring // nil: admin only over a loopback listener
+	// SplitAdmin keeps the admin routes, metrics, telemetry and the console to
+	// Listeners.Admin.
+	SplitAdmin bool
+	TLS        *tls.Config // nil: clear text
+	// CORSOrigins are web pages that may infer; "*" is all of them.
+	CORSOrigins []string
+	// Rate is how many requests a second a key, or an address without one, may
+	// send, RateBurst how many at once (0: those of a second). Rate 0 is no limit.
+	Rate      float64
+	RateBurst int
+	Audit     *access.Audit // nil: administrators' calls are not written down
+	ErrorLog  *log.Logger   // of broken connections; nil is the log package's
 
 	MaxInferBody int64 // bytes after decoding
 	MaxUpload    int64
@@ -94,8 +108,13 @@ type Server struct {
 	stats   *statistics
 	metrics *metrics
 
+	adminEngine *gin.Engine // every route, for Listeners.Admin
+	adminAPI    []byte      // its openapi.json
+	failures    *access.Limiter
+	rates       *access.Limiter // nil: no limit
+	cors        *cors.Cors      // nil: pages of other origins may not read answers
+
 	bodies   atomic.Int64 // bytes held for inference bodies
-	loopback atomic.Bool  // the listener is loopback
 	draining atomic.Bool
 
 	// Requests are counted after their last byte, so that their whole latency
@@ -114,11 +133,16 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	releaseMode()
-	s := &Server{cfg: cfg, engine: gin.New(), closing: make(chan struct{})}
+	s := &Server{cfg: cfg, engine: gin.New(), adminEngine: gin.New(), closing: make(chan struct{}),
+		failures: access.NewLimiter(1/access.FailedEvery.Seconds(), access.FailedBurst), rates: access.NewLimiter(cfg.Rate, cfg.RateBurst), cors: newCORS(cfg.CORSOrigins)}
 	s.stats = newStatistics(&s.cfg)
 	s.metrics = newMetrics(s)
 	s.table = s.routes()
-	if err := s.mount(); err != nil {
+	var err error
+	if s.openapi, err = s.mount(s.engine, false); err != nil {
+		return nil, err
+	}
+	if s.adminAPI, err = s.mount(s.adminEngine, true); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -128,53 +152,9 @@ func New(cfg Config) (*Server, error) {
 // Admin routes want a key there, whatever the listener.
 func (s *Server) Handler() http.Handler { return s.engine }
 
-// Run listens on Config.Listen and serves until ctx ends; then it lets the
-// requests in flight finish.
-func (s *Server) Run(ctx context.Context) error {
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", s.cfg.Listen)
-	if err != nil {
-		return fmt.Errorf("cannot listen on %s: %w; choose another address with --listen", s.cfg.Listen, err)
-	}
-	return s.Serve(ctx, l)
-}
-
-// Serve is Run over a listener of the caller's, which it closes.
-func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	s.loopback.Store(isLoopback(l.Addr()))
-	srv := &http.Server{
-		Handler:           s.engine,
-		ReadHeaderTimeout: s.cfg.HeaderTimeout,
-		IdleTimeout:       s.cfg.IdleTimeout,
-		MaxHeaderBytes:    MaxHeaderBytes,
-	}
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(netutil.LimitListener(l, s.cfg.MaxConns)) }()
-	select {
-	case err := <-served:
-		return fmt.Errorf("http: %w", err)
-	case <-ctx.Done():
-	}
-	s.close.Do(func() {
-		s.draining.Store(true)
-		close(s.closing) // event streams end
+// AdminHandler is Handler with every route, as Listeners.Admin has them.
+func (s *Server) AdminHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.adminEngine.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), listenerKey{}, listener{admin: true})))
 	})
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.DrainTimeout)
-	defer cancel()
-	if err := srv.Shutdown(drain); err != nil {
-		_ = srv.Close()
-		return fmt.Errorf("http: requests were cut off after %v of draining: %w", s.cfg.DrainTimeout, err)
-	}
-	return nil
-}
-
-// isLoopback reports whether only this machine can reach a.
-func isLoopback(a net.Addr) bool {
-	switch a := a.(type) {
-	case *net.TCPAddr:
-		return a.IP.IsLoopback()
-	case *net.UnixAddr:
-		return true
-	}
-	return false
 }

@@ -288,6 +288,7 @@ func (q *testJobs) Report(_ context.Context, id string) ([]byte, []byte, error) 
 type fixture struct {
 	*Server
 	url    string
+	admin  string // URL of the administrators' listener, "" for none
 	models *testModels
 	engine *fake.Engine
 	store  *testStore
@@ -319,14 +320,29 @@ func newFixture(t testing.TB, models map[string]fake.Model, change func(*Config)
 	if f.Server, err = New(cfg); err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	address := "127.0.0.1:0"
+	if cfg.Listen != "" {
+		address = cfg.Listen
+	}
+	l, err := net.Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- f.Serve(ctx, l) }()
-	f.url = "http://" + l.Addr().String()
+	scheme := "http://"
+	if cfg.TLS != nil {
+		scheme = "https://"
+	}
+	ls := Listeners{Public: l}
+	if cfg.SplitAdmin {
+		if ls.Admin, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+			t.Fatal(err)
+		}
+		f.admin = scheme + ls.Admin.Addr().String()
+	}
+	go func() { done <- f.ServeOn(ctx, ls) }()
+	f.url = scheme + l.Addr().String()
 	var once sync.Once
 	f.stop = func() (err error) {
 		once.Do(func() { cancel(); err = <-done })

@@ -2,8 +2,6 @@ package http
 
 import (
 	"net/http"
-	"net/http/pprof"
-	"time"
 
 	"github.com/gin-gonic/gin"
 
@@ -68,9 +66,13 @@ func (s *Server) routes() []route {
 		return route{method: "GET", path: path, handler: h, tag: tag, summary: summary, answer: answer, fails: fails}
 	}
 	tei := func(path string, h func(*gin.Context) error, summary string, body, answer any) route {
-		return route{method: "POST", path: path, handler: s.teiError(h), tag: tagTasks, summary: summary + ", in the form of Text Embeddings Inference",
+		return route{method: "POST", path: path, handler: h, words: s.teiError, tag: tagTasks, summary: summary + ", in the form of Text Embeddings Inference",
 			query: []parameter{{"model", "the model, when several take texts", false}},
 			body:  body, limit: MaxJSONBody, answer: answer, fails: []int{408, 415, 422, 429}}
+	}
+	open := func(r route) route {
+		r.open = true
+		return r
 	}
 	admin := func(r route) route {
 		r.admin = true
@@ -79,8 +81,8 @@ func (s *Server) routes() []route {
 	}
 	table := []route{
 		get(v2, s.serverMeta, tagProtocol, "Name, version and extensions of the server", serverMetadata{}),
-		get(v2+"/health/live", s.live, tagProtocol, "Whether the process answers", health{}),
-		get(v2+"/health/ready", s.ready, tagProtocol, "Whether requests would be served now", health{}, 503),
+		open(get(v2+"/health/live", s.live, tagProtocol, "Whether the process answers", health{})),
+		open(get(v2+"/health/ready", s.ready, tagProtocol, "Whether requests would be served now", health{}, 503)),
 		get(v2+"/models", s.modelList, tagProtocol, "Names of the models", modelNames{}),
 		get(v2+"/models/stats", s.modelStats, tagProtocol, "Statistics of all models", statsAnswer{}),
 		infer(model), infer(version),
@@ -109,13 +111,13 @@ func (s *Server) routes() []route {
 		route{method: "POST", path: "/v1/classify", handler: s.classify, tag: tagTasks, summary: "Labels and scores of texts",
 			body: classifyRequest{}, limit: MaxJSONBody, answer: classifyAnswer{}, fails: []int{400, 404, 413, 415, 422, 503}},
 
-		route{method: "POST", path: "/v1/embeddings", handler: s.openAIError(s.embeddings), tag: tagTasks, summary: "Embeddings of texts, in OpenAI's form",
+		route{method: "POST", path: "/v1/embeddings", handler: s.embeddings, words: s.openAIError, tag: tagTasks, summary: "Embeddings of texts, in OpenAI's form",
 			body: embeddingsRequest{}, limit: MaxJSONBody, answer: embeddingsAnswer{}, fails: []int{400, 404, 413, 415, 422, 503}},
 		tei("/embed", s.teiEmbed, "Embeddings of texts", teiEmbedRequest{}, [][]float32{}),
 		tei("/predict", s.teiPredict, "Labels and scores of texts or pairs of texts", teiPredictRequest{}, []teiScore{}),
 		tei("/rerank", s.teiRerank, "Texts by how well they answer a query", teiRerankRequest{}, []teiRank{}),
 		tei("/tokenize", s.teiTokenize, "Token ids of texts", teiTokenizeRequest{}, [][]teiToken{}),
-		route{method: "GET", path: "/info", handler: s.teiError(s.teiInfo), tag: tagTasks, summary: "The model that takes texts", answer: teiInfo{}, fails: []int{422, 429}},
+		route{method: "GET", path: "/info", handler: s.teiInfo, words: s.teiError, tag: tagTasks, summary: "The model that takes texts", answer: teiInfo{}, fails: []int{422, 429}},
 
 		admin(route{method: "POST", path: "/quantize", handler: s.quantize, tag: tagJobs, summary: "Start a quantization job",
 			query: []parameter{{"Idempotency-Key", "the same key returns the same job", true}},
@@ -156,24 +158,9 @@ func (s *Server) routes() []route {
 
 		get("/telemetry", s.telemetrySnapshot, tagOperate, "Latency against the targets; power, temperature and memory", telemetry.Snapshot{}),
 		route{method: "GET", path: "/metrics", handler: s.prometheus, tag: tagOperate, summary: "Prometheus metrics", media: "text/plain", answer: ""},
-		get("/openapi.json", s.openapiDoc, tagOperate, "This document", anyObject{}),
-		route{method: "GET", path: "/", handler: s.consolePage, tag: tagOperate, summary: "The console", media: "text/html", answer: ""},
-		route{method: "GET", path: "/console/:file", handler: s.consolePage, tag: tagOperate, summary: "Files of the console", media: "text/css", answer: "", fails: []int{404}},
+		open(get(openAPIRoute, s.openapiDoc, tagOperate, "This document", anyObject{})),
+		open(route{method: "GET", path: "/", handler: s.consolePage, tag: tagOperate, summary: "The console", media: "text/html", answer: ""}),
+		open(route{method: "GET", path: "/console/:file", handler: s.consolePage, tag: tagOperate, summary: "Files of the console", media: "text/css", answer: "", fails: []int{404}}),
 	)
-	for path, h := range map[string]http.HandlerFunc{"/": pprof.Index, "/cmdline": pprof.Cmdline, "/profile": pprof.Profile, "/symbol": pprof.Symbol, "/trace": pprof.Trace} {
-		table = append(table, admin(route{method: "GET", path: "/debug/pprof" + path, tag: tagOperate, summary: "Profiles of the process", media: "application/octet-stream", answer: []byte{}, handler: plain(h)}))
-	}
-	for _, p := range []string{"allocs", "block", "goroutine", "heap", "mutex", "threadcreate"} {
-		table = append(table, admin(route{method: "GET", path: "/debug/pprof/" + p, tag: tagOperate, summary: "Profiles of the process", media: "application/octet-stream", answer: []byte{}, handler: plain(pprof.Handler(p).ServeHTTP)}))
-	}
-	return table
-}
-
-// plain makes a route of a profile's handler, which may take minutes.
-func plain(h http.HandlerFunc) func(*gin.Context) error {
-	return func(c *gin.Context) error {
-		_ = http.NewResponseController(c.Writer).SetWriteDeadline(time.Time{})
-		h(c.Writer, c.Request)
-		return nil
-	}
+	return append(table, profiles()...)
 }

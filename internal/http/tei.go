@@ -83,6 +83,10 @@ func (s *Server) teiError(h func(*gin.Context) error) func(*gin.Context) error {
 			e.status, kind = http.StatusUnprocessableEntity, "Validation"
 		case e.status == http.StatusServiceUnavailable:
 			e.status, kind = http.StatusTooManyRequests, "Overloaded"
+		case e.status == http.StatusTooManyRequests:
+			kind = "Overloaded"
+		case e.status == http.StatusUnauthorized || e.status == http.StatusForbidden:
+			kind = "Unauthorized"
 		}
 		return map[string]string{"error": e.msg, "error_type": kind}
 	})

@@ -1,0 +1,117 @@
+package grpc
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
+
+	"github.com/fewbit/fewbit/internal/access"
+	"github.com/fewbit/fewbit/internal/grpc/pb"
+	fhttp "github.com/fewbit/fewbit/internal/http"
+)
+
+// maxReceiving bounds the calls whose request has not arrived whole: each may
+// hold a message of the largest size.
+const maxReceiving = 256
+
+// needs are what the calls need that need not a key for inference.
+var needs = map[string]fhttp.Need{
+	pb.GRPCInferenceService_ServerLive_FullMethodName:            fhttp.NeedNothing,
+	pb.GRPCInferenceService_ServerReady_FullMethodName:           fhttp.NeedNothing,
+	pb.GRPCInferenceService_RepositoryModelLoad_FullMethodName:   fhttp.NeedAdmin,
+	pb.GRPCInferenceService_RepositoryModelUnload_FullMethodName: fhttp.NeedAdmin,
+}
+
+func needOf(method string) fhttp.Need {
+	if n, ok := needs[method]; ok {
+		return n
+	}
+	return fhttp.NeedInfer
+}
+
+// call is what is known of a call before its request has arrived.
+type call struct {
+	caller  fhttp.Caller
+	cert    string
+	began   time.Time
+	arrived func() // stops the clock; may be called again
+}
+
+type callKey struct{}
+
+// callIn returns what receiving knew, a stranger's call when it did not run.
+func callIn(ctx context.Context) *call {
+	if c, ok := ctx.Value(callKey{}).(*call); ok {
+		return c
+	}
+	return &call{began: time.Now(), arrived: func() {}}
+}
+
+// receiving sees a call when its header has arrived: it lets the caller in
+// before the request takes memory, and gives the request a time to arrive. It
+// runs on the connection's own goroutine and must not wait.
+func (s *Server) receiving(ctx context.Context, info *tap.Info) (context.Context, error) {
+	c := &call{began: time.Now()}
+	c.caller = fhttp.Caller{Loopback: s.loopback, Key: fhttp.KeyOf(func(name string) string {
+		if v := metadata.MD(info.Header).Get(name); len(v) > 0 {
+			return v[0]
+		}
+		return ""
+	})}
+	if p, ok := peer.FromContext(ctx); ok {
+		c.caller.Addr = p.Addr.String()
+		if t, ok := p.AuthInfo.(credentials.TLSInfo); ok && len(t.State.PeerCertificates) > 0 {
+			c.cert = t.State.PeerCertificates[0].Subject.String()
+		}
+	}
+	need := needOf(info.FullMethodName)
+	err := s.b.Enter(need, &c.caller)
+	if need == fhttp.NeedAdmin && s.o.NoAdmin {
+		err = errElsewhere
+	}
+	if err != nil {
+		err, code := s.word(ctx, info.FullMethodName, err)
+		if need == fhttp.NeedAdmin {
+			s.record(c, info.FullMethodName, code, err)
+		}
+		return nil, err
+	}
+	if s.arriving.Add(1) > maxReceiving {
+		s.arriving.Add(-1)
+		return nil, status.Error(codes.Unavailable, "too many requests are arriving; retry later")
+	}
+	ctx, cancel := context.WithCancel(context.WithValue(ctx, callKey{}, c))
+	var done atomic.Bool
+	c.arrived = func() {
+		if done.CompareAndSwap(false, true) {
+			s.arriving.Add(-1)
+		}
+	}
+	clock := time.AfterFunc(s.o.ReceiveTimeout, func() {
+		if !done.Load() {
+			cancel()
+		}
+	})
+	// However the call ends, its place is given back.
+	context.AfterFunc(ctx, func() { clock.Stop(); c.arrived() })
+	return ctx, nil
+}
+
+// errElsewhere refuses an administrator's call where they have a listener.
+var errElsewhere = status.Error(codes.PermissionDenied, "calls of administrators are answered by HTTP at the address of --admin-listen only")
+
+// record writes an administrator's call down.
+func (s *Server) record(c *call, path string, code int, err error) {
+	e := access.Event{Who: c.caller.Name, From: c.caller.Addr, Cert: c.cert, Method: "gRPC", Path: path, Status: code}
+	if err != nil {
+		e.Error = status.Convert(err).Message()
+	}
+	s.b.Record(c.began, e)
+}
