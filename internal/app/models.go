@@ -15,6 +15,8 @@ type models struct{ a *App }
 var (
 	_ http.Models = models{}
 	_ http.Budget = models{}
+
+	_ http.InlineLoader = models{}
 )
 
 func (m models) List() []http.ModelInfo {
@@ -43,7 +45,28 @@ func (m models) Memory() telemetry.ModelMemory {
 	return telemetry.ModelMemory{BudgetBytes: b.Budget, UsedBytes: b.Used, Loads: b.Loads, Evictions: b.Evicted}
 }
 
-func (m models) Load(ctx context.Context, name string) error   { return m.a.loaded.Load(ctx, name) }
+func (m models) Load(ctx context.Context, name string) error { return m.a.loaded.Load(ctx, name) }
+
+// LoadFiles publishes what a load request brings and serves its last version.
+func (m models) LoadFiles(ctx context.Context, name string, versions []http.InlineVersion) (string, error) {
+	var last registry.Version
+	for _, v := range versions {
+		var err error
+		if last, err = m.a.registry.UploadFiles(ctx, name, v.Number, v.Files); err != nil {
+			return "", err
+		}
+	}
+	return last.ID(), m.LoadVersion(ctx, name, last.ID())
+}
+
+// LoadVersion makes a version the default and loads it.
+func (m models) LoadVersion(ctx context.Context, name, version string) error {
+	if err := m.a.loaded.Promote(ctx, name, version); err != nil {
+		return err
+	}
+	return m.a.loaded.Load(ctx, name) // one that was unloaded on request only changes its default before
+}
+
 func (m models) Unload(ctx context.Context, name string) error { return m.a.loaded.Unload(ctx, name) }
 
 // lease gives the preparer that the registry only carries its type back.

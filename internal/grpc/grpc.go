@@ -43,6 +43,7 @@ type Backend interface {
 	Allow(c *fhttp.Caller) error
 	Hold(n int64) (release func(), err error)
 	Record(began time.Time, e access.Event)
+	Load(ctx context.Context, model string, p *fhttp.LoadParams) (version string, err error)
 }
 
 // Limits of a connection.

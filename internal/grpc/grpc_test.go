@@ -301,9 +301,28 @@ func TestAdminCalls(t *testing.T) {
 		t.Errorf("loaded %d times", m.loaded)
 	}
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "x-api-key", "0123456789abcdef")
-	override := map[string]*pb.ModelRepositoryParameter{"config": {}}
-	if _, err := c.RepositoryModelLoad(ctx, &pb.RepositoryModelLoadRequest{ModelName: "m", Parameters: override}); status.Code(err) != codes.Unimplemented {
-		t.Errorf("an override: %v", err)
+	param := func(key string, v *pb.ModelRepositoryParameter) map[string]*pb.ModelRepositoryParameter {
+		return map[string]*pb.ModelRepositoryParameter{key: v}
+	}
+	text := func(s string) *pb.ModelRepositoryParameter {
+		return &pb.ModelRepositoryParameter{ParameterChoice: &pb.ModelRepositoryParameter_StringParam{StringParam: s}}
+	}
+	file := &pb.ModelRepositoryParameter{ParameterChoice: &pb.ModelRepositoryParameter_BytesParam{BytesParam: []byte("x")}}
+	for name, w := range map[string]struct {
+		params map[string]*pb.ModelRepositoryParameter
+		want   codes.Code
+	}{
+		"a configuration":     {param("config", text(`{"backend":"onnxruntime"}`)), codes.OK},
+		"another's":           {param("config", text(`{"name":"other"}`)), codes.InvalidArgument},
+		"a file as text":      {param("file:1/model.onnx", text("aGk=")), codes.InvalidArgument},
+		"a file without room": {param("file:1/model.onnx", file), codes.Unimplemented},
+	} {
+		if _, err := c.RepositoryModelLoad(ctx, &pb.RepositoryModelLoadRequest{ModelName: "m", Parameters: w.params}); status.Code(err) != w.want {
+			t.Errorf("%s: %v, want %v", name, err, w.want)
+		}
+	}
+	if _, err := c.RepositoryModelUnload(ctx, &pb.RepositoryModelUnloadRequest{ModelName: "m", Parameters: param("unload_dependents", &pb.ModelRepositoryParameter{})}); err != nil {
+		t.Error(err)
 	}
 }
 

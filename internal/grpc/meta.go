@@ -125,29 +125,32 @@ func (s *Server) RepositoryIndex(_ context.Context, r *pb.RepositoryIndexRequest
 	return ans, nil
 }
 
-// RepositoryModelLoad loads the default version, or loads it again. It needs
-// the admin's key.
+// RepositoryModelLoad loads the default version, loads it again, or loads the
+// version whose files the call brings.
 func (s *Server) RepositoryModelLoad(ctx context.Context, r *pb.RepositoryModelLoadRequest) (*pb.RepositoryModelLoadResponse, error) {
-	if err := change(r.GetParameters()); err != nil {
-		return nil, err
-	}
-	return &pb.RepositoryModelLoadResponse{}, s.b.Models().Load(ctx, r.GetModelName())
-}
-
-// RepositoryModelUnload stops serving a model. It needs the admin's key.
-func (s *Server) RepositoryModelUnload(ctx context.Context, r *pb.RepositoryModelUnloadRequest) (*pb.RepositoryModelUnloadResponse, error) {
-	if err := change(r.GetParameters()); err != nil {
-		return nil, err
-	}
-	return &pb.RepositoryModelUnloadResponse{}, s.b.Models().Unload(ctx, r.GetModelName())
-}
-
-// change refuses parameters that would replace files or configuration.
-func change(params map[string]*pb.ModelRepositoryParameter) error {
-	for key := range params {
-		if err := fhttp.CheckOverride(key); err != nil {
-			return err
+	p := &fhttp.LoadParams{}
+	for key, v := range r.GetParameters() {
+		if key == "config" {
+			p.Config([]byte(v.GetStringParam()))
+			continue
+		}
+		if _, ok := v.GetParameterChoice().(*pb.ModelRepositoryParameter_BytesParam); !ok {
+			return nil, fhttp.BadRequest("parameter %.60q of load: expected bytes_param with the file's contents", key)
+		}
+		if err := p.File(key, v.GetBytesParam()); err != nil {
+			return nil, err
 		}
 	}
-	return nil
+	_, err := s.b.Load(ctx, r.GetModelName(), p)
+	return &pb.RepositoryModelLoadResponse{}, err
+}
+
+// RepositoryModelUnload stops serving a model.
+func (s *Server) RepositoryModelUnload(ctx context.Context, r *pb.RepositoryModelUnloadRequest) (*pb.RepositoryModelUnloadResponse, error) {
+	for key := range r.GetParameters() {
+		if err := fhttp.CheckUnload(key); err != nil {
+			return nil, err
+		}
+	}
+	return &pb.RepositoryModelUnloadResponse{}, s.b.Models().Unload(ctx, r.GetModelName())
 }

@@ -3,7 +3,6 @@ package http
 import (
 	"fmt"
 	"net/http"
-	"strings"
 
 	"github.com/gin-gonic/gin"
 
@@ -205,7 +204,7 @@ func (s *Server) modelConfig(c *gin.Context) error {
 		return ts
 	}
 	spec := lease.Spec()
-	return s.reply(c, http.StatusOK, modelConfig{Name: name, Platform: platform, Backend: "onnxruntime", Input: configs(spec.Inputs), Output: configs(spec.Outputs)})
+	return s.reply(c, http.StatusOK, modelConfig{Name: name, Platform: platform, Backend: backend, Input: configs(spec.Inputs), Output: configs(spec.Outputs)})
 }
 
 func (s *Server) modelStats(c *gin.Context) error {
@@ -235,72 +234,6 @@ func (s *Server) repositoryIndex(c *gin.Context) error {
 		}
 	}
 	return s.reply(c, http.StatusOK, infos)
-}
-
-func (s *Server) repositoryLoad(c *gin.Context) error {
-	name, err := pathName(c, "model", "model")
-	if err != nil {
-		return err
-	}
-	if err := s.noOverrides(c); err != nil {
-		return err
-	}
-	if err := s.cfg.Models.Load(c.Request.Context(), name); err != nil {
-		return err
-	}
-	return s.reply(c, http.StatusOK, struct{}{})
-}
-
-func (s *Server) repositoryUnload(c *gin.Context) error {
-	name, err := pathName(c, "model", "model")
-	if err != nil {
-		return err
-	}
-	if err := s.noOverrides(c); err != nil {
-		return err
-	}
-	if err := s.cfg.Models.Unload(c.Request.Context(), name); err != nil {
-		return err
-	}
-	return s.reply(c, http.StatusOK, struct{}{})
-}
-
-// noOverrides reads the body of load and unload. Clients send parameters by
-// themselves; those that would change what is loaded are refused.
-func (s *Server) noOverrides(c *gin.Context) error {
-	buf := getBuffer()
-	defer buf.free()
-	if err := s.readBody(c, buf, 0, MaxJSONBody, nil); err != nil {
-		return err
-	}
-	if len(buf.b) == 0 {
-		return nil
-	}
-	sc := &scanner{b: buf.b}
-	err := sc.object(func(key []byte) error {
-		if view(key) != "parameters" || sc.null() {
-			return sc.skip()
-		}
-		return sc.object(func(key []byte) error {
-			if err := CheckOverride(string(key)); err != nil {
-				return err
-			}
-			return sc.skip()
-		})
-	})
-	if err != nil {
-		return err
-	}
-	return sc.end()
-}
-
-// CheckOverride refuses a parameter of load or unload that would change what is
-// loaded.
-func CheckOverride(key string) error {
-	if key == "config" || strings.HasPrefix(key, "file:") {
-		return failf(http.StatusNotImplemented, "parameter %s is not supported: upload models with PUT /models/{name}", clip([]byte(key)))
-	}
-	return nil
 }
 
 // unsupportedRoute answers the protocol's logging and trace settings.

@@ -49,7 +49,10 @@ type (
 		ID      string          `json:"id,omitempty"`
 		Outputs []inferInputDoc `json:"outputs"`
 	}
-	anyObject map[string]any
+	anyObject      map[string]any
+	loadRequestDoc struct {
+		Parameters map[string]any `json:"parameters,omitempty" doc:"config: Triton's configuration as a string of JSON; file:VERSION/NAME: a file in base64"`
+	}
 )
 
 // routes is the table of everything this server answers.
@@ -103,8 +106,8 @@ func (s *Server) routes() []route {
 	table = append(table,
 		route{method: "POST", path: v2 + "/repository/index", handler: s.repositoryIndex, tag: tagProtocol, summary: "Every model version with its state",
 			body: indexRequest{}, optional: true, limit: MaxJSONBody, answer: []ModelInfo{}, fails: []int{400}},
-		admin(route{method: "POST", path: v2 + "/repository/models/:model/load", handler: s.repositoryLoad, tag: tagProtocol, summary: "Load a model, or its new default version",
-			body: anyObject{}, optional: true, limit: MaxJSONBody, answer: struct{}{}, fails: []int{400, 404, 413, 422, 501, 503}}),
+		admin(route{method: "POST", path: v2 + "/repository/models/:model/load", handler: s.repositoryLoad, tag: tagProtocol, summary: "Load a model, its new default version, or the version whose files the request brings",
+			body: loadRequestDoc{}, optional: true, limit: MaxLoadBody, answer: loadAnswer{}, fails: []int{400, 404, 408, 413, 415, 422, 501, 503, 507}}),
 		admin(route{method: "POST", path: v2 + "/repository/models/:model/unload", handler: s.repositoryUnload, tag: tagProtocol, summary: "Stop serving a model; requests in flight finish",
 			body: anyObject{}, optional: true, limit: MaxJSONBody, answer: struct{}{}, fails: []int{400, 404}}),
 

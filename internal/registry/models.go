@@ -160,6 +160,12 @@ func (s *Stage) files() ([]string, error) {
 // version of a model becomes its default. Either the whole version is visible
 // and durable afterwards, or nothing is.
 func (r *Registry) Publish(ctx context.Context, model string, s *Stage, about About) (Version, error) {
+	return r.PublishAs(ctx, model, s, about, 0)
+}
+
+// PublishAs is Publish with a number for the version, which counts as long as no
+// version has had it or a larger one.
+func (r *Registry) PublishAs(ctx context.Context, model string, s *Stage, about About, number int) (Version, error) {
 	if err := CheckName(model); err != nil {
 		return Version{}, err
 	}
@@ -199,13 +205,13 @@ func (r *Registry) Publish(ctx context.Context, model string, s *Stage, about Ab
 		if err != nil {
 			return err
 		}
-		if v.Number = st.Next; v.Number > MaxVersions {
+		if v.Number = max(st.Next, number); v.Number > MaxVersions {
 			return fmt.Errorf("%w: model %s has had %d versions", ErrTooLarge, model, MaxVersions)
 		}
 		if err := r.writeJSON(r.manifest(model, v.Number), v); err != nil {
 			return err
 		}
-		st.Next++
+		st.Next = v.Number + 1
 		if len(numbers) == 0 {
 			st.promote(v.Number)
 		}
@@ -255,7 +261,9 @@ func (r *Registry) state(model string) (state, []int, error) {
 		return state{}, nil, err
 	}
 	var st state
-	if err := readJSON(r.path(modelsDir, model, "state.json"), &st); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err = readJSON(r.path(modelsDir, model, "state.json"), &st)
+	fresh := errors.Is(err, fs.ErrNotExist)
+	if err != nil && !fresh {
 		return state{}, nil, fmt.Errorf("state of model %s: %w", model, noPath(err))
 	}
 	st.Next = max(st.Next, 1)
@@ -263,8 +271,8 @@ func (r *Registry) state(model string) (state, []int, error) {
 	st.History = slices.DeleteFunc(st.History, func(n int) bool { return !exists(n) })
 	if len(ns) > 0 {
 		st.Next = max(st.Next, ns[len(ns)-1]+1)
-		if st.Default == 0 && len(ns) == 1 && ns[0] == 1 { // died between manifest and state
-			st.Default = 1
+		if st.Default == 0 && len(ns) == 1 && (fresh || ns[0] == 1) { // died between manifest and state
+			st.Default = ns[0]
 		}
 	}
 	if !exists(st.Default) {

@@ -3,11 +3,15 @@ package registry
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/fewbit/fewbit/internal/registry/disk"
@@ -45,12 +49,73 @@ func (r *Registry) Upload(ctx context.Context, model string, body io.Reader, siz
 	if err != nil {
 		return Version{}, err
 	}
-	if r.o.ValidateModel != nil {
-		if err := r.o.ValidateModel(s.Dir()); err != nil {
-			return Version{}, hide(refused(err), s.Dir())
-		}
+	if err := r.validate(s); err != nil {
+		return Version{}, err
 	}
 	return r.Publish(ctx, model, s, about)
+}
+
+func (r *Registry) validate(s *Stage) error {
+	if r.o.ValidateModel == nil {
+		return nil
+	}
+	if err := r.o.ValidateModel(s.Dir()); err != nil {
+		return hide(refused(err), s.Dir())
+	}
+	return nil
+}
+
+// UploadFiles publishes a model that comes as separate files, as version number
+// where that is free (PublishAs). A version of the same number and files that
+// was published so before is returned instead. What names an .onnx file, if it
+// is the only one, is the graph. Errors are Upload's.
+func (r *Registry) UploadFiles(ctx context.Context, model string, number int, files map[string]io.Reader) (Version, error) {
+	if err := CheckName(model); err != nil {
+		return Version{}, err
+	}
+	s, err := r.NewStage()
+	if err != nil {
+		return Version{}, err
+	}
+	defer s.Close()
+	a := &archive{}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		if err := CheckFile(name); err != nil {
+			return Version{}, err
+		}
+		a.entries = append(a.entries, entry{name: name})
+	}
+	from := slices.Clone(a.entries)
+	if err := a.nameModel(); err != nil {
+		return Version{}, err
+	}
+	h := sha256.New()
+	fmt.Fprintln(h, number)
+	left := r.o.MaxUpload
+	for i, e := range a.entries {
+		path := filepath.Join(s.Dir(), filepath.FromSlash(e.name))
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return Version{}, space(noPath(err))
+		}
+		n, err := r.copyTo(ctx, path, files[from[i].name], left, "the request")
+		if err != nil {
+			return Version{}, err
+		}
+		left -= n
+		digest, _, err := digestFile(ctx, path)
+		if err != nil {
+			return Version{}, noPath(err)
+		}
+		fmt.Fprintln(h, e.name, digest)
+	}
+	key := "files:" + hex.EncodeToString(h.Sum(nil))
+	if v, ok := r.byKey(model, key); ok {
+		return v, nil
+	}
+	if err := r.validate(s); err != nil {
+		return Version{}, err
+	}
+	return r.PublishAs(ctx, model, s, About{Key: key}, number)
 }
 
 // refused marks a validation error as the client's, unless it already says
@@ -130,7 +195,7 @@ func (a *archive) nameModel() error {
 		}
 	}
 	if len(graphs) != 1 {
-		return fmt.Errorf("%w: the zip has no %s and %d other .onnx files, it needs %s", ErrInvalid, ModelFile, len(graphs), ModelFile)
+		return fmt.Errorf("%w: there is no %s and there are %d other .onnx files, send %s", ErrInvalid, ModelFile, len(graphs), ModelFile)
 	}
 	a.entries[graphs[0]].name = ModelFile
 	return nil

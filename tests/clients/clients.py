@@ -35,6 +35,20 @@ def arrays(rows=2, width=9):
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 
 
+def identity_model():
+    """An ONNX model y = Identity(x) of floats, as protobuf bytes: no onnx package here."""
+
+    def field(number, value):
+        value = value if isinstance(value, bytes) else value.encode()
+        return bytes([number << 3 | 2, len(value)]) + value
+
+    def info(name):  # a vector of float32 with a variable length
+        return field(1, name) + field(2, field(1, b"\x08\x01" + field(2, field(1, field(2, "n")))))
+
+    graph = field(1, field(1, "x") + field(2, "y") + field(4, "Identity")) + field(2, "g") + field(11, info("x")) + field(12, info("y"))
+    return b"\x08\x08" + field(7, graph) + field(8, field(1, "") + b"\x10\x11")
+
+
 class Triton:
     """The same tests for both transports."""
 
@@ -83,11 +97,25 @@ class Triton:
         self.client.load_model(MODEL)
         self.assertTrue(self.client.is_model_ready(MODEL))
 
+    def test_load_with_files(self):
+        name = "inline-" + self.transport
+        files = {"file:1/model.onnx": identity_model()}
+        self.client.load_model(name, config=json.dumps({"backend": "onnxruntime", "max_batch_size": 0}), files=files)
+        self.assertTrue(self.client.is_model_ready(name, "1"))
+        tensor = self.lib.InferInput("x", [2], "FP32")
+        tensor.set_data_from_numpy(np.array([1, 2], np.float32))
+        self.assertEqual(self.client.infer(name, [tensor], model_version="1").as_numpy("y").tolist(), [1, 2])
+        with self.assertRaisesRegex(InferenceServerException, "backend"):
+            self.client.load_model(name, config=json.dumps({"backend": "python"}), files=files)
+        self.client.unload_model(name)
+        self.assertFalse(self.client.is_model_ready(name))
+
 
 RESULTS = {}
 
 
 class TritonHTTP(Triton, unittest.TestCase):
+    transport = "http"
     lib = triton_http
 
     def setUp(self):
@@ -110,6 +138,7 @@ class TritonHTTP(Triton, unittest.TestCase):
 
 
 class TritonGRPC(Triton, unittest.TestCase):
+    transport = "grpc"
     lib = triton_grpc
 
     def setUp(self):
