@@ -44,7 +44,9 @@ type Options struct {
 	// Runs is how many runs may happen at once, over all models. Default 1:
 	// a session uses all processors by itself.
 	Runs int
-	// MaxWaiting bounds the requests that wait, over all models. Default 1024.
+	// MaxWaiting bounds the requests that wait, over all models. Where there are
+	// more, the model with most of them gives one up for a model with fewer.
+	// Default 1024.
 	MaxWaiting int
 }
 
@@ -167,6 +169,7 @@ type request struct {
 	deadline    time.Time
 	picked      bool
 	wake        chan struct{}
+	expected    time.Duration // of the run that it leads
 	group       []*request
 	one         [1]*request // the group of a request that runs alone
 	res         engine.Result
@@ -231,56 +234,6 @@ func (q *Queue) Run(ctx context.Context, feeds engine.Feeds, outs []string) (eng
 	return r.res, r.timing, r.err
 }
 
-// admit refuses a request that could not be answered in time, or that too many
-// wait before. s.mu is held.
-func (q *Queue) admit(r *request) error {
-	s := q.s
-	if err := r.ctx.Err(); err != nil {
-		return err
-	}
-	wait := s.backlog(r.arrived, r.deadline)
-	if s.waiting >= s.o.MaxWaiting {
-		return &Overloaded{Why: fmt.Sprintf("%d requests wait already", s.waiting), RetryAfter: wait}
-	}
-	if r.deadline.IsZero() {
-		return nil
-	}
-	own, _ := q.cost.predict(r.size())
-	left := r.deadline.Sub(r.arrived)
-	if own == 0 || wait+own <= left {
-		return nil
-	}
-	return &Overloaded{Why: fmt.Sprintf("the answer would take about %v, the deadline is in %v", (wait + own).Round(time.Millisecond), left.Round(time.Millisecond)), RetryAfter: wait}
-}
-
-// backlog predicts how long it takes until a request with that deadline is
-// begun. s.mu is held.
-func (s *Scheduler) backlog(now, deadline time.Time) time.Duration {
-	var work time.Duration
-	for q := range s.queues {
-		for _, end := range q.ends {
-			work += max(end.Sub(now), 0)
-		}
-		a, b, _ := q.cost.line()
-		alone := 0.0
-		for _, r := range q.waiting {
-			if !deadline.IsZero() && r.deadline.After(deadline) {
-				break // served after it
-			}
-			alone += b * r.size()
-			if q.rule == nil || r.rows == 0 {
-				alone += a
-			}
-		}
-		if n := len(q.waiting); n > 0 && q.rule != nil {
-			// Joined requests share the cost of a run.
-			alone += a * float64((int64(n)+q.o.MaxRows-1)/q.o.MaxRows)
-		}
-		work += time.Duration(alone * float64(time.Second))
-	}
-	return work / time.Duration(s.o.Runs)
-}
-
 // insert queues r by deadline; none is the latest. s.mu is held.
 func (q *Queue) insert(r *request) {
 	at, _ := slices.BinarySearchFunc(q.waiting, r, func(a, b *request) int {
@@ -329,7 +282,8 @@ func (q *Queue) begin(group []*request, now time.Time) {
 		q.start = s.clock
 	}
 	s.clock = q.start
-	q.start += max(expected.Seconds(), 1e-6) / q.o.Weight
+	q.start += expected.Seconds() / q.o.Weight // end corrects it
+	group[0].expected = expected
 	q.ends = append(q.ends, now.Add(expected))
 	s.queues[q] = struct{}{}
 	for _, r := range group {
@@ -371,7 +325,7 @@ func (s *Scheduler) dispatch(now time.Time) {
 // form takes the next batch out of the queue, and drops who has left or would
 // be answered late. s.mu is held.
 func (q *Queue) form(now time.Time) []*request {
-	var group []*request
+	var group, dropped []*request
 	kept := q.waiting[:0]
 	scanned := 0
 	for i, r := range q.waiting {
@@ -383,8 +337,7 @@ func (q *Queue) form(now time.Time) []*request {
 		switch err := q.hopeless(r, now); {
 		case err != nil:
 			r.picked, r.err = true, err
-			r.timing = Timing{Queue: now.Sub(r.arrived)}
-			r.wake <- struct{}{}
+			dropped = append(dropped, r)
 			q.s.waiting--
 		case len(group) == 0 || q.pays(group, r, now):
 			group = append(group, r)
@@ -395,6 +348,13 @@ func (q *Queue) form(now time.Time) []*request {
 	}
 	clear(q.waiting[len(kept):])
 	q.waiting = kept
+	for _, r := range dropped { // once woken it is no longer ours
+		if o, ok := r.err.(*Overloaded); ok {
+			o.RetryAfter = q.backlog(now, time.Time{}, 0)
+		}
+		r.timing = Timing{Queue: now.Sub(r.arrived)}
+		r.wake <- struct{}{}
+	}
 	return group
 }
 
@@ -407,7 +367,7 @@ func (q *Queue) hopeless(r *request, now time.Time) error {
 		return nil
 	}
 	if own, _ := q.cost.predict(r.size()); own > 0 && now.Add(own).After(r.deadline) {
-		return &Overloaded{Why: "it waited too long to be answered before its deadline", RetryAfter: q.s.backlog(now, time.Time{})}
+		return &Overloaded{Why: "it waited too long to be answered before its deadline"}
 	}
 	return nil
 }
@@ -555,6 +515,8 @@ func (q *Queue) end(group []*request, took time.Duration, measured bool) {
 	if measured {
 		q.cost.observe(batchSize(group), took)
 	}
+	// A model pays for what it took, whatever was expected.
+	q.start += max(took-group[0].expected, time.Microsecond-group[0].expected).Seconds() / q.o.Weight
 	q.ends = q.ends[:len(q.ends)-1] // which of several ends is the same for a prediction
 	s.free++
 	q.tidy()

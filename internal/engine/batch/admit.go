@@ -1,0 +1,88 @@
+package batch
+
+import (
+	"fmt"
+	"time"
+)
+
+// admit refuses a request that could not be answered in time, or that too many
+// wait before. s.mu is held.
+func (q *Queue) admit(r *request) error {
+	s := q.s
+	if err := r.ctx.Err(); err != nil {
+		return err
+	}
+	own, _ := q.cost.predict(r.size())
+	wait := q.backlog(r.arrived, r.deadline, own)
+	left := r.deadline.Sub(r.arrived)
+	switch {
+	case s.waiting >= s.o.MaxWaiting && !s.yield(q, wait):
+		return &Overloaded{Why: fmt.Sprintf("%d requests wait already", s.waiting), RetryAfter: wait}
+	case r.deadline.IsZero() || own == 0 || wait+own <= left:
+		return nil
+	}
+	return &Overloaded{Why: fmt.Sprintf("the answer would take about %v, the deadline is in %v", (wait + own).Round(time.Millisecond), left.Round(time.Millisecond)), RetryAfter: wait}
+}
+
+// yield makes a place for a request of q, at the cost of the last one of the
+// model with most requests waiting; false when that is q itself. s.mu is held.
+func (s *Scheduler) yield(q *Queue, wait time.Duration) bool {
+	longest := q
+	for o := range s.queues {
+		if len(o.waiting) > len(longest.waiting) {
+			longest = o
+		}
+	}
+	if len(longest.waiting) <= len(q.waiting)+1 {
+		return false
+	}
+	last := longest.waiting[len(longest.waiting)-1]
+	last.picked = true
+	last.err = &Overloaded{Why: "too many requests wait, most of them for this model", RetryAfter: wait}
+	last.timing = Timing{Queue: time.Since(last.arrived)}
+	longest.remove(last)
+	last.wake <- struct{}{}
+	return true
+}
+
+// backlog predicts how long it takes until a request of q with that deadline,
+// which takes own by itself, is begun. s.mu is held.
+//
+// Of other models only what fairness lets run before counts: while q has work,
+// they get as much of the engine as q by its weight, and a run more.
+func (q *Queue) backlog(now, deadline time.Time, own time.Duration) time.Duration {
+	ahead := q.work(deadline)
+	total := ahead
+	for o := range q.s.queues {
+		for _, end := range o.ends {
+			total += max(end.Sub(now), 0)
+		}
+		if o == q || len(o.waiting) == 0 {
+			continue
+		}
+		run, _ := o.cost.predict(o.waiting[0].size())
+		total += min(o.work(time.Time{}), time.Duration(float64(ahead+own)*o.o.Weight/q.o.Weight)+run)
+	}
+	return total / time.Duration(q.s.o.Runs)
+}
+
+// work predicts how long what waits, and is served before a request with that
+// deadline, keeps the engine busy. s.mu is held.
+func (q *Queue) work(deadline time.Time) time.Duration {
+	a, b, _ := q.cost.line()
+	alone, n := 0.0, int64(0)
+	for _, r := range q.waiting {
+		if !deadline.IsZero() && (r.deadline.IsZero() || r.deadline.After(deadline)) {
+			break // served after it
+		}
+		n++
+		alone += b * r.size()
+		if q.rule == nil || r.rows == 0 {
+			alone += a
+		}
+	}
+	if n > 0 && q.rule != nil { // joined requests share the cost of a run
+		alone += a * float64((n+q.o.MaxRows-1)/q.o.MaxRows)
+	}
+	return time.Duration(alone * float64(time.Second))
+}
