@@ -113,12 +113,12 @@ func (a *App) open(ctx context.Context, version string) error {
 	if a.gpu = openGPU(ctx, a.cfg.Device, e, a.log); a.gpu != nil {
 		serving = a.gpu.fallback
 	}
+	a.telemetry = telemetry.New(telemetry.Options{})
 	a.loaded = registry.NewLoaded(a.registry, registry.LoadedOptions{
-		Engine: serving, PreparerFor: preparerFor, Target: a.cfg.Target, Alone: rowsDepend,
+		Engine: serving, PreparerFor: preparerFor, Meter: a.meter, Target: a.cfg.Target, Alone: rowsDepend,
 		Scheduler: batch.New(batch.Options{Runs: a.cfg.MaxRuns}),
 		Budget:    a.cfg.memoryBudget(), Pinned: a.cfg.Pin, Lazy: a.cfg.Lazy, Trim: e.Trim,
 	})
-	a.telemetry = telemetry.New(telemetry.Options{})
 	a.pipeline = pipeline.Pipeline{Engine: e, Version: version, CaptureKey: captureKey, PeakMemory: pipeline.PeakInChild(peakArgs(e.Library(), a.cfg.Threads)...)}
 	if a.gpu != nil { // as models do
 		if a.pipeline.Device, err = CalibrationDevice(ctx, a.cfg.Device, Arithmetics[0]); err != nil {

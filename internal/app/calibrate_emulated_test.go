@@ -11,12 +11,15 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/engine/cuda/driver"
+	"github.com/fewbit/fewbit/internal/jobs"
 	"github.com/fewbit/fewbit/internal/onnx"
 	"github.com/fewbit/fewbit/internal/ops/opstest"
 	"github.com/fewbit/fewbit/internal/pipeline"
 	"github.com/fewbit/fewbit/internal/quant"
 	"github.com/fewbit/fewbit/internal/report"
+	"github.com/fewbit/fewbit/internal/telemetry"
 )
 
 // images writes count random images of TinyCNN's size as .npy.
@@ -93,5 +96,81 @@ func TestQuantizesOnTheGPU(t *testing.T) {
 	}
 	if u := driver.InUse(); u.Contexts != 0 || u.Bytes != 0 || u.Streams != 0 {
 		t.Errorf("left on the device: %+v", u)
+	}
+}
+
+// TestServesOnTheGPU: an uploaded model is quantized by a job that calibrates on
+// the GPU, and what comes out runs there; the model's metadata, telemetry and
+// metrics say so, with the energy by request; when the device is lost the CPU
+// answers.
+func TestServesOnTheGPU(t *testing.T) {
+	s := start(t, "", func(c *Config) { c.Device = DeviceCUDA })
+	s.do("PUT", "/models/eye", onnxBytes(t, opstest.TinyCNN.Model())).into(t, 201, nil)
+	data, err := os.ReadFile(images(t, 12))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.do("PUT", "/datasets/pictures", npz(t, map[string][]byte{"image": data})).into(t, 201, nil)
+	id := s.submit(jobs.Spec{Model: "eye", Scheme: "int8", Target: "cuda", Calibration: &jobs.Calibration{Dataset: "pictures"}, Samples: 6, Force: true, Promote: true})
+	if st := s.finished(id); st.Status != jobs.Succeeded {
+		t.Fatalf("%s: %s", st.Status, st.Error)
+	}
+	var rep report.Report
+	s.do("GET", "/quantize/"+id+"/report", nil).into(t, 200, &rep)
+	if rep.Calibration == nil || !strings.HasPrefix(rep.Calibration.Engine, "cuda on emulated GPU") {
+		t.Errorf("calibrated by %+v", rep.Calibration)
+	}
+	image := map[string]any{"inputs": []any{map[string]any{"name": "image", "datatype": "FP32", "shape": []int{1, 3, 16, 16}, "data": make([]float32, 3*16*16)}}}
+	gpu, ok := s.gpu.engine.Info()
+	if !ok {
+		t.Fatal("no device is open")
+	}
+	counter := 1000.
+	read := func() {
+		counter += 50
+		now := counter
+		s.telemetry.Energy().Sample([]telemetry.GPU{{UUID: gpu.UUID, EnergyJ: &now}})
+	}
+	read()
+	for range 2 {
+		s.do("POST", "/v2/models/eye/infer", image).into(t, 200, nil)
+	}
+	read()
+	var tel telemetry.Snapshot
+	s.do("GET", "/telemetry", nil).into(t, 200, &tel)
+	var energy telemetry.ModelEnergy
+	for _, m := range tel.Models {
+		if m.Name == "eye" && m.Version == "2" && m.Energy != nil {
+			energy = *m.Energy
+		}
+	}
+	if energy.Requests != 2 || energy.Joules <= 0 || energy.PerRequest == nil || energy.Source != "counter" {
+		t.Errorf("energy %+v", energy)
+	}
+	at := func() engine.Placement {
+		t.Helper()
+		s.do("GET", "/telemetry", nil).into(t, 200, &tel)
+		for _, e := range tel.Engines {
+			if e.Name == "eye" && e.Version == "2" {
+				return e.At
+			}
+		}
+		t.Fatalf("no engine: %+v", tel.Engines)
+		return engine.Placement{}
+	}
+	if p := at(); p.Engine != "cuda" || p.GPU != 2 || p.Reason != "" {
+		t.Errorf("on the GPU: %+v", p)
+	}
+	metrics := string(s.do("GET", "/metrics", nil).into(t, 200, nil).body)
+	for _, want := range []string{`fewbit_engine_requests_total{engine="gpu",model="eye",version="2"} 2`, `fewbit_model_gpu_energy_requests_total{model="eye",version="2"} 2`} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("metrics lack %s", want)
+		}
+	}
+	driver.Inject(driver.Faults{LaunchError: 700})
+	defer driver.Inject(driver.Faults{})
+	s.do("POST", "/v2/models/eye/infer", image).into(t, 200, nil)
+	if p := at(); p.Engine == "cuda" || p.CPU != 1 || !strings.Contains(p.Reason, "CUDA device lost") {
+		t.Errorf("after the device was lost: %+v", p)
 	}
 }

@@ -35,6 +35,13 @@ func openGPU(ctx context.Context, device string, cpu engine.Engine, log *slog.Lo
 	return g
 }
 
+// meter attributes the energy of a version's runs on the GPU to it.
+func (a *App) meter(model, version string) engine.Meter {
+	return func(gpu string, requests int) func(bool) {
+		return a.telemetry.Energy().Run(gpu, model, version, requests)
+	}
+}
+
 func (g *gpu) Close() error {
 	if g == nil {
 		return nil

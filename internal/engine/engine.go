@@ -48,6 +48,7 @@ type IOSpec struct {
 type Device struct {
 	Name    string // for people: "CPU (ONNX Runtime 1.32.0)"
 	Version string // of the engine's library
+	UUID    string // of a GPU, "GPU-...", as NVML writes it
 }
 
 // Options configure one session.
@@ -67,6 +68,8 @@ type Options struct {
 	// which is then somewhat slower; otherwise a session keeps what its largest
 	// run needed until Close.
 	ShrinkMemory bool
+	// Meter is told of the runs on a GPU; nil is none.
+	Meter Meter
 }
 
 // Engine opens models.

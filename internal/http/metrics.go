@@ -117,6 +117,8 @@ var (
 	descLoads    = desc("fewbit_model_loads_total", "Versions loaded.")
 	descEvicted  = desc("fewbit_model_evictions_total", "Versions unloaded to make room for others.")
 	descEngine   = desc("fewbit_engine_requests_total", "Requests that the GPU and the CPU answered.", "model", "version", "engine")
+	descJoules   = desc("fewbit_model_gpu_energy_joules_total", "Energy of the GPUs while a version ran there, idle time left out.", modelLabels...)
+	descGPURuns  = desc("fewbit_model_gpu_energy_requests_total", "Requests that this energy answered.", modelLabels...)
 	descCPUPower = desc("fewbit_cpu_package_power_watts", "Power of all processor packages (RAPL).")
 	descCPUTemp  = desc("fewbit_cpu_package_temperature_celsius", "Temperature of the hottest processor package.")
 )
@@ -138,6 +140,10 @@ func (t *tritonCollector) Collect(ch chan<- prometheus.Metric) {
 		count(descExec, float64(m.runs.Load()), m.name, m.version)
 		for r := range m.failures {
 			count(descFailure, float64(m.failures[r].Load()), m.name, m.version, failureNames[r])
+		}
+		if e := t.s.cfg.Telemetry.Energy().Model(m.name, m.version); e != nil {
+			count(descJoules, e.Joules, m.name, m.version)
+			count(descGPURuns, float64(e.Requests), m.name, m.version)
 		}
 		gauge(descPending, float64(m.admitted.Load()), m.name, m.version)
 		gauge(descTarget, m.latency.Target().Seconds(), m.name, m.version)

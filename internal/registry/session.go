@@ -91,7 +91,11 @@ func (l *Loaded) open(ctx context.Context, m *model, v Version, with room) (in *
 	if err != nil {
 		return nil, err
 	}
-	s, err := l.o.Engine.OpenFile(ctx, filepath.Join(dir, ModelFile), l.o.EngineOptions)
+	o := l.o.EngineOptions
+	if l.o.Meter != nil {
+		o.Meter = l.o.Meter(v.Model, v.ID())
+	}
+	s, err := l.o.Engine.OpenFile(ctx, filepath.Join(dir, ModelFile), o)
 	if err != nil {
 		return nil, hide(err, dir)
 	}
@@ -131,7 +135,7 @@ func (l *Loaded) first(ctx context.Context, s engine.Session) error {
 	late := fmt.Errorf("it did not end within %v", l.o.WarmTimeout)
 	ctx, cancel := context.WithTimeoutCause(ctx, l.o.WarmTimeout, late)
 	defer cancel()
-	err := l.o.Warm(ctx, s)
+	err := l.o.Warm(engine.WithRequests(ctx, 0), s)
 	if err != nil && errors.Is(context.Cause(ctx), late) {
 		return late
 	}

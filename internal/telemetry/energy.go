@@ -76,8 +76,9 @@ func NewEnergy(now func() time.Time) *Energy {
 }
 
 // Run notes that a model version begins a run for that many requests on the GPU
-// with this UUID ("GPU-..."). The function that it returns, called once, ends it.
-func (e *Energy) Run(gpu, name, version string, requests int) (end func()) {
+// with this UUID ("GPU-..."). The function that it returns, called once, ends it:
+// a run that did not answer its requests took energy all the same.
+func (e *Energy) Run(gpu, name, version string, requests int) (end func(answered bool)) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	g := e.gpu(gpu)
@@ -86,7 +87,7 @@ func (e *Energy) Run(gpu, name, version string, requests int) (end func()) {
 		g.since = r.begin
 	}
 	g.running[r] = true
-	return func() {
+	return func(answered bool) {
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		if !g.running[r] {
@@ -95,8 +96,10 @@ func (e *Energy) Run(gpu, name, version string, requests int) (end func()) {
 		now := e.now()
 		s := g.of(r.key)
 		s.ran += now.Sub(r.begin)
-		s.runs++
-		s.requests += int64(requests)
+		if answered {
+			s.runs++
+			s.requests += int64(requests)
+		}
 		if delete(g.running, r); len(g.running) == 0 {
 			g.busy += now.Sub(g.since)
 		}

@@ -48,9 +48,9 @@ func TestEnergyIsSharedByTime(t *testing.T) {
 	c.pass(.2)
 	endB := e.Run("G", "b", "1", 1)
 	c.pass(.1)
-	endA() // a: 0.3 s
+	endA(true) // a: 0.3 s
 	c.pass(.2)
-	endB() // b: 0.3 s; together 0.5 s
+	endB(true) // b: 0.3 s; together 0.5 s
 	c.pass(.3)
 	e.Sample(counted("G", 5100)) // 100 J in 1 s, half of it busy
 	checkEnergy(t, e, "a", 25, .3, 4, 1, "counter")
@@ -64,20 +64,26 @@ func TestEnergyIsSharedByTime(t *testing.T) {
 	c.pass(1)
 	e.Sample(counted("G", 5500))
 	c.pass(.5)
-	end()
-	end() // does nothing more
+	end(true)
+	end(true) // does nothing more
 	c.pass(.5)
 	e.Sample(counted("G", 5600))
 	checkEnergy(t, e, "a", 475, 2.8, 6, 2, "counter")
+	// A run that failed took energy and answered nothing.
+	end = e.Run("G", "a", "1", 5)
+	c.pass(1)
+	end(false)
+	e.Sample(counted("G", 5610))
+	checkEnergy(t, e, "a", 485, 3.8, 6, 2, "counter")
 	// Nothing runs.
 	c.pass(1)
 	e.Sample(counted("G", 9999))
-	checkEnergy(t, e, "a", 475, 2.8, 6, 2, "counter")
+	checkEnergy(t, e, "a", 485, 3.8, 6, 2, "counter")
 	// Another GPU is another matter; readings at the same time change nothing.
 	done := e.Run("H", "b", "1", 1)
 	e.Sample(counted("G", 9999))
 	c.pass(1)
-	done()
+	done(true)
 	e.Sample(counted("G", 20000))
 	checkEnergy(t, e, "b", 25, .3, 1, 1, "counter")
 	e.Forget("b", "1")
@@ -93,14 +99,14 @@ func TestEnergyFromPower(t *testing.T) {
 	end := e.Run("G", "a", "1", 1)
 	c.pass(2)
 	e.Sample(powered("G", 300)) // the mean is 200 W
-	end()
+	end(true)
 	checkEnergy(t, e, "a", 400, 2, 0, 0, "power")
 	// The mean of a second is preferred.
 	end = e.Run("G", "a", "1", 1)
 	watts, mean := 999., 500.
 	c.pass(1)
 	e.Sample([]GPU{{UUID: "G", PowerW: &watts, PowerAverageW: &mean}})
-	end()
+	end(true)
 	c.pass(1)
 	e.Sample([]GPU{{UUID: "G", PowerW: &watts, PowerAverageW: &mean}})
 	checkEnergy(t, e, "a", 400+400, 3, 2, 2, "power")
@@ -113,7 +119,7 @@ func TestEnergyUnmeasured(t *testing.T) {
 	run := func(requests int) {
 		end := e.Run("G", "a", "1", requests)
 		c.pass(1)
-		end()
+		end(true)
 	}
 	run(100) // before the first reading
 	e.Sample(counted("G", 7000))
@@ -149,7 +155,7 @@ func TestEnergyIsConserved(t *testing.T) {
 		if always {
 			e.Run("G", "always", "1", 1)
 		}
-		var ends []func()
+		var ends []func(bool)
 		for range 300 {
 			switch r.IntN(4) {
 			case 0:
@@ -157,7 +163,7 @@ func TestEnergyIsConserved(t *testing.T) {
 			case 1:
 				if len(ends) > 0 {
 					i := r.IntN(len(ends))
-					ends[i]()
+					ends[i](true)
 					ends = append(ends[:i], ends[i+1:]...)
 				}
 			case 2:
@@ -190,7 +196,7 @@ func TestEnergyInSnapshot(t *testing.T) {
 	c.Sample(time.Now())
 	end := c.Energy().Run("G", "m", "1", 8)
 	clk.pass(1)
-	end()
+	end(true)
 	joules = 16
 	c.Sample(time.Now())
 	b, err := json.Marshal(c.Snapshot().Models)
@@ -219,7 +225,7 @@ func TestEnergyConcurrently(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range 200 {
-				e.Run("G", "a", "1", 1)()
+				e.Run("G", "a", "1", 1)(true)
 				e.Sample(powered("G", 100))
 				e.Model("a", "1")
 			}

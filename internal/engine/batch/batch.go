@@ -492,7 +492,7 @@ func (q *Queue) together(group []*request) []engine.Result {
 		ctx, cancel = context.WithDeadline(ctx, last)
 		defer cancel()
 	}
-	res, err := q.run(ctx, feeds, group[0].outs)
+	res, err := q.run(engine.WithRequests(ctx, len(group)), feeds, group[0].outs)
 	if err != nil {
 		return nil
 	}

@@ -22,8 +22,9 @@ type encoder struct {
 	fail        int64 // an id that no run may contain
 	mixes       bool  // answers with one row for the whole batch
 
-	mu   sync.Mutex
-	runs []string // rows x width of each
+	mu       sync.Mutex
+	runs     []string
+	requests []int // rows x width of each
 }
 
 var batchDim, lengthDim = "batch", "sequence"
@@ -46,6 +47,7 @@ func (e *encoder) Run(ctx context.Context, in engine.Feeds, _ []string) (engine.
 	rows, width := ids.Dims[0], ids.Dims[1]
 	e.mu.Lock()
 	e.runs = append(e.runs, fmt.Sprintf("%dx%d", rows, width))
+	e.requests = append(e.requests, engine.Requests(ctx))
 	e.mu.Unlock()
 	select {
 	case <-time.After(e.fixed + time.Duration(rows*width)*e.each):
@@ -146,7 +148,7 @@ func TestJoinsWhatPiledUp(t *testing.T) {
 		e := &encoder{fixed: 4 * time.Millisecond, each: 100 * time.Microsecond}
 		q := New(Options{}).Queue(e, QueueOptions{})
 		learn(t, q)
-		e.runs = nil
+		e.runs, e.requests = nil, nil
 		for i, err := range crowd(q, 9, background, func(i int) int64 { return []int64{8, 8, 9, 8, 10, 8, 9, 8, 8}[i] }) {
 			if err != nil {
 				t.Errorf("request %d: %v", i, err)
@@ -154,6 +156,9 @@ func TestJoinsWhatPiledUp(t *testing.T) {
 		}
 		if want := []string{"1x8", "8x10"}; !slices.Equal(e.runs, want) {
 			t.Errorf("runs %v, want %v", e.runs, want)
+		}
+		if want := []int{1, 8}; !slices.Equal(e.requests, want) {
+			t.Errorf("the engine was told of %v requests, want %v", e.requests, want)
 		}
 	})
 }

@@ -54,7 +54,7 @@ func (e *Engine) Probe(ctx context.Context) (engine.Device, error) {
 		return engine.Device{}, fmt.Errorf("%w: %w", engine.ErrUnavailable, err)
 	}
 	i := d.Info()
-	return engine.Device{Name: i.String(), Version: fmt.Sprintf("CUDA %d.%d", i.Driver/1000, i.Driver%1000/10)}, nil
+	return engine.Device{Name: i.String(), Version: fmt.Sprintf("CUDA %d.%d", i.Driver/1000, i.Driver%1000/10), UUID: i.UUID}, nil
 }
 
 // Info describes the device that is open; false while none is.

@@ -46,7 +46,8 @@ type Fallback struct {
 	// opened counts how often it was: a loss that is reported late may be that of
 	// the device before.
 	opened atomic.Int64
-	work   sync.WaitGroup // attempts in the background
+	uuid   atomic.Pointer[string] // of the device
+	work   sync.WaitGroup         // attempts in the background
 
 	mu       sync.Mutex // may be taken while a Session's is held, not the other way round
 	sessions map[*Session]struct{}
@@ -76,6 +77,7 @@ func NewFallback(ctx context.Context, c FallbackConfig) *Fallback {
 		f.status.Reason = err.Error()
 	} else {
 		f.status.Engine, f.status.Device = c.GPU.Name(), d.Name
+		f.uuid.Store(&d.UUID)
 	}
 	return f
 }
@@ -220,6 +222,7 @@ func (f *Fallback) attempt() {
 		return
 	}
 	f.set(engine.Placement{Engine: f.c.GPU.Name(), Device: d.Name})
+	f.uuid.Store(&d.UUID)
 	f.unproven.Store(true)
 	f.opened.Add(1)
 	list = list[:0]
@@ -415,9 +418,11 @@ func (s *Session) Run(ctx context.Context, in engine.Feeds, outs []string) (engi
 	why := ""
 	opened := s.f.opened.Load()
 	if g := s.usable(); g != nil {
+		end := s.meter(ctx)
 		r, err := g.Run(ctx, in, outs)
+		end(err == nil)
 		if err == nil {
-			s.onGPU.Add(1)
+			s.onGPU.Add(uint64(engine.Requests(ctx)))
 			if s.refused.Load() != nil {
 				s.refused.Store(nil)
 			}
@@ -442,11 +447,20 @@ func (s *Session) Run(ctx context.Context, in engine.Feeds, outs []string) (engi
 	if err != nil {
 		return nil, err
 	}
-	s.onCPU.Add(1)
+	s.onCPU.Add(uint64(engine.Requests(ctx)))
 	if why == "" {
 		why = s.Placement().Reason
 	}
 	return &result{r, s.f.c.CPU.Name(), why}, nil
+}
+
+// meter begins the measurement of a run on the GPU.
+func (s *Session) meter(ctx context.Context) (end func(answered bool)) {
+	id := s.f.uuid.Load()
+	if s.options.Meter == nil || id == nil || *id == "" {
+		return func(bool) {}
+	}
+	return s.options.Meter(*id, engine.Requests(ctx))
 }
 
 // Close implements engine.Session.

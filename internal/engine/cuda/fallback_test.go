@@ -43,7 +43,7 @@ func now(p *atomic.Pointer[error]) error {
 func (g *gpu) Name() string { return "gpu" }
 
 func (g *gpu) Probe(context.Context) (engine.Device, error) {
-	return engine.Device{Name: "test device"}, now(&g.probe)
+	return engine.Device{Name: "test device", UUID: "GPU-1"}, now(&g.probe)
 }
 
 func (g *gpu) OpenFile(ctx context.Context, path string, o engine.Options) (engine.Session, error) {
@@ -399,5 +399,44 @@ func TestManyRequests(t *testing.T) {
 	b.wait()
 	if st := b.status(); st.GPU == 0 || st.CPU == 0 {
 		t.Errorf("%+v", st)
+	}
+}
+
+// TestMeter: each attempt on the GPU is measured with the requests that it is for,
+// and told whether it answered them; what the CPU does is not.
+func TestMeter(t *testing.T) {
+	b := newBench(t, nil)
+	var told []string
+	meter := func(gpu string, requests int) func(bool) {
+		return func(answered bool) { told = append(told, fmt.Sprint(gpu, " ", requests, " ", answered)) }
+	}
+	s, err := b.f.OpenFile(context.Background(), "model.onnx", engine.Options{Meter: meter})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	ask := func(ctx context.Context) {
+		t.Helper()
+		r, err := s.Run(ctx, engine.Feeds{"x": tensor.From([]float32{1}, 1)}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Close()
+	}
+	ctx := context.Background()
+	ask(ctx)
+	ask(engine.WithRequests(ctx, 7))
+	ask(engine.WithRequests(ctx, 0))
+	fail(&b.gpu.run, fmt.Errorf("%w: this shape", plan.ErrUnsupported))
+	ask(engine.WithRequests(ctx, 3))
+	fail(&b.gpu.run, device.ErrLost)
+	ask(ctx)
+	ask(ctx) // on the CPU at once
+	want := []string{"GPU-1 1 true", "GPU-1 7 true", "GPU-1 0 true", "GPU-1 3 false", "GPU-1 1 false"}
+	if fmt.Sprint(told) != fmt.Sprint(want) {
+		t.Errorf("%q, want %q", told, want)
+	}
+	if st := s.(*cuda.Session).Placement(); st.GPU != 8 || st.CPU != 5 {
+		t.Errorf("%d requests on the GPU and %d on the CPU, want 8 and 5", st.GPU, st.CPU)
 	}
 }
