@@ -63,14 +63,6 @@ func (r *Keyring) Reload() error {
 	return nil
 }
 
-// Path is the file, "" for none.
-func (r *Keyring) Path() string {
-	if r == nil {
-		return ""
-	}
-	return r.path
-}
-
 // Present reports whether there are keys at all: then administrators need one
 // everywhere.
 func (r *Keyring) Present() bool { return r != nil }

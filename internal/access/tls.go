@@ -90,14 +90,6 @@ func readPEM(path string) ([]byte, error) {
 	return b, nil
 }
 
-// Files are those to watch.
-func (c *Certificates) Files() []string {
-	if c == nil {
-		return nil
-	}
-	return []string{c.cert, c.key, c.clientCA}
-}
-
 // Expires is when the certificate in use ends.
 func (c *Certificates) Expires() time.Time { return c.now.Load().cert.Leaf.NotAfter }
 

@@ -17,9 +17,15 @@ import (
 	fhttp "github.com/fewbit/fewbit/internal/http"
 )
 
-// maxReceiving bounds the calls whose request has not arrived whole: each may
-// hold a message of the largest size.
-const maxReceiving = 256
+// What may take memory before a call is answered.
+const (
+	// maxReceiving bounds the calls whose request has not arrived whole: each may
+	// hold a message of the largest size.
+	maxReceiving = 256
+	// maxOpenStreams bounds the streams, which may rest for as long as their
+	// client likes.
+	maxOpenStreams = 4096
+)
 
 // needs are what the calls need that need not a key for inference.
 var needs = map[string]fhttp.Need{
@@ -55,10 +61,10 @@ func callIn(ctx context.Context) *call {
 }
 
 // receiving sees a call when its header has arrived: it lets the caller in
-// before the request takes memory, and gives the request a time to arrive. It
-// runs on the connection's own goroutine and must not wait.
+// before the request takes memory, and gives the request, unless it is a stream,
+// a time to arrive. It runs on the connection's own goroutine and must not wait.
 func (s *Server) receiving(ctx context.Context, info *tap.Info) (context.Context, error) {
-	c := &call{began: time.Now()}
+	c := &call{began: time.Now(), arrived: func() {}}
 	c.caller = fhttp.Caller{Loopback: s.loopback, Key: fhttp.KeyOf(func(name string) string {
 		if v := metadata.MD(info.Header).Get(name); len(v) > 0 {
 			return v[0]
@@ -83,11 +89,20 @@ func (s *Server) receiving(ctx context.Context, info *tap.Info) (context.Context
 		}
 		return nil, err
 	}
+	ctx = context.WithValue(ctx, callKey{}, c)
+	if info.FullMethodName == pb.GRPCInferenceService_ModelStreamInfer_FullMethodName {
+		if s.streams.Add(1) > maxOpenStreams {
+			s.streams.Add(-1)
+			return nil, status.Error(codes.Unavailable, "too many streams are open; retry later")
+		}
+		context.AfterFunc(ctx, func() { s.streams.Add(-1) })
+		return ctx, nil
+	}
 	if s.arriving.Add(1) > maxReceiving {
 		s.arriving.Add(-1)
 		return nil, status.Error(codes.Unavailable, "too many requests are arriving; retry later")
 	}
-	ctx, cancel := context.WithCancel(context.WithValue(ctx, callKey{}, c))
+	ctx, cancel := context.WithCancel(ctx)
 	var done atomic.Bool
 	c.arrived = func() {
 		if done.CompareAndSwap(false, true) {

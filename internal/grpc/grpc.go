@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	_ "google.golang.org/grpc/encoding/gzip" // requests may be compressed; their size counts after it
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -87,6 +88,7 @@ type Server struct {
 	o        Options
 	loopback bool
 	arriving atomic.Int64 // calls whose request has not arrived whole
+	streams  atomic.Int64 // that are open
 }
 
 // New returns a server of b's models.

@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -69,6 +70,13 @@ func echoes(kinds ...tensor.DType) fake.Model {
 // start serves m over a real socket.
 func start(t *testing.T, m fake.Model, keys *access.Keyring) (pb.GRPCInferenceServiceClient, *oneModel) {
 	t.Helper()
+	addr, models := serve(t, m, func(c *fhttp.Config) { c.Keys = keys }, Options{})
+	return dial(t, addr, insecure.NewCredentials()), models
+}
+
+// serve is start for a client of the caller's: it returns the address.
+func serve(t *testing.T, m fake.Model, set func(*fhttp.Config), o Options) (string, *oneModel) {
+	t.Helper()
 	e := &fake.Engine{}
 	e.Add(fake.Any, m)
 	session, err := e.OpenFile(t.Context(), "m", engine.Options{})
@@ -76,7 +84,11 @@ func start(t *testing.T, m fake.Model, keys *access.Keyring) (pb.GRPCInferenceSe
 		t.Fatal(err)
 	}
 	models := &oneModel{q: batch.New(batch.Options{}).Queue(session, batch.QueueOptions{})}
-	h, err := fhttp.New(fhttp.Config{Models: models, Keys: keys, Version: "test"})
+	cfg := fhttp.Config{Models: models, Version: "test"}
+	if set != nil {
+		set(&cfg)
+	}
+	h, err := fhttp.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,20 +98,31 @@ func start(t *testing.T, m fake.Model, keys *access.Keyring) (pb.GRPCInferenceSe
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	s := New(h, Options{MaxMessage: 1 << 20})
+	o.MaxMessage = 1 << 20
+	s := New(h, o)
 	go func() { done <- s.Serve(ctx, l) }()
-	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() {
-		conn.Close()
 		stop()
 		if err := <-done; err != nil {
 			t.Errorf("shutdown: %v", err)
 		}
+		for end := time.Now().Add(5 * time.Second); s.arriving.Load() != 0 || s.streams.Load() != 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%d calls are still counted as arriving, %d streams as open", s.arriving.Load(), s.streams.Load())
+			}
+		}
 	})
-	return pb.NewGRPCInferenceServiceClient(conn), models
+	return l.Addr().String(), models
+}
+
+func dial(t *testing.T, addr string, creds credentials.TransportCredentials) pb.GRPCInferenceServiceClient {
+	t.Helper()
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(creds))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return pb.NewGRPCInferenceServiceClient(conn)
 }
 
 func input(name string, c *pb.InferTensorContents, shape ...int64) *pb.ModelInferRequest_InferInputTensor {

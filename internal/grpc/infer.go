@@ -46,7 +46,6 @@ func (s *Server) ModelStreamInfer(stream grpc.BidiStreamingServer[pb.ModelInferR
 		if err != nil {
 			return err
 		}
-		callIn(stream.Context()).arrived()
 		ans, err := s.streamed(stream, r, first)
 		first = false
 		out := &pb.ModelStreamInferResponse{InferResponse: ans}
