@@ -24,7 +24,8 @@ import (
 // names.
 type quantizeFlags struct {
 	out, recipe, calib, eval, report           string
-	scheme, method, granularity, target        string
+	scheme, method, weights, granularity       string
+	target                                     string
 	exclude                                    []string
 	samples, evalSamples, maxTokens            int
 	symmetric, noSmooth, noBias, force, asJSON bool
@@ -63,6 +64,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	f.StringVar(&q.scheme, "scheme", "", "int8 (static, needs --calib), int8-dynamic, int4 or fp16 (weights only) (default int8)")
 	f.StringVar(&q.calib, "calib", "", "calibration data, or a calibration table")
 	f.StringVar(&q.method, "method", "", "range method: auto, minmax, entropy, percentile[:P], mse or moving-average (default auto: per tensor by the operator's output error)")
+	f.StringVar(&q.weights, "weights", "", "how weights are rounded: auto, rtn, mse or gptq (default auto: gptq with calibration data, else rtn for 8 bits and mse for 4)")
 	f.StringVar(&q.granularity, "granularity", "", "weight scales: per-channel or per-tensor (default per-channel)")
 	f.BoolVar(&q.symmetric, "symmetric", false, "centre activation ranges on zero")
 	f.StringVar(&q.target, "target", "", "graph form: cpu, ort-cpu, cuda, qdq or qoperator (default cpu)")
@@ -144,7 +146,7 @@ func (q *quantizeFlags) run(cmd *cobra.Command, model string) error {
 func (q *quantizeFlags) config() (quant.Config, error) {
 	return quant.Config{
 		Scheme: quant.Scheme(q.scheme), Target: quant.Target(q.target), Granularity: quant.Granularity(q.granularity), Symmetric: q.symmetric,
-		Method: q.method, Exclude: q.exclude, NoSmooth: q.noSmooth, NoBiasCorrection: q.noBias, ReduceRange: pipeline.SaturatesU8S8(),
+		Method: q.method, Weights: quant.WeightMethod(q.weights), Exclude: q.exclude, NoSmooth: q.noSmooth, NoBiasCorrection: q.noBias, ReduceRange: pipeline.SaturatesU8S8(),
 	}.WithDefaults()
 }
 

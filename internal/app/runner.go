@@ -113,7 +113,7 @@ func (a *App) request(ctx context.Context, spec jobs.Spec, in *jobs.Inputs, src 
 		Name: src.Model,
 		Config: quant.Config{
 			Scheme: quant.Scheme(spec.Scheme), Target: quant.Target(spec.Target), Granularity: quant.Granularity(spec.Granularity),
-			Symmetric: spec.Symmetric, Method: spec.Method, Exclude: spec.Exclude, ReduceRange: pipeline.SaturatesU8S8(),
+			Symmetric: spec.Symmetric, Method: spec.Method, Weights: quant.WeightMethod(spec.Weights), Exclude: spec.Exclude, ReduceRange: pipeline.SaturatesU8S8(),
 		},
 		Samples: spec.Samples, MaxLoss: spec.MaxLoss, SLO: time.Duration(spec.SLOms * float64(time.Millisecond)), Force: spec.Force,
 		Words: pipeline.Words{Calib: `"calibration": {"dataset": NAME}`, Eval: `"evaluation": {"dataset": NAME}`, Force: `"force": true`},

@@ -20,6 +20,7 @@ import (
 var (
 	schemes       = []string{"int8", "int8-dynamic", "int4", "fp16", "mixed"}
 	granularities = []string{"per-channel", "per-tensor"}
+	weightMethods = []string{"auto", "rtn", "mse", "gptq"}
 	targets       = []string{"cpu", "cuda", "ort-cpu", "qdq", "qoperator", "tensorrt"}
 	// needCalibration are the schemes whose activations have fixed ranges.
 	needCalibration = []string{"int8", "mixed"}
@@ -103,7 +104,7 @@ func (s *Server) checkSpec(spec *jobs.Spec) error {
 	for _, f := range []struct {
 		field, value string
 		allowed      []string
-	}{{"scheme", spec.Scheme, schemes}, {"granularity", spec.Granularity, granularities}, {"target", spec.Target, targets}} {
+	}{{"scheme", spec.Scheme, schemes}, {"granularity", spec.Granularity, granularities}, {"weights", spec.Weights, weightMethods}, {"target", spec.Target, targets}} {
 		if f.value != "" && !slices.Contains(f.allowed, f.value) {
 			return badf("field %q is %s, expected one of %s", f.field, clip([]byte(f.value)), strings.Join(f.allowed, ", "))
 		}

@@ -40,7 +40,9 @@ type Spec struct {
 	// Scheme is int8, int8-dynamic, int4, fp16 or mixed.
 	Scheme string `json:"scheme"`
 	// Method is minmax, entropy, percentile, mse or auto ("": auto).
-	Method      string       `json:"method,omitempty"`
+	Method string `json:"method,omitempty"`
+	// Weights is auto, rtn, mse or gptq ("": auto).
+	Weights     string       `json:"weights,omitempty"`
 	Granularity string       `json:"granularity,omitempty"` // per-channel (default) or per-tensor
 	Symmetric   bool         `json:"symmetric,omitempty"`
 	Target      string       `json:"target,omitempty"` // cpu (default), ort-cpu, qdq, qoperator, ...

@@ -26,6 +26,7 @@ type biasPass struct {
 	lab      *Lab
 	plan     *quant.Plan
 	choices  quant.Choices
+	solved   *quant.Solved
 	samples  func() (data.Dataset, error)
 	progress Progress
 }
@@ -57,7 +58,7 @@ func (b *biasPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error)
 		return quant.Stats{}, err
 	}
 	q := m.Clone()
-	ins := &quant.Insert{Plan: b.plan.On(q), Choices: b.choices}
+	ins := &quant.Insert{Plan: b.plan.On(q), Choices: b.choices, Solved: b.solved}
 	if _, err := ins.Run(ctx, q); err != nil {
 		return quant.Stats{}, err
 	}

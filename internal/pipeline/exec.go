@@ -14,7 +14,6 @@ import (
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/onnx"
-	"github.com/fewbit/fewbit/internal/quant"
 	"github.com/fewbit/fewbit/internal/tensor"
 )
 
@@ -26,10 +25,10 @@ type Lab struct {
 	// Device calibrates; nil leaves it to Engine.
 	Device Device
 
-	dir  *scratchDir
-	next atomic.Int64
-	mu   sync.Mutex
-	gemm engine.Session
+	dir     *scratchDir
+	next    atomic.Int64
+	mu      sync.Mutex
+	kernels map[string]engine.Session
 }
 
 // NewLab makes the scratch folder inside parent ("" is the system's).
@@ -45,10 +44,10 @@ func NewLab(e engine.Engine, threads int, parent string) (*Lab, error) {
 func (l *Lab) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.gemm != nil {
-		l.gemm.Close()
-		l.gemm = nil
+	for _, s := range l.kernels {
+		s.Close()
 	}
+	l.kernels = nil
 	return l.dir.remove()
 }
 
@@ -112,51 +111,4 @@ func weightBytes(m *graph.Model) (n int64) {
 		n += int64(len(m.Graph.Init(name).Data))
 	}
 	return n
-}
-
-// MatMul implements quant.GEMM with the engine's own kernel.
-func (l *Lab) MatMul(ctx context.Context, a []float32, m, k int, b []float32, n int) ([]float32, error) {
-	s, err := l.gemmSession(ctx)
-	if err != nil {
-		return nil, err
-	}
-	r, err := s.Run(ctx, engine.Feeds{
-		"a": tensor.From(a, int64(m), int64(k)),
-		"b": tensor.From(b, int64(k), int64(n)),
-	}, nil)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	y := r.Tensors()["y"]
-	v, err := y.F32()
-	if err != nil {
-		return nil, err
-	}
-	return append([]float32(nil), v...), nil
-}
-
-var _ quant.GEMM = (*Lab)(nil)
-
-func (l *Lab) gemmSession(ctx context.Context) (engine.Session, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.gemm != nil {
-		return l.gemm, nil
-	}
-	value := func(name, d0, d1 string) *graph.Value {
-		return &graph.Value{Name: name, Type: tensor.Float32, Dims: []graph.Dim{{N: -1, Name: d0}, {N: -1, Name: d1}}}
-	}
-	m := &graph.Model{IR: 8, Opsets: map[string]int64{graph.DomainONNX: 13}, Graph: &graph.Graph{
-		Name:    "gemm",
-		Inputs:  []*graph.Value{value("a", "m", "k"), value("b", "k", "n")},
-		Outputs: []*graph.Value{value("y", "m", "n")},
-		Nodes:   []*graph.Node{graph.NewNode("", "MatMul", "", []string{"a", "b"}, []string{"y"})},
-	}}
-	s, err := l.Open(ctx, m, nil, engine.Options{})
-	if err != nil {
-		return nil, err
-	}
-	l.gemm = s
-	return s, nil
 }

@@ -266,14 +266,14 @@ func PassNames(c quant.Config) []string {
 	case c.Scheme == quant.FP16:
 		table = append(table, quant.Half{})
 	case c.Scheme == quant.INT4:
-		table = append(table, quant.Embeddings{}, &quant.BlockWeights{})
+		table = append(table, &weightsPass{}, quant.Embeddings{}, &quant.BlockWeights{})
 	case c.Scheme.Static():
-		table = append(table, &quant.Ranges{}, &autoPass{}, &biasPass{}, quant.Embeddings{}, &quant.Insert{})
+		table = append(table, &quant.Ranges{}, &autoPass{}, &weightsPass{}, &biasPass{}, quant.Embeddings{}, &quant.Insert{})
 		if c.Lowered() {
 			table = append(table, quant.Lower{})
 		}
 	default:
-		table = append(table, &quant.Ranges{}, quant.Embeddings{}, &quant.Insert{})
+		table = append(table, &quant.Ranges{}, &weightsPass{}, quant.Embeddings{}, &quant.Insert{})
 	}
 	names := make([]string, len(table))
 	for i, p := range table {

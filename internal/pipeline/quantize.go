@@ -36,6 +36,9 @@ func (p *Pipeline) Quantize(ctx context.Context, req Request, progress Progress)
 	if cfg.Scheme.Static() && req.Calib == "" {
 		return nil, fmt.Errorf("%w: give %s, or use scheme %s, which measures ranges as it runs", ErrNeedsCalibration, req.Words.calib(), quant.INT8Dynamic)
 	}
+	if cfg.Weights == quant.GPTQ && req.Calib == "" {
+		return nil, fmt.Errorf("%w: weights %s are solved for by calibration data: give %s, or use weights %s", quant.ErrConfig, cfg.Weights, req.Words.calib(), quant.MSEWeights)
+	}
 	progress.say("open", 0)
 	m, err := graph.Open(req.Model)
 	if err != nil {
@@ -48,7 +51,7 @@ func (p *Pipeline) Quantize(ctx context.Context, req Request, progress Progress)
 	}
 	defer lab.Close()
 	lab.Device = p.Device
-	r := &run{Pipeline: p, req: req, lab: lab, m: m, progress: progress, choices: quant.Choices{}, rep: &report.Report{Created: time.Now().UTC(), Command: req.Command}}
+	r := &run{Pipeline: p, req: req, lab: lab, m: m, progress: progress, choices: quant.Choices{}, solved: quant.NewSolved(), rep: &report.Report{Created: time.Now().UTC(), Command: req.Command}}
 	if err := r.describe(ctx); err != nil {
 		return nil, err
 	}
@@ -71,6 +74,7 @@ type run struct {
 	evidence *Evidence
 	tabled   bool // the evidence comes from a calibration table: there are no samples
 	choices  quant.Choices
+	solved   *quant.Solved
 	insert   *quant.Insert
 	covered  []string // first output of each of rep.Operators, which may have no names
 	progress Progress
@@ -140,16 +144,20 @@ func (r *run) quantize(ctx context.Context) error {
 // choosing returns the passes that decide from calibration data.
 func (r *run) choosing() []quant.Pass {
 	cfg := r.req.Config
-	if cfg.Scheme == quant.INT4 {
-		return nil
+	var table []quant.Pass
+	if cfg.Scheme != quant.INT4 {
+		table = append(table, &quant.Ranges{Plan: r.plan, Stats: r.evidence, GEMM: r.lab, Choices: r.choices,
+			Progress: func(f float64) { r.progress.say("choose ranges", f) }})
 	}
-	table := []quant.Pass{&quant.Ranges{Plan: r.plan, Stats: r.evidence, GEMM: r.lab, Choices: r.choices,
-		Progress: func(f float64) { r.progress.say("choose ranges", f) }}}
 	if cfg.Method == quant.Auto && cfg.Scheme.Static() && !r.tabled {
 		table = append(table, &autoPass{r.lab, r.plan, r.choices, r.openCalib, r.progress})
 	}
+	if (cfg.Weights == quant.AutoWeights || cfg.Weights == quant.GPTQ) && !r.tabled {
+		table = append(table, &weightsPass{lab: r.lab, plan: r.plan, choices: r.choices, samples: r.openCalib, progress: r.progress, solved: r.solved,
+			strict: cfg.Weights == quant.GPTQ, warn: func(s string) { r.rep.Warnings = append(r.rep.Warnings, s) }})
+	}
 	if !cfg.NoBiasCorrection && cfg.Scheme.Static() && !r.tabled {
-		table = append(table, &biasPass{r.lab, r.plan, r.choices, r.openCalib, r.progress})
+		table = append(table, &biasPass{r.lab, r.plan, r.choices, r.solved, r.openCalib, r.progress})
 	}
 	return table
 }
@@ -165,13 +173,13 @@ func (r *run) rewriting() []quant.Pass {
 		table = append(table, quant.Residuals{})
 	}
 	if cfg.Scheme == quant.INT4 {
-		p := &quant.BlockWeights{Plan: r.plan}
+		p := &quant.BlockWeights{Plan: r.plan, Solved: r.solved}
 		if r.evidence != nil {
 			p.Stats = r.evidence
 		}
 		return append(table, p)
 	}
-	r.insert = &quant.Insert{Plan: r.plan, Choices: r.choices}
+	r.insert = &quant.Insert{Plan: r.plan, Choices: r.choices, Solved: r.solved}
 	table = append(table, r.insert)
 	if cfg.Lowered() {
 		table = append(table, snapshot{&r.qdq}, quant.Lower{})
@@ -208,6 +216,9 @@ func (r *run) calibrate(ctx context.Context) error {
 	}
 	if ok {
 		r.tabled = true
+		if r.req.Config.Weights == quant.GPTQ {
+			return fmt.Errorf("%w: weights %s are solved for by samples, and a calibration table holds none: give the data", quant.ErrConfig, quant.GPTQ)
+		}
 		r.rep.Warnings = append(r.rep.Warnings, "calibrated from a table: without samples there is no smoothing, no bias correction and no choice by operators' outputs")
 		r.evidence, err = TableEvidence(t, r.rep.Model.SHA256, r.plan)
 		return err

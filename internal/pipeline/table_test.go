@@ -76,7 +76,7 @@ func TestQuantizeFromTable(t *testing.T) {
 	p := testPipeline(t)
 	for _, k := range cases() {
 		src, samples := save(t, k.m), npy(t, 3, k.data...)
-		cfg := quant.Config{Method: "percentile", NoSmooth: true, NoBiasCorrection: true}
+		cfg := quant.Config{Method: "percentile", Weights: quant.RTN, NoSmooth: true, NoBiasCorrection: true}
 		table := filepath.Join(t.TempDir(), "t.json")
 		if err := os.WriteFile(table, tableOf(t, p, TableRequest{Model: src, Calib: samples, Config: cfg}), 0o600); err != nil {
 			t.Fatal(err)

@@ -21,8 +21,8 @@ const perAxisOpset = 13
 type Insert struct {
 	Plan    *Plan
 	Choices Choices
-	// Weights quantizes the weight of op; nil rounds to nearest.
-	Weights func(op *Op, w []float32, dims []int64) (*Weight, error)
+	// Solved holds weights that are quantized already; may be nil.
+	Solved *Solved
 
 	// Dequantized and Biases are set by Run: the dequantized copy of each
 	// quantized activation, and the base of the names BASE_quantized and
@@ -317,13 +317,7 @@ func (w *inserter) weight(op *Op) (string, error) {
 	if smooth != nil {
 		vals = scaleInputs(vals, t.Dims, op.InAxis, smooth)
 	}
-	quantize := w.Weights
-	if quantize == nil {
-		quantize = func(op *Op, v []float32, dims []int64) (*Weight, error) {
-			return QuantizeWeight(v, dims, op.OutAxis, w.Plan.Config.Granularity, w.Plan.Config.weightScheme())
-		}
-	}
-	q, err := quantize(op, vals, t.Dims)
+	q, err := w.codes(op, vals, t.Dims)
 	if err != nil {
 		return "", err
 	}
@@ -350,6 +344,21 @@ func (w *inserter) weight(op *Op) (string, error) {
 		}
 	}
 	return base, nil
+}
+
+// codes returns op's weight as integers: solved before, or rounded now. The copy
+// is the caller's to change.
+func (w *inserter) codes(op *Op, vals []float32, dims []int64) (*Weight, error) {
+	if w.Solved != nil {
+		if q := w.Solved.Int8[op.Node.Outputs[0]]; q != nil {
+			return q.clone(), nil
+		}
+	}
+	c := w.Plan.Config
+	if c.Weights == MSEWeights {
+		return clippedWeight(vals, dims, op.OutAxis, c)
+	}
+	return QuantizeWeight(vals, dims, op.OutAxis, c.Granularity, c.weightScheme())
 }
 
 // freeBase returns name with the tag, and a number when an earlier operator

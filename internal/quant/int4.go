@@ -40,13 +40,20 @@ func (q *BlockWeight) Blocks() int { return (q.K + Int4Block - 1) / Int4Block }
 // for the least squared error, each row weighted by importance (mean x^2 of its
 // input channel; nil weighs all alike).
 func QuantizeInt4(w []float32, k, n int, importance []float32) (*BlockWeight, error) {
+	return quantizeInt4(w, k, n, importance, bestScale)
+}
+
+// nearestInt4 takes the scale of each block's value of largest magnitude.
+func nearestInt4(w []float32, k, n int) (*BlockWeight, error) {
+	return quantizeInt4(w, k, n, nil, func(x, _ []float32) float32 { return extremeScale(x) })
+}
+
+func quantizeInt4(w []float32, k, n int, importance []float32, scale func(x, importance []float32) float32) (*BlockWeight, error) {
 	if k <= 0 || n <= 0 || len(w) != k*n || (importance != nil && len(importance) != k) {
 		return nil, fmt.Errorf("%w: %d weights for [%d,%d]", tensor.ErrShape, len(w), k, n)
 	}
-	for _, v := range w {
-		if a := math.Abs(float64(v)); !(a <= math.MaxFloat32) {
-			return nil, fmt.Errorf("%w: the weight holds NaN or infinity", tensor.ErrShape)
-		}
+	if err := checkFinite(w); err != nil {
+		return nil, err
 	}
 	q := &BlockWeight{K: k, N: n}
 	blocks := q.Blocks()
@@ -63,7 +70,7 @@ func QuantizeInt4(w []float32, k, n int, importance []float32) (*BlockWeight, er
 						imp[i] = importance[b*Int4Block+i]
 					}
 				}
-				s := bestScale(x[:rows], imp[:rows])
+				s := scale(x[:rows], imp[:rows])
 				at := col*blocks + b
 				q.Scales[at] = s
 				codes := q.Codes[at*Int4Block/2 : (at+1)*Int4Block/2]
@@ -80,26 +87,34 @@ func QuantizeInt4(w []float32, k, n int, importance []float32) (*BlockWeight, er
 	return q, nil
 }
 
-// bestScale returns the scale of least weighted squared error.
-func bestScale(x, imp []float32) float32 {
+// extremeScale gives the value of largest magnitude the code -8.
+func extremeScale(x []float32) float32 {
 	var extreme float32
 	for _, v := range x {
-		if math.Abs(float64(v)) > math.Abs(float64(extreme)) {
+		if max(v, -v) > max(extreme, -extreme) {
 			extreme = v
 		}
 	}
 	if extreme == 0 {
 		return minWeightScale
 	}
+	return extreme / -8
+}
+
+// bestScale returns the scale of least weighted squared error.
+func bestScale(x, imp []float32) float32 {
+	full := extremeScale(x)
+	if full == minWeightScale {
+		return full
+	}
 	best, least := float32(0), math.Inf(1)
 	for step := range clipSteps {
 		// From 1 downwards, so that the plain scale wins ties.
-		f := 1 - (1-clipLeast)*float64(step)/(clipSteps-1)
-		s := float32(float64(extreme) * f / -8)
+		s := full * float32(1-(1-clipLeast)*float64(step)/(clipSteps-1))
 		var e float64
 		for i, v := range x {
-			d := float64(v) - float64(int(code4(v, s))-8)*float64(s)
-			e += d * d * float64(imp[i])
+			d := v - nearest(v, s, -8, 7)*s
+			e += float64(d * d * imp[i])
 		}
 		if e < least {
 			best, least = s, e
@@ -108,9 +123,7 @@ func bestScale(x, imp []float32) float32 {
 	return best
 }
 
-func code4(v, s float32) byte {
-	return byte(max(min(math.RoundToEven(float64(v)/float64(s)), 7), -8) + 8)
-}
+func code4(v, s float32) byte { return byte(nearest(v, s, -8, 7) + 8) }
 
 // Dequantize returns the weights that the codes stand for, [K,N].
 func (q *BlockWeight) Dequantize() []float32 {
@@ -133,6 +146,8 @@ type BlockWeights struct {
 	Plan *Plan
 	// Stats gives the importance of input channels; nil weighs all alike.
 	Stats Statistics
+	// Solved holds weights that are quantized already; may be nil.
+	Solved *Solved
 }
 
 var _ Pass = (*BlockWeights)(nil)
@@ -158,14 +173,7 @@ func (p *BlockWeights) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 		base := op.W + "_int4"
 		if !done[base] {
 			done[base] = true
-			v, err := w.F32()
-			if err != nil {
-				return Stats{}, err
-			}
-			if op.InAxis == 1 {
-				v = transpose2D(v, n, k)
-			}
-			q, err := QuantizeInt4(v, k, n, p.importance(op, k))
+			q, err := p.weight(op, w, k, n)
 			if err != nil {
 				return Stats{}, fmt.Errorf("weight %q: %w", op.W, err)
 			}
@@ -191,6 +199,26 @@ func (p *BlockWeights) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 	}
 	g.Prune()
 	return Stats{Changed: len(added), Note: fmt.Sprintf("%d matrix products with weights in blocks of %d", len(added), Int4Block)}, nil
+}
+
+// weight returns op's weight in blocks: solved before, or rounded now.
+func (p *BlockWeights) weight(op *Op, w *tensor.Tensor, k, n int) (*BlockWeight, error) {
+	if p.Solved != nil {
+		if q := p.Solved.Int4[op.Node.Outputs[0]]; q != nil {
+			return q, nil
+		}
+	}
+	v, err := w.F32()
+	if err != nil {
+		return nil, err
+	}
+	if op.InAxis == 1 {
+		v = transpose2D(v, n, k)
+	}
+	if p.Plan.Config.Weights == RTN {
+		return nearestInt4(v, k, n)
+	}
+	return QuantizeInt4(v, k, n, p.importance(op, k))
 }
 
 // importance is the mean square of each input channel over the kept rows.

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -93,6 +94,26 @@ const Auto = "auto"
 // the exponential moving average of each sample's minimum and maximum.
 const MovingAverage = calib.MethodMovingAverage
 
+// WeightMethod says how the codes of weights are found.
+type WeightMethod string
+
+// The methods for weights.
+const (
+	// AutoWeights is GPTQ where there is calibration data, else MSEWeights for
+	// 4-bit and RTN for 8-bit weights.
+	AutoWeights WeightMethod = "auto"
+	// RTN rounds to nearest with the scale of the largest weight.
+	RTN WeightMethod = "rtn"
+	// MSEWeights rounds to nearest with the scale of least squared error, each row
+	// weighed by the power of its input where that is known.
+	MSEWeights WeightMethod = "mse"
+	// GPTQ solves for the codes by the Hessian of the calibration data.
+	GPTQ WeightMethod = "gptq"
+)
+
+// WeightMethods lists the methods for weights.
+var WeightMethods = []WeightMethod{AutoWeights, RTN, MSEWeights, GPTQ}
+
 // Config says how to quantize. The zero value of each field is its default.
 type Config struct {
 	Scheme      Scheme      // default INT8
@@ -102,6 +123,8 @@ type Config struct {
 	Symmetric bool
 	// Method is a calib threshold method or Auto (default).
 	Method string
+	// Weights says how the codes of weights are found; default AutoWeights.
+	Weights WeightMethod
 	// Exclude lists operator names and operator types that stay in float.
 	Exclude []string
 	// NoSmooth, NoBiasCorrection and NoEmbeddings switch accuracy and size
@@ -125,6 +148,12 @@ func (c Config) WithDefaults() (Config, error) {
 	}
 	if c.Method == "" {
 		c.Method = Auto
+	}
+	if c.Weights == "" {
+		c.Weights = AutoWeights
+	}
+	if !slices.Contains(WeightMethods, c.Weights) {
+		return c, fmt.Errorf("%w: unknown method %q for weights; use %s", ErrConfig, c.Weights, joined(WeightMethods))
 	}
 	switch c.Scheme {
 	case INT8, INT8Dynamic, INT4, FP16:
@@ -152,6 +181,21 @@ func (c Config) WithDefaults() (Config, error) {
 		}
 	}
 	return c, nil
+}
+
+// joined lists names for people: "a, b or c".
+func joined[T ~string](names []T) string {
+	s := ""
+	for i, n := range names {
+		switch {
+		case i > 0 && i == len(names)-1:
+			s += " or "
+		case i > 0:
+			s += ", "
+		}
+		s += string(n)
+	}
+	return s
 }
 
 // Lowered reports whether Lower makes integer operators of what Insert wrote.

@@ -27,9 +27,10 @@ const (
 	// smoothGain is the factor by which smoothing must lower the error to be
 	// worth its multiplication at run time.
 	smoothGain = 0.9
-	// smoothMin keeps divisors away from zero (reference: s >= 1e-5 before
-	// normalisation).
-	smoothMin = 1e-3
+	// smoothMin lets smoothing shrink channels and never stretch one: a quiet
+	// channel that is stretched to the range of the others has no room left for
+	// the values that calibration did not see.
+	smoothMin = 1
 	// channelFloor stands in for a channel that was never active.
 	channelFloor = 1e-5
 )

@@ -3,6 +3,7 @@ package quant
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/fewbit/fewbit/internal/calib"
 	"github.com/fewbit/fewbit/internal/tensor"
@@ -65,6 +66,30 @@ func QuantizeWeight(w []float32, dims []int64, axis int, g Granularity, s calib.
 	return q, nil
 }
 
+// clone copies what may be changed.
+func (q *Weight) clone() *Weight {
+	c := *q
+	c.Codes, c.Scales = slices.Clone(q.Codes), slices.Clone(q.Scales)
+	return &c
+}
+
+// clippedWeight rounds to nearest with the scale of each channel that has the
+// least squared error, which may clip the largest weights.
+func clippedWeight(w []float32, dims []int64, axis int, c Config) (*Weight, error) {
+	q, err := QuantizeWeight(w, dims, axis, c.Granularity, c.weightScheme())
+	if err != nil || c.Granularity == PerTensor {
+		return q, err
+	}
+	_, top := c.weightScheme().Codes()
+	channels := make([][]float32, len(q.Scales))
+	q.each(func(i, ch int) { channels[ch] = append(channels[ch], w[i]) })
+	for ch, v := range channels {
+		q.Scales[ch] = columnScales(v, len(v), 1, top, nil, PerChannel)[0]
+	}
+	q.each(func(i, ch int) { q.Codes[i] = roundCode(float64(w[i])/float64(q.Scales[ch]), top) })
+	return q, nil
+}
+
 // minWeightScale keeps a channel of zeros (or of denormals) at a scale whose
 // product with an activation scale is still a normal float.
 const minWeightScale = 1e-20
@@ -119,8 +144,8 @@ func (q *Weight) ScaleTensor() *tensor.Tensor {
 }
 
 // transpose2D returns w [r,c] as [c,r].
-func transpose2D(w []float32, r, c int) []float32 {
-	t := make([]float32, len(w))
+func transpose2D[T int8 | float32](w []T, r, c int) []T {
+	t := make([]T, len(w))
 	for i := range r {
 		for j := range c {
 			t[j*r+i] = w[i*c+j]

@@ -162,17 +162,15 @@ func TestRowsAreUniform(t *testing.T) {
 }
 
 func TestSmoothVector(t *testing.T) {
+	// sqrt(8/2) : sqrt(2/2) : sqrt(1e-5/2), divided by their geometric mean, and
+	// no channel is stretched.
 	s := smoothVector([]float32{8, 2, 0}, []float32{2, 2, 2}, 0.5)
-	// sqrt(8/2) : sqrt(2/2) : sqrt(1e-5/2), divided by their geometric mean.
 	if r := s[0] / s[1]; math.Abs(float64(r)-2) > 1e-5 {
 		t.Errorf("ratio %v, want 2", r)
 	}
-	var logs float64
-	for _, v := range s {
-		logs += math.Log(float64(v))
-	}
-	if math.Abs(logs) > 1e-4 {
-		t.Errorf("geometric mean %v, want 1", math.Exp(logs/3))
+	mean := math.Cbrt(2 * 1 * math.Sqrt(5e-6))
+	if math.Abs(float64(s[1])-1/mean) > 1e-4 || s[2] != smoothMin {
+		t.Errorf("%v, want the second 1/%.4f and the third %d", s, mean, smoothMin)
 	}
 }
 

@@ -1,0 +1,142 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+
+	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/onnx/pb"
+	"github.com/fewbit/fewbit/internal/quant"
+	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+// The lab multiplies with the engine's own kernels: a model of one operator each,
+// on one thread. Large products are cut into tiles of a fixed size, so that the
+// result does not depend on how many threads there are.
+var _ quant.Algebra = (*Lab)(nil)
+
+const (
+	rowTile  = 32  // rows of a product
+	gramTile = 256 // columns of a Gram matrix
+)
+
+// MatMul implements quant.GEMM.
+func (l *Lab) MatMul(ctx context.Context, a []float32, m, k int, b []float32, n int) ([]float32, error) {
+	y := make([]float32, m*n)
+	err := l.tiles(m, rowTile, func(from, to int) error {
+		return l.product(ctx, tensor.Float32, "MatMul", tensor.From(a[from*k:to*k], int64(to-from), int64(k)), tensor.From(b, int64(k), int64(n)), func(t *tensor.Tensor) error {
+			v, err := t.F32()
+			copy(y[from*n:to*n], v)
+			return err
+		})
+	})
+	return y, err
+}
+
+// AddGram implements quant.Algebra. A tile is some columns of the lower triangle.
+func (l *Lab) AddGram(ctx context.Context, sum, x []float32, k int) error {
+	rows := len(x) / k
+	return l.tiles(k, gramTile, func(from, to int) error {
+		part := func(from, to int) *tensor.Tensor {
+			w := to - from
+			v := make([]float32, rows*w)
+			for i := range rows {
+				copy(v[i*w:(i+1)*w], x[i*k+from:i*k+to])
+			}
+			return tensor.From(v, int64(rows), int64(w))
+		}
+		return l.product(ctx, tensor.Float32, "Gemm", part(from, k), part(from, to), func(t *tensor.Tensor) error {
+			v, err := t.F32()
+			w := to - from
+			for i := range len(v) / w {
+				row := sum[(from+i)*k+from : (from+i)*k+to]
+				for j, p := range v[i*w : (i+1)*w] {
+					row[j] += p
+				}
+			}
+			return err
+		}, graph.AttrInt("transA", 1))
+	})
+}
+
+// SubProduct implements quant.Algebra.
+func (l *Lab) SubProduct(ctx context.Context, c, a []float64, m, k int, b []float64, n int) error {
+	return l.tiles(m, 4*rowTile, func(from, to int) error {
+		return l.product(ctx, tensor.Float64, "Gemm", tensor.From(a[from*k:to*k], int64(to-from), int64(k)), tensor.From(b, int64(n), int64(k)), func(t *tensor.Tensor) error {
+			row := c[from*n : to*n]
+			for i, v := range tensor.View[float64](t) {
+				row[i] -= v
+			}
+			return nil
+		}, graph.AttrInt("transB", 1))
+	})
+}
+
+// tiles calls f for each tile of [0,n), on as many goroutines as the lab has threads.
+func (l *Lab) tiles(n, size int, f func(from, to int) error) error {
+	threads := l.Threads
+	if threads <= 0 {
+		threads = engine.AvailableCPUs()
+	}
+	count := (n + size - 1) / size
+	errs := make([]error, count)
+	var next atomic.Int64
+	work := func() {
+		for i := int(next.Add(1) - 1); i < count; i = int(next.Add(1) - 1) {
+			errs[i] = f(i*size, min((i+1)*size, n))
+		}
+	}
+	var wg sync.WaitGroup
+	for range min(threads, count) - 1 {
+		wg.Go(work)
+	}
+	work()
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// product runs the operator on a and b and hands its result over while it is valid.
+func (l *Lab) product(ctx context.Context, typ tensor.DType, op string, a, b *tensor.Tensor, use func(*tensor.Tensor) error, attrs ...*pb.AttributeProto) error {
+	s, err := l.kernel(ctx, typ, op, attrs)
+	if err != nil {
+		return err
+	}
+	r, err := s.Run(ctx, engine.Feeds{"a": a, "b": b}, nil)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return use(r.Tensors()["y"])
+}
+
+// kernel opens the model of one operator, once.
+func (l *Lab) kernel(ctx context.Context, typ tensor.DType, op string, attrs []*pb.AttributeProto) (engine.Session, error) {
+	key := typ.String() + op
+	for _, a := range attrs {
+		key += a.GetName()
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s := l.kernels[key]; s != nil {
+		return s, nil
+	}
+	value := func(name string) *graph.Value {
+		return &graph.Value{Name: name, Type: typ, Dims: []graph.Dim{{N: -1, Name: name + "0"}, {N: -1, Name: name + "1"}}}
+	}
+	m := &graph.Model{IR: 8, Opsets: map[string]int64{graph.DomainONNX: 13}, Graph: &graph.Graph{
+		Name: "product", Inputs: []*graph.Value{value("a"), value("b")}, Outputs: []*graph.Value{value("y")},
+		Nodes: []*graph.Node{graph.NewNode("", op, "", []string{"a", "b"}, []string{"y"}, attrs...)},
+	}}
+	s, err := l.Open(ctx, m, nil, engine.Options{Threads: 1})
+	if err != nil {
+		return nil, err
+	}
+	if l.kernels == nil {
+		l.kernels = map[string]engine.Session{}
+	}
+	l.kernels[key] = s
+	return s, nil
+}

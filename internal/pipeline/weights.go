@@ -1,0 +1,253 @@
+package pipeline
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+
+	"github.com/fewbit/fewbit/internal/calib"
+	"github.com/fewbit/fewbit/internal/data"
+	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/quant"
+)
+
+const (
+	// gramBudget bounds the Hessians collected at a time, in bytes: the samples
+	// run once for each group of inputs that fits.
+	gramBudget = 512 << 20
+	// gramLeast is the least number of rows to solve by, as a share of the input
+	// channels: with fewer, most directions are the damping's.
+	gramLeast = 0.25
+)
+
+// ErrFewSamples: the calibration data are too few for the method.
+var ErrFewSamples = errors.New("too few calibration samples")
+
+// weightsPass quantizes weights by the Hessian of their inputs (GPTQ). It
+// changes solved only, not the graph. What the data do not suffice for is left to
+// rounding.
+type weightsPass struct {
+	lab      *Lab
+	plan     *quant.Plan
+	choices  quant.Choices
+	samples  func() (data.Dataset, error)
+	progress Progress
+	solved   *quant.Solved
+	// strict fails where the data do not suffice for most weights; otherwise that
+	// is a warning.
+	strict bool
+	warn   func(string)
+}
+
+var _ quant.Pass = (*weightsPass)(nil)
+
+func (w *weightsPass) Name() string { return "gptq" }
+
+// source is one input with the operators that read it.
+type source struct {
+	tensor string
+	ops    []*quant.Op
+	gram   *quant.Gram
+}
+
+func (w *weightsPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error) {
+	all, err := w.sources(m)
+	if err != nil {
+		return quant.Stats{}, err
+	}
+	var gain tally
+	var why error // of the first operator that is left to rounding
+	done, left := 0, 0
+	for from := 0; from < len(all); {
+		to, bytes := from, int64(0)
+		for to < len(all) && (to == from || bytes+all[to].gram.Bytes() <= gramBudget) {
+			bytes += all[to].gram.Bytes()
+			to++
+		}
+		if err := w.collect(ctx, m, all[from:to], func(f float64) {
+			w.progress.say("weights", (float64(from)+f*float64(to-from)/2)/float64(len(all)))
+		}); err != nil {
+			return quant.Stats{}, err
+		}
+		for _, s := range all[from:to] {
+			err := s.enough()
+			if err == nil {
+				var gains []quant.Gain
+				gains, err = w.solved.SolveGPTQ(ctx, w.lab, w.plan, m.Graph, s.ops, s.gram, w.choices)
+				gain.add(gains)
+			}
+			switch {
+			case err == nil:
+				done += len(s.ops)
+			case !errors.Is(err, quant.ErrSingular) && !errors.Is(err, ErrFewSamples):
+				return quant.Stats{}, fmt.Errorf("input %q: %w", s.tensor, err)
+			default:
+				left += len(s.ops)
+				if why == nil {
+					why = fmt.Errorf("input %q: %w", s.tensor, err)
+				}
+			}
+			s.gram = nil
+		}
+		from = to
+		w.progress.say("weights", float64(to)/float64(len(all)))
+	}
+	note := fmt.Sprintf("%d weights by their inputs' Hessian%s", done, gain.words())
+	if left > 0 {
+		// A pooled head sees one row a sample and is often alone in this.
+		note += fmt.Sprintf("; %d have seen too little and are rounded to nearest", left)
+	}
+	if left > done {
+		if w.strict {
+			return quant.Stats{}, why
+		}
+		w.warn(fmt.Sprintf("%d of %d weights are rounded to nearest: %v", left, left+done, why))
+	}
+	return quant.Stats{Changed: done, Note: note}, nil
+}
+
+// sources lists what has to be observed, in graph order. What is too wide for a
+// Hessian is left to rounding.
+func (w *weightsPass) sources(m *graph.Model) ([]*source, error) {
+	var all []*source
+	add := func(t string, ops []*quant.Op) error {
+		g, err := quant.GramOf(ops[0], m.Graph.Init(ops[0].W).Dims)
+		if err != nil {
+			if w.strict {
+				return fmt.Errorf("operator %q: %w", ops[0].Node.Name, err)
+			}
+			return nil
+		}
+		all = append(all, &source{tensor: t, ops: ops, gram: g})
+		return nil
+	}
+	for _, g := range w.plan.Linears() {
+		if err := add(g[0].X[0], g); err != nil {
+			return nil, err
+		}
+	}
+	for _, op := range w.plan.Ops {
+		if op.Kind == quant.Conv {
+			if err := add(op.X[0], []*quant.Op{op}); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return all, nil
+}
+
+// enough reports ErrFewSamples when most of the Hessian would be damping.
+func (s *source) enough() error {
+	if least := int64(math.Ceil(gramLeast * float64(s.gram.K))); s.gram.Rows < least {
+		return fmt.Errorf("%w: gptq saw %d rows of %d channels and needs %d; give more samples, or use weights mse", ErrFewSamples, s.gram.Rows, s.gram.K, least)
+	}
+	return nil
+}
+
+// collect runs the calibration samples once and sums up the inputs in group.
+func (w *weightsPass) collect(ctx context.Context, m *graph.Model, group []*source, progress func(float64)) error {
+	inputs := map[string]bool{}
+	for _, v := range m.Graph.Inputs {
+		inputs[v.Name] = true
+	}
+	var taps []string
+	seen := map[string]bool{}
+	for _, s := range group {
+		if !inputs[s.tensor] && !seen[s.tensor] {
+			seen[s.tensor] = true
+			taps = append(taps, s.tensor)
+		}
+	}
+	part := m
+	if len(taps) > 0 {
+		part = upTo(m, taps)
+	}
+	sess, err := w.lab.Open(ctx, part, taps, engine.Options{ShrinkMemory: true})
+	if err != nil {
+		return err
+	}
+	defer sess.Close()
+	ds, err := w.samples()
+	if err != nil {
+		return err
+	}
+	defer ds.Close()
+	for n := 0; ; n++ {
+		s, err := ds.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if err := w.observe(ctx, m, sess, s.Feeds, taps, group); err != nil {
+			return fmt.Errorf("sample %s: %w", s.ID, err)
+		}
+		progress(float64(n+1) / float64(max(ds.Len(), n+1)))
+	}
+	for _, s := range group {
+		if err := s.gram.Flush(ctx, w.lab); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *weightsPass) observe(ctx context.Context, m *graph.Model, sess engine.Session, feeds engine.Feeds, taps []string, group []*source) error {
+	res, err := sess.Run(ctx, only(sess.Spec(), feeds), taps)
+	if err != nil {
+		return err
+	}
+	defer res.Close()
+	id := calib.SampleHash(feeds)
+	key := binary.LittleEndian.Uint64(id[:8])
+	values := res.Tensors()
+	for _, s := range group {
+		t := values[s.tensor]
+		if t == nil {
+			t = feeds[s.tensor]
+		}
+		if t == nil {
+			continue
+		}
+		x, err := t.F32()
+		if err != nil {
+			return err
+		}
+		if op := s.ops[0]; op.Kind == quant.Conv {
+			err = s.gram.ObserveConv(ctx, w.lab, op, m.Graph.Init(op.W).Dims, x, t.Dims, key)
+		} else {
+			err = s.gram.Observe(ctx, w.lab, x)
+		}
+		if err != nil {
+			return fmt.Errorf("tensor %q: %w", s.tensor, err)
+		}
+	}
+	return nil
+}
+
+// tally is the mean, on a log scale, of what solving left of each operator's error.
+type tally struct {
+	logs float64
+	n    int
+}
+
+func (t *tally) add(gains []quant.Gain) {
+	for _, g := range gains {
+		if g.Solved > 0 && g.Nearest > 0 {
+			t.logs += math.Log(g.Solved / g.Nearest)
+			t.n++
+		}
+	}
+}
+
+func (t *tally) words() string {
+	if t.n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; their outputs' squared error is %.0f %% of that of rounding to nearest (geometric mean)", 100*math.Exp(t.logs/float64(t.n)))
+}

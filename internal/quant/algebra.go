@@ -1,0 +1,147 @@
+package quant
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+)
+
+// Algebra is the fast arithmetic that the weight solvers need: an engine's own
+// kernels. PlainAlgebra is the same in plain Go.
+type Algebra interface {
+	GEMM
+	// AddGram adds x'x to sum [k,k], where x are rows of k values. At least the
+	// lower triangle (row >= column) is right.
+	AddGram(ctx context.Context, sum []float32, x []float32, k int) error
+	// SubProduct subtracts a b' from c in float64: [m,k] x [n,k] -> [m,n].
+	SubProduct(ctx context.Context, c, a []float64, m, k int, b []float64, n int) error
+}
+
+// PlainAlgebra implements Algebra in Go: the reference for tests, and fast
+// enough for small matrices.
+type PlainAlgebra struct{}
+
+var _ Algebra = PlainAlgebra{}
+
+// MatMul implements GEMM.
+func (PlainAlgebra) MatMul(_ context.Context, a []float32, m, k int, b []float32, n int) ([]float32, error) {
+	y := make([]float32, m*n)
+	for i := range m {
+		for j := range k {
+			axpy(y[i*n:(i+1)*n], a[i*k+j], b[j*n:(j+1)*n])
+		}
+	}
+	return y, nil
+}
+
+// AddGram implements Algebra.
+func (PlainAlgebra) AddGram(_ context.Context, sum []float32, x []float32, k int) error {
+	for r := 0; r < len(x); r += k {
+		row := x[r : r+k]
+		for i, v := range row {
+			if v != 0 {
+				axpy(sum[i*k:i*k+i+1], v, row[:i+1])
+			}
+		}
+	}
+	return nil
+}
+
+// SubProduct implements Algebra.
+func (PlainAlgebra) SubProduct(_ context.Context, c, a []float64, m, k int, b []float64, n int) error {
+	for i := range m {
+		for j := range n {
+			c[i*n+j] -= dot(a[i*k:(i+1)*k], b[j*k:(j+1)*k])
+		}
+	}
+	return nil
+}
+
+// axpy adds a*x to y.
+func axpy(y []float32, a float32, x []float32) {
+	x = x[:len(y)]
+	for i := range y {
+		y[i] += a * x[i]
+	}
+}
+
+func dot(a, b []float64) (s float64) {
+	b = b[:len(a)]
+	for i, v := range a {
+		s += v * b[i]
+	}
+	return s
+}
+
+// ErrSingular: a Hessian cannot be factored.
+var ErrSingular = errors.New("the calibration data does not determine the weights")
+
+// cholBlock is the number of columns that the factorization takes at a time.
+const cholBlock = 128
+
+// cholesky replaces the lower triangle of a [k,k] by its Cholesky factor, or
+// returns ErrSingular when a is not positive definite. Left-looking by blocks
+// of columns, so that nearly all the work is SubProduct's.
+func cholesky(ctx context.Context, alg Algebra, a []float64, k int) error {
+	var left, top, panel []float64
+	for j := 0; j < k; j += cholBlock {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		nb := min(cholBlock, k-j)
+		m := k - j
+		panel = grow(panel, m*nb)
+		for i := range m {
+			copy(panel[i*nb:(i+1)*nb], a[(j+i)*k+j:(j+i)*k+j+nb])
+		}
+		if j > 0 {
+			left, top = grow(left, m*j), grow(top, nb*j)
+			for i := range m {
+				copy(left[i*j:(i+1)*j], a[(j+i)*k:(j+i)*k+j])
+			}
+			copy(top, left[:nb*j])
+			if err := alg.SubProduct(ctx, panel, left, m, j, top, nb); err != nil {
+				return err
+			}
+		}
+		if err := cholSmall(panel, nb); err != nil {
+			return fmt.Errorf("%w: pivot %d", err, j)
+		}
+		diag := panel[:nb*nb]
+		parallel(m-nb, nb*nb/2, func(from, to int) {
+			for i := nb + from; i < nb+to; i++ {
+				row := panel[i*nb : (i+1)*nb]
+				for c := range nb {
+					row[c] = (row[c] - dot(row[:c], diag[c*nb:c*nb+c])) / diag[c*nb+c]
+				}
+			}
+		})
+		for i := range m {
+			copy(a[(j+i)*k+j:(j+i)*k+j+nb], panel[i*nb:(i+1)*nb])
+		}
+	}
+	return nil
+}
+
+// cholSmall factors the leading n x n of a, row by row.
+func cholSmall(a []float64, n int) error {
+	for i := range n {
+		for j := range i {
+			a[i*n+j] = (a[i*n+j] - dot(a[i*n:i*n+j], a[j*n:j*n+j])) / a[j*n+j]
+		}
+		d := a[i*n+i] - dot(a[i*n:i*n+i], a[i*n:i*n+i])
+		if !(d > 0) || math.IsInf(d, 0) {
+			return ErrSingular
+		}
+		a[i*n+i] = math.Sqrt(d)
+	}
+	return nil
+}
+
+func grow(s []float64, n int) []float64 {
+	if cap(s) < n {
+		return make([]float64, n)
+	}
+	return s[:n]
+}
