@@ -60,14 +60,14 @@ func (p *textPreparer) Embed(out engine.Feeds, lengths []int) ([][]float32, erro
 func (p *textPreparer) Labels() []string { return p.labels }
 
 // preparerFor returns the preparer of a model in dir: for texts when there is a
-// tokenizer beside it, else none.
+// tokenizer beside it, for images when its input is one, else none.
 func preparerFor(dir string, spec engine.IOSpec) (registry.Preparer, error) {
 	labels, err := task.ReadLabels(dir)
 	if err != nil {
 		return nil, err
 	}
 	if _, err := os.Stat(filepath.Join(dir, task.TokenizerFile)); errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+		return imagePreparerFor(dir, spec, labels)
 	}
 	enc, err := task.NewTextEncoder(spec, dir, 0)
 	if err != nil {

@@ -17,18 +17,21 @@ type (
 	classifyRequest struct {
 		Model   string   `json:"model"`
 		Version string   `json:"version,omitempty"`
-		Text    string   `json:"text,omitempty" doc:"one text; or give texts"`
+		Text    string   `json:"text,omitempty" doc:"one text; or give texts, image or images"`
 		Texts   []string `json:"texts,omitempty"`
+		Image   string   `json:"image,omitempty" doc:"one JPEG, PNG or WebP as base64, or as a data: URL"`
+		Images  []string `json:"images,omitempty"`
+		Top     int      `json:"top,omitempty" doc:"how many labels to answer with; 0 is all"`
 	}
 	classifyAnswer struct {
 		Model   string           `json:"model_name"`
 		Version string           `json:"model_version"`
-		Results []classification `json:"results" doc:"one per text, in order"`
+		Results []classification `json:"results" doc:"one per text or image, in order"`
 	}
 	classification struct {
 		Label  string       `json:"label" doc:"the label with the highest score"`
 		Score  float64      `json:"score" doc:"0..1"`
-		Scores []labelScore `json:"scores" doc:"all labels, highest first"`
+		Scores []labelScore `json:"scores" doc:"the labels, highest first"`
 	}
 	labelScore struct {
 		Label string  `json:"label"`
@@ -36,10 +39,13 @@ type (
 	}
 )
 
-// classify answers POST /v1/classify.
+// classify answers POST /v1/classify, of texts or of images.
 func (s *Server) classify(c *gin.Context) error {
-	var req classifyRequest
-	if err := s.decode(c, &req, false); err != nil {
+	body := getBuffer()
+	defer body.free()
+	req, images, held, err := s.readClassify(c, body)
+	defer func() { s.bodies.Add(-held) }()
+	if err != nil {
 		return err
 	}
 	if err := checkName("model", req.Model); err != nil {
@@ -50,64 +56,102 @@ func (s *Server) classify(c *gin.Context) error {
 			return err
 		}
 	}
-	texts := req.Texts
-	switch {
-	case req.Text != "" && texts != nil:
-		return badf("give \"text\" or \"texts\", not both")
-	case req.Text != "":
-		texts = []string{req.Text}
-	case len(texts) == 0:
-		return badf("field \"text\" is missing or empty")
-	case len(texts) > MaxTexts:
-		return badf("field \"texts\" has %d texts, at most %d are allowed", len(texts), MaxTexts)
+	if req.Top < 0 {
+		return badf("field \"top\" is negative")
 	}
-	for i, t := range texts {
-		if t == "" || len(t) > MaxTextBytes {
-			return badf("text %d has %d bytes, expected 1 to %d", i, len(t), MaxTextBytes)
-		}
+	texts, err := classifyTexts(req, images)
+	if err != nil {
+		return err
 	}
 	lease, err := s.cfg.Models.Acquire(c.Request.Context(), req.Model, req.Version)
 	if err != nil {
 		return err
 	}
 	defer lease.Release()
-	prep := lease.Preparer()
-	if prep == nil {
-		return badf("model %q takes no text: it was uploaded without tokenizer.json", req.Model)
+	prepare, err := s.classifier(lease, texts, images)
+	if err != nil {
+		return err
 	}
-	labels := prep.Labels()
+	labels := lease.Preparer().Labels()
 	if len(labels) == 0 {
 		return badf("model %q is no classifier: it was uploaded without labels.txt", req.Model)
 	}
+	n := max(len(texts), len(images))
 	return s.counted(c.Request.Context(), progressOf(c).arrival, lease, func(m *modelStats, t *timing) error {
 		t.route = routeOf(c)
-		feeds, err := prep.Text(texts)
+		ctx, cancel := context.WithDeadline(c.Request.Context(), t.arrival.Add(s.cfg.InferTimeout))
+		defer cancel()
+		feeds, err := prepare(ctx)
 		if err != nil {
 			return err
 		}
 		if err := checkTokens(feeds); err != nil {
 			return err
 		}
-		ctx, cancel := context.WithDeadline(c.Request.Context(), t.arrival.Add(s.cfg.InferTimeout))
-		defer cancel()
-		return s.run(ctx, lease, m, feeds, nil, int64(len(texts)), t, func(res engine.Result) error {
-			results, err := classifications(lease.Spec(), res.Tensors(), labels, len(texts))
+		return s.run(ctx, lease, m, feeds, nil, int64(n), t, func(res engine.Result) error {
+			results, err := classifications(lease.Spec(), res.Tensors(), labels, n, len(images) > 0)
 			if err != nil {
 				return err
+			}
+			for i := range results {
+				if scores := results[i].Scores; req.Top > 0 && req.Top < len(scores) {
+					results[i].Scores = scores[:req.Top]
+				}
 			}
 			return s.reply(c, http.StatusOK, classifyAnswer{lease.Name(), lease.Version(), results})
 		})
 	})
 }
 
-// classifications finds the model's scores, the first float output of shape
-// [texts, labels], and words them.
-func classifications(spec engine.IOSpec, out engine.Feeds, labels []string, texts int) ([]classification, error) {
-	rows, err := scoreRows(spec, out, texts, len(labels))
+// classifyTexts returns the texts of a request that has no images.
+func classifyTexts(req classifyRequest, images [][]byte) ([]string, error) {
+	texts := req.Texts
+	switch {
+	case len(images) > 0 && (req.Text != "" || texts != nil):
+		return nil, badf("give texts or images, not both")
+	case len(images) > 0:
+		return nil, nil
+	case req.Text != "" && texts != nil:
+		return nil, badf("give \"text\" or \"texts\", not both")
+	case req.Text != "":
+		texts = []string{req.Text}
+	case len(texts) == 0:
+		return nil, badf("field \"text\" is missing or empty; give it, \"texts\", \"image\" or \"images\"")
+	case len(texts) > MaxTexts:
+		return nil, badf("field \"texts\" has %d texts, at most %d are allowed", len(texts), MaxTexts)
+	}
+	for i, t := range texts {
+		if t == "" || len(t) > MaxTextBytes {
+			return nil, badf("text %d has %d bytes, expected 1 to %d", i, len(t), MaxTextBytes)
+		}
+	}
+	return texts, nil
+}
+
+// classifier returns what makes the model's inputs of texts or of images.
+func (s *Server) classifier(lease Lease, texts []string, images [][]byte) (func(context.Context) (engine.Feeds, error), error) {
+	if len(images) > 0 {
+		prep, ok := lease.Preparer().(Images)
+		if !ok {
+			return nil, badf("model %q takes no images: its input is not [batch, 3, height, width] of a known size, or it was uploaded without preprocessor_config.json", lease.Name())
+		}
+		return func(ctx context.Context) (engine.Feeds, error) { return s.prepareImages(ctx, prep, images) }, nil
+	}
+	prep, ok := lease.Preparer().(TextPreparer)
+	if !ok {
+		return nil, badf("model %q takes no text: it was uploaded without tokenizer.json", lease.Name())
+	}
+	return func(context.Context) (engine.Feeds, error) { return prep.Text(texts) }, nil
+}
+
+// classifications finds the model's scores and words them: the first float
+// output of shape [samples, labels], of images with dimensions of 1 behind too.
+func classifications(spec engine.IOSpec, out engine.Feeds, labels []string, samples int, flat bool) ([]classification, error) {
+	rows, err := scoreRows(spec, out, samples, len(labels), flat)
 	if err != nil {
 		return nil, fmt.Errorf("%w of the model's labels", err)
 	}
-	results := make([]classification, texts)
+	results := make([]classification, samples)
 	for i, row := range rows {
 		if results[i], err = classificationOf(row, labels); err != nil {
 			return nil, err

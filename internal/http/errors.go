@@ -18,6 +18,7 @@ import (
 	"github.com/fewbit/fewbit/internal/jobs"
 	"github.com/fewbit/fewbit/internal/registry"
 	"github.com/fewbit/fewbit/internal/rollout/capture"
+	"github.com/fewbit/fewbit/internal/task/vision"
 	"github.com/fewbit/fewbit/internal/tensor"
 )
 
@@ -54,6 +55,9 @@ var errorStatus = []struct {
 }{
 	{engine.ErrInput, http.StatusBadRequest, 0},
 	{tensor.ErrShape, http.StatusBadRequest, 0},
+	{vision.ErrDecode, http.StatusBadRequest, 0},
+	{vision.ErrTooLarge, http.StatusRequestEntityTooLarge, 0},
+	{vision.ErrConfig, http.StatusUnprocessableEntity, 0},
 	{registry.ErrName, http.StatusBadRequest, 0},
 	{registry.ErrInvalid, http.StatusBadRequest, 0},
 	{jobs.ErrSpec, http.StatusBadRequest, 0},

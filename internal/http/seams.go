@@ -67,17 +67,23 @@ type Lease interface {
 	Version() string
 	// Target is the latency target of the model; 0 stands for 50 ms.
 	Target() time.Duration
-	// Preparer turns text into feeds; nil when the model has none.
+	// Preparer turns texts or images into feeds; nil when the model takes tensors
+	// only.
 	Preparer() Preparer
 	Release()
 }
 
-// Preparer turns raw text into one padded batch of feeds.
+// Preparer turns what people send into feeds: TextPreparer, Texts or Images.
 type Preparer interface {
-	Text(texts []string) (engine.Feeds, error)
 	// Labels are the class names in the order of the model's scores; empty
 	// when the model is not a classifier.
 	Labels() []string
+}
+
+// TextPreparer turns raw text into one padded batch of feeds.
+type TextPreparer interface {
+	Preparer
+	Text(texts []string) (engine.Feeds, error)
 }
 
 // Store keeps uploaded models and datasets. Implementations stream: they never

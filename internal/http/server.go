@@ -19,6 +19,7 @@ import (
 	"github.com/rs/cors"
 
 	"github.com/fewbit/fewbit/internal/access"
+	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/jobs"
 	"github.com/fewbit/fewbit/internal/telemetry"
 )
@@ -114,7 +115,8 @@ type Server struct {
 	rates       *access.Limiter // nil: no limit
 	cors        *cors.Cors      // nil: pages of other origins may not read answers
 
-	bodies   atomic.Int64 // bytes held for inference bodies
+	bodies   atomic.Int64  // bytes held for inference bodies
+	decoding chan struct{} // taken while images are decoded
 	draining atomic.Bool
 
 	// Requests are counted after their last byte, so that their whole latency
@@ -133,7 +135,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	releaseMode()
-	s := &Server{cfg: cfg, engine: gin.New(), adminEngine: gin.New(), closing: make(chan struct{}),
+	s := &Server{cfg: cfg, engine: gin.New(), adminEngine: gin.New(), closing: make(chan struct{}), decoding: make(chan struct{}, engine.AvailableCPUs()),
 		failures: access.NewLimiter(1/access.FailedEvery.Seconds(), access.FailedBurst), rates: access.NewLimiter(cfg.Rate, cfg.RateBurst), cors: newCORS(cfg.CORSOrigins)}
 	s.stats = newStatistics(&s.cfg)
 	s.metrics = newMetrics(s)

@@ -111,8 +111,9 @@ func (s *Server) routes() []route {
 		admin(route{method: "POST", path: v2 + "/repository/models/:model/unload", handler: s.repositoryUnload, tag: tagProtocol, summary: "Stop serving a model; requests in flight finish",
 			body: anyObject{}, optional: true, limit: MaxJSONBody, answer: struct{}{}, fails: []int{400, 404}}),
 
-		route{method: "POST", path: "/v1/classify", handler: s.classify, tag: tagTasks, summary: "Labels and scores of texts",
-			body: classifyRequest{}, limit: MaxJSONBody, answer: classifyAnswer{}, fails: []int{400, 404, 413, 415, 422, 503}},
+		route{method: "POST", path: "/v1/classify", handler: s.classify, tag: tagTasks, summary: "Labels and scores of texts or images: JSON, a form with files (multipart/form-data), or one image as the body",
+			query: []parameter{{"model", "the model, when the body is an image or a form", false}, {"version", "its version; without it the default", false}},
+			body:  classifyRequest{}, limit: s.cfg.MaxInferBody, answer: classifyAnswer{}, fails: []int{400, 404, 413, 415, 422, 503}},
 
 		route{method: "POST", path: "/v1/embeddings", handler: s.embeddings, words: s.openAIError, tag: tagTasks, summary: "Embeddings of texts, in OpenAI's form",
 			body: embeddingsRequest{}, limit: MaxJSONBody, answer: embeddingsAnswer{}, fails: []int{400, 404, 413, 415, 422, 503}},

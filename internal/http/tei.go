@@ -155,7 +155,7 @@ func (s *Server) teiPredict(c *gin.Context) error {
 		return badf("model %q is no classifier: it was uploaded without labels.txt", lease.Name())
 	}
 	return s.runTexts(c, lease, encoder(prep, texts, req.Truncate), func(out engine.Feeds, lengths []int) error {
-		rows, err := scoreRows(lease.Spec(), out, len(lengths), len(labels))
+		rows, err := scoreRows(lease.Spec(), out, len(lengths), len(labels), false)
 		if err != nil {
 			return err
 		}
@@ -203,7 +203,7 @@ func (s *Server) teiRerank(c *gin.Context) error {
 		pairs[i] = TextPair{req.Query, t, true}
 	}
 	return s.runTexts(c, lease, encoder(prep, pairs, req.Truncate), func(out engine.Feeds, lengths []int) error {
-		rows, err := scoreRows(lease.Spec(), out, len(lengths), 1)
+		rows, err := scoreRows(lease.Spec(), out, len(lengths), 1, false)
 		if err != nil {
 			return badf("model %q is no reranker: it does not give one score for a pair of texts", lease.Name())
 		}
@@ -324,11 +324,12 @@ func readPairs(raw json.RawMessage) (texts []TextPair, single bool, err error) {
 	return texts, single, nil
 }
 
-// scoreRows returns the rows of the first float output of shape [rows, n].
-func scoreRows(spec engine.IOSpec, out engine.Feeds, rows, n int) ([][]float32, error) {
+// scoreRows returns the rows of the first float output of shape [rows, n]; when
+// flat is set, dimensions of 1 may follow.
+func scoreRows(spec engine.IOSpec, out engine.Feeds, rows, n int, flat bool) ([][]float32, error) {
 	for _, io := range spec.Outputs {
 		t := out[io.Name]
-		if t == nil || !t.Type.IsFloat() || len(t.Dims) != 2 || t.Dims[0] != int64(rows) || t.Dims[1] != int64(n) {
+		if t == nil || !t.Type.IsFloat() || len(t.Dims) < 2 || len(t.Dims) > 2 && !flat || t.Dims[0] != int64(rows) || t.Dims[1] != int64(n) || t.Len() != int64(rows)*int64(n) {
 			continue
 		}
 		x, err := t.F32()
@@ -337,5 +338,5 @@ func scoreRows(spec engine.IOSpec, out engine.Feeds, rows, n int) ([][]float32, 
 		}
 		return slices.Collect(slices.Chunk(x, n)), nil
 	}
-	return nil, fmt.Errorf("%w: no float output has the shape [texts, %d]", engine.ErrModel, n)
+	return nil, fmt.Errorf("%w: no float output has the shape [samples, %d]", engine.ErrModel, n)
 }

@@ -18,7 +18,7 @@ type TextPair struct {
 // Texts is an optional ability of a Preparer: what the routes of OpenAI and of
 // Text Embeddings Inference need of a model.
 type Texts interface {
-	Preparer
+	TextPreparer
 	// Encode makes one padded batch of texts, cut to MaxTokens, and says how
 	// many tokens each has.
 	Encode(texts []TextPair) (engine.Feeds, []int, error)

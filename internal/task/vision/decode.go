@@ -37,6 +37,9 @@ const (
 	MaxBytes  = 64 << 20 // encoded
 	MaxPixels = 32 << 20 // decoded, three bytes each
 	MaxSide   = 1 << 15  // pixels of a side
+	// maxScans bounds the scans of a JPEG, each of which may cost a pass over all
+	// pixels for a few bytes; encoders write about ten.
+	maxScans = 128
 )
 
 // Image is an 8-bit image without alpha, rows from the top, channels
@@ -74,8 +77,10 @@ func hasMagic(b []byte, magic string) bool {
 }
 
 // Decode reads a JPEG, PNG or WebP image as RGB. Transparency is dropped, as
-// Pillow's convert("RGB") does; 16-bit channels keep their upper byte. The
-// image is turned upright by its EXIF orientation.
+// Pillow's convert("RGB") does; 16-bit channels keep their upper byte, grey
+// becomes three equal channels, CMYK is converted without a colour profile. Of an
+// animated PNG it is the image that every viewer shows; an animated WebP is
+// refused. The image is turned upright by its EXIF orientation.
 func Decode(b []byte) (*Image, error) {
 	if len(b) > MaxBytes {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(b), MaxBytes)
@@ -94,6 +99,13 @@ func Decode(b []byte) (*Image, error) {
 		if err := checkSize(c.Width, c.Height); err != nil {
 			return nil, err
 		}
+		// The mark of a scan stands nowhere within one (ITU-T T.81, B.1.1.2).
+		if n := bytes.Count(b, []byte("\xff\xda")); f.name == "JPEG" && n > maxScans {
+			return nil, fmt.Errorf("%w: a JPEG of %d scans, at most %d", ErrTooLarge, n, maxScans)
+		}
+		if f.name == "WebP" && animatedWebP(b) {
+			return nil, fmt.Errorf("%w: an animated WebP; send one frame", ErrDecode)
+		}
 		im, err := f.decode(bytes.NewReader(b))
 		if err != nil {
 			return nil, fmt.Errorf("%w: a damaged %s (%w)", ErrDecode, f.name, err)
@@ -111,6 +123,13 @@ func Decode(b []byte) (*Image, error) {
 		return upright(toRGB(im), pngOrientation(b)), nil
 	}
 	return nil, notImage(b)
+}
+
+// animatedWebP tells by the flags of the VP8X chunk (WebP container, "Extended
+// File Format"), which comes first.
+func animatedWebP(b []byte) bool {
+	const flags, animation = 20, 1 << 1
+	return len(b) > flags && string(b[12:16]) == "VP8X" && b[flags]&animation != 0
 }
 
 // magicBytes is how much of an image tells its format.

@@ -5,6 +5,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
+	"image"
+	"image/color"
+	"image/png"
 	"os"
 	"path/filepath"
 	"testing"
@@ -27,8 +30,16 @@ func bombPNG(w, h uint32) []byte {
 	return b
 }
 
+// animated puts a VP8X chunk with the flag of animations in front of a WebP's own.
+func animated(b []byte) []byte {
+	vp8x := []byte("VP8X\x0a\x00\x00\x00\x02\x00\x00\x00\x27\x00\x00\x1d\x00\x00") // 40x30
+	out := append(append(bytes.Clone(b[:12]), vp8x...), b[12:]...)
+	binary.LittleEndian.PutUint32(out[4:], uint32(len(out)-8))
+	return out
+}
+
 func TestDecodeRefused(t *testing.T) {
-	png := readFile(t, "rgb.png")
+	still := readFile(t, "rgb.png")
 	jpg := readFile(t, "q90_420.jpg")
 	for name, c := range map[string]struct {
 		b    []byte
@@ -37,8 +48,8 @@ func TestDecodeRefused(t *testing.T) {
 		"empty":          {nil, ErrDecode},
 		"text":           {[]byte("not an image"), ErrDecode},
 		"gif":            {[]byte("GIF89a\x01\x00\x01\x00\x00\x00\x00;"), ErrDecode},
-		"magic only":     {png[:8], ErrDecode},
-		"cut png":        {png[:len(png)/2], ErrDecode},
+		"magic only":     {still[:8], ErrDecode},
+		"cut png":        {still[:len(still)/2], ErrDecode},
 		"cut jpeg":       {jpg[:len(jpg)/3], ErrDecode},
 		"jpeg magic":     {[]byte("\xff\xd8"), ErrDecode},
 		"webp magic":     {[]byte("RIFF\x00\x00\x00\x00WEBP"), ErrDecode},
@@ -46,9 +57,34 @@ func TestDecodeRefused(t *testing.T) {
 		"square bomb":    {bombPNG(30000, 30000), ErrTooLarge},
 		"no pixels":      {bombPNG(0, 10), ErrDecode},
 		"too many bytes": {make([]byte, MaxBytes+1), ErrTooLarge},
+		"many scans":     {append(bytes.Clone(jpg), bytes.Repeat([]byte("\xff\xda\x00\x02"), maxScans+1)...), ErrTooLarge},
+		"animated webp":  {animated(readFile(t, "lossless.webp")), ErrDecode},
 	} {
 		if _, err := Decode(c.b); !errors.Is(err, c.want) || bytes.ContainsRune([]byte(err.Error()), '\n') {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+	}
+}
+
+// 16 bits a channel keep their upper byte.
+func TestSixteenBits(t *testing.T) {
+	gray := image.NewGray16(image.Rect(0, 0, 2, 1))
+	gray.SetGray16(0, 0, color.Gray16{Y: 0x12ff})
+	gray.SetGray16(1, 0, color.Gray16{Y: 0xfe01})
+	rgb := image.NewNRGBA64(image.Rect(0, 0, 2, 1))
+	rgb.SetNRGBA64(0, 0, color.NRGBA64{R: 0x0180, G: 0x02ff, B: 0x0300, A: 0x0001}) // nearly transparent
+	rgb.SetNRGBA64(1, 0, color.NRGBA64{R: 0xffff, G: 0x8000, B: 0, A: 0xffff})
+	for _, c := range []struct {
+		im   image.Image
+		want []byte
+	}{{gray, []byte{0x12, 0x12, 0x12, 0xfe, 0xfe, 0xfe}}, {rgb, []byte{1, 2, 3, 0xff, 0x80, 0}}} {
+		var b bytes.Buffer
+		if err := png.Encode(&b, c.im); err != nil {
+			t.Fatal(err)
+		}
+		m, err := Decode(b.Bytes())
+		if err != nil || !bytes.Equal(m.Pix, c.want) {
+			t.Errorf("%T: %v %v, want %v", c.im, m, err, c.want)
 		}
 	}
 }
