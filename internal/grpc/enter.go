@@ -2,6 +2,7 @@ package grpc
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -52,13 +53,11 @@ type call struct {
 
 type callKey struct{}
 
-// callIn returns what receiving knew, a stranger's call when it did not run.
-func callIn(ctx context.Context) *call {
-	if c, ok := ctx.Value(callKey{}).(*call); ok {
-		return c
-	}
-	return &call{began: time.Now(), arrived: func() {}}
-}
+// callIn returns what receiving knew of a call.
+func callIn(ctx context.Context) *call { c, _ := ctx.Value(callKey{}).(*call); return c }
+
+// errUnseen refuses a call that receiving did not let in.
+var errUnseen = errors.New("grpc: a call reached its handler past the tap")
 
 // receiving sees a call when its header has arrived: it lets the caller in
 // before the request takes memory, and gives the request, unless it is a stream,

@@ -149,6 +149,10 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 
 // unary makes a status of every error, and of a panic.
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (res any, err error) {
+	c := callIn(ctx)
+	if c == nil {
+		return nil, s.status(ctx, info.FullMethod, errUnseen)
+	}
 	defer func() {
 		if p := recover(); p != nil {
 			res, err = nil, fmt.Errorf("panic: %v\n%s", p, debug.Stack())
@@ -160,14 +164,17 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 			if named, ok := req.(interface{ GetModelName() string }); ok {
 				path += " " + named.GetModelName()
 			}
-			s.record(callIn(ctx), path, code, err)
+			s.record(c, path, code, err)
 		}
 	}()
-	callIn(ctx).arrived()
+	c.arrived()
 	return h(ctx, req)
 }
 
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) (err error) {
+	if callIn(ss.Context()) == nil {
+		return s.status(ss.Context(), info.FullMethod, errUnseen)
+	}
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())

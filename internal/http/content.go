@@ -1,6 +1,7 @@
 package http
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -78,14 +79,18 @@ func decoder(body io.Reader, coding string) (r io.Reader, free func(), err error
 	return body, func() {}, nil
 }
 
-// codingError words an error of reading a body with a content coding: what is
-// wrong with the connection stays as it is, anything else is the coding's.
+// codingError words an error of reading a body: the server's limits stay as they
+// are, anything else is the client's or its content coding's.
 func codingError(err error, coding string) error {
 	var tooLarge *http.MaxBytesError
 	var worded *httpError
 	switch {
-	case coding == "", errors.As(err, &tooLarge), errors.As(err, &worded), errors.Is(err, os.ErrDeadlineExceeded):
+	case errors.As(err, &tooLarge), errors.As(err, &worded), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.Canceled):
 		return err
+	case coding == "" && errors.Is(err, io.ErrUnexpectedEOF):
+		return err
+	case coding == "": // net/http has no error of its own for malformed chunks
+		return badf("the body could not be read: its chunks are malformed, or the connection broke")
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return badf("the %s body ends early", coding)
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -305,7 +306,7 @@ func newFixture(t testing.TB, models map[string]fake.Model, change func(*Config)
 	}
 	f := &fixture{store: newTestStore(), jobs: newTestJobs(), errs: make(chan error, 16)}
 	f.models, f.engine = newTestModels(t, models)
-	cfg := Config{Models: f.models, Store: f.store, Jobs: f.jobs, Version: "test",
+	cfg := Config{ErrorLog: log.New(io.Discard, "", 0), Models: f.models, Store: f.store, Jobs: f.jobs, Version: "test",
 		Telemetry: telemetry.New(telemetry.Options{Sys: fstest.MapFS{}, Proc: fstest.MapFS{}, GPU: noGPU{}}),
 		OnError: func(_, _ string, err error) {
 			select {
