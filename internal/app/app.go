@@ -25,11 +25,13 @@ import (
 	"github.com/fewbit/fewbit/internal/grpc"
 	"github.com/fewbit/fewbit/internal/http"
 	"github.com/fewbit/fewbit/internal/jobs"
+	"github.com/fewbit/fewbit/internal/logs"
 	"github.com/fewbit/fewbit/internal/pipeline"
 	"github.com/fewbit/fewbit/internal/registry"
 	"github.com/fewbit/fewbit/internal/registry/lockfile"
 	"github.com/fewbit/fewbit/internal/rollout/capture"
 	"github.com/fewbit/fewbit/internal/telemetry"
+	"github.com/fewbit/fewbit/internal/trace"
 )
 
 // Layout of the data directory.
@@ -38,12 +40,16 @@ const (
 	jobsDir     = "jobs"     // the embedded queue
 	reportsDir  = "reports"  // ID.json of each job that got as far as a report
 	captureDir  = "capture"  // captured inputs, encrypted
+	tracesDir   = "traces"   // files of /v2/trace/setting
 	lockName    = "lock"
 )
 
 // closeTimeout bounds how long the models wait for their last requests, after
 // the server has drained.
 const closeTimeout = 10 * time.Second
+
+// exportTimeout bounds how long the last spans may take to the collector.
+const exportTimeout = 2 * time.Second
 
 // App is a server. New opens its parts, Run or Serve serves, Close takes what
 // is left down.
@@ -57,6 +63,8 @@ type App struct {
 	queue     *jobs.JetStream
 	telemetry *telemetry.Collector
 	capture   *capture.Store
+	exporter  *trace.Exporter // nil: no collector gets traces
+	trace     *trace.Tracer
 	pipeline  pipeline.Pipeline // copied for each job
 	server    *http.Server
 	guards    *guards     // keys, certificates, audit log
@@ -72,7 +80,7 @@ func New(ctx context.Context, cfg Config, version string, log *slog.Logger) (*Ap
 		return nil, err
 	}
 	if log == nil {
-		log = slog.New(slog.DiscardHandler)
+		log = slog.New(logs.New(io.Discard, cfg.logSettings()))
 	}
 	a := &App{cfg: cfg, log: log}
 	if err := a.open(ctx, version); err != nil {
@@ -135,6 +143,10 @@ func (a *App) open(ctx context.Context, version string) error {
 	if err := a.pruneReports(ctx); err != nil {
 		a.log.Warn("removing reports of forgotten jobs", "error", err)
 	}
+	if err := a.openTrace(ctx, version); err != nil {
+		return err
+	}
+	logs, _ := a.log.Handler().(*logs.Handler) // of other logs, clients can change nothing
 	a.server, err = http.New(http.Config{
 		Models: models{a}, Store: store{a}, Jobs: jobsOf{a.queue, a}, Telemetry: a.telemetry, Capture: a.capture, CheckJob: a.checkJob,
 		Listen: a.cfg.Listen, Version: version,
@@ -142,11 +154,24 @@ func (a *App) open(ctx context.Context, version string) error {
 		CORSOrigins: a.cfg.origins(), Rate: a.cfg.RateLimit, RateBurst: a.cfg.RateBurst, MaxConns: a.cfg.MaxConns,
 		ErrorLog:     slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
 		MaxInferBody: a.cfg.MaxBody, MaxUpload: a.cfg.MaxUpload, MaxInFlight: a.cfg.MaxInFlight, DrainTimeout: a.cfg.Drain,
-		OnError: func(method, path string, err error) {
-			a.log.Error("request failed", "method", method, "path", path, "error", err)
+		Log: a.log, Logs: logs, SlowRequest: a.cfg.SlowRequest, Trace: a.trace,
+		OnError: func(method, path, id string, err error) {
+			a.log.Error("request failed", "method", method, "path", path, "request_id", id, "error", err)
 		},
 	})
 	return err
+}
+
+// openTrace prepares what follows requests.
+func (a *App) openTrace(ctx context.Context, version string) (err error) {
+	if a.cfg.OTLP != "" {
+		a.exporter, err = trace.NewExporter(ctx, trace.ExporterOptions{URL: a.cfg.OTLP, Ratio: a.cfg.OTLPSample, Version: version, Log: a.log})
+		if err != nil {
+			return usageError{fmt.Errorf("--otlp: %w", err)}
+		}
+	}
+	a.trace = trace.New(trace.Options{Dir: filepath.Join(a.cfg.DataDir, tracesDir), Process: "fewbit serve " + version, Exporter: a.exporter, Log: a.log})
+	return nil
 }
 
 // openDataDir creates the data directory and, unless jobs live in a cluster
@@ -301,6 +326,12 @@ func (a *App) Close() error {
 		if a.queue != nil {
 			errs = append(errs, a.queue.Close())
 		}
+		errs = append(errs, a.trace.Close())
+		ctx, cancel := context.WithTimeout(context.Background(), exportTimeout)
+		if err := a.exporter.Close(ctx); err != nil {
+			a.log.Warn("the last traces could not be sent", "error", err)
+		}
+		cancel()
 		if a.loaded != nil {
 			ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 			errs = append(errs, a.loaded.Close(ctx))

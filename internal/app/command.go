@@ -7,6 +7,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/fewbit/fewbit/internal/logs"
 )
 
 // NewServeCommand returns the command that serves until SIGINT or SIGTERM; a
@@ -33,7 +35,7 @@ quantization jobs. /openapi.json lists the routes; docs/http.md explains them.`,
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
 			context.AfterFunc(ctx, stop)
-			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+			log := slog.New(logs.New(cmd.ErrOrStderr(), cfg.logSettings()))
 			a, err := New(ctx, cfg, version, log)
 			if err != nil {
 				return err

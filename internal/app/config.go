@@ -21,6 +21,7 @@ import (
 	"github.com/fewbit/fewbit/internal/engine/cuda"
 	"github.com/fewbit/fewbit/internal/engine/ort"
 	"github.com/fewbit/fewbit/internal/http"
+	"github.com/fewbit/fewbit/internal/logs"
 	"github.com/fewbit/fewbit/internal/registry"
 	"github.com/fewbit/fewbit/internal/rollout/capture"
 )
@@ -58,6 +59,16 @@ type Config struct {
 	Lazy         bool          // models that are not pinned wait for their first request
 	Target       time.Duration // latency target of models that have none of their own
 	Drain        time.Duration // for requests in flight at shutdown
+
+	// LogFormat is one of package logs; LogVerbose from 1 on has a line for each
+	// request; SlowRequest is from when on an inference has one, 0 for never.
+	LogFormat   string
+	LogVerbose  int
+	SlowRequest time.Duration
+	// OTLP is the address of an OpenTelemetry collector, "" for none; OTLPSample
+	// the share of the requests without a decision of their own that it gets.
+	OTLP       string
+	OTLPSample float64
 }
 
 // DefaultGRPCListen is where gRPC is served. When it is taken, and was not
@@ -71,6 +82,9 @@ const (
 	DeviceCUDA = "cuda"
 )
 
+// DefaultSlowRequest is from when on an inference has a line in the log.
+const DefaultSlowRequest = time.Second
+
 // DefaultDataDir is where the server keeps models, data sets and jobs.
 const DefaultDataDir = "fewbit-data"
 
@@ -81,6 +95,7 @@ func Defaults() Config {
 		MaxBody: http.MaxInferBody, MaxUpload: http.MaxUpload, MaxInFlight: http.DefaultMaxInFlight, MaxRuns: 1,
 		Access: Access{MaxConns: http.DefaultMaxConns},
 		Target: http.DefaultTarget, Drain: http.DefaultDrainTimeout,
+		LogFormat: logs.FormatDefault, SlowRequest: DefaultSlowRequest, OTLPSample: 1,
 	}
 }
 
@@ -104,6 +119,11 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.BoolVar(&c.Lazy, "lazy", c.Lazy, "load models at their first request instead of at the start; pinned ones are loaded all the same")
 	fs.IntVar(&c.MaxInFlight, "max-in-flight", c.MaxInFlight, "requests of one model admitted at a time, more are told to retry")
 	fs.DurationVar(&c.Target, "target", c.Target, "latency target of models without one of their own")
+	fs.StringVar(&c.LogFormat, "log-format", c.LogFormat, "form of the log's lines: default (text) or json")
+	fs.IntVar(&c.LogVerbose, "log-verbose", c.LogVerbose, "1: the log has a line for each request")
+	fs.DurationVar(&c.SlowRequest, "slow-request", c.SlowRequest, "inferences that take so long are logged with their phases; 0: none")
+	fs.StringVar(&c.OTLP, "otlp", c.OTLP, "OpenTelemetry collector that gets traces, for example http://127.0.0.1:4318 (default: none)")
+	fs.Float64Var(&c.OTLPSample, "otlp-sample", c.OTLPSample, "share of the requests that are traced there, 0 to 1, where the client does not decide")
 	fs.DurationVar(&c.Drain, "drain", c.Drain, "how long requests in flight may take at shutdown")
 }
 
@@ -155,6 +175,12 @@ func (c *Config) Check() error {
 		return bad("max-in-flight", c.MaxInFlight, fmt.Sprintf("1 to %d", maxInFlight))
 	case c.Target <= 0 || c.Target > maxDuration:
 		return bad("target", c.Target, fmt.Sprintf("more than 0 and at most %v", maxDuration))
+	case c.logSettings().Check() != nil:
+		return usageError{fmt.Errorf("--log-format, --log-verbose: %w", c.logSettings().Check())}
+	case c.SlowRequest < 0 || c.SlowRequest > maxDuration:
+		return bad("slow-request", c.SlowRequest, fmt.Sprintf("0 (none) to %v", maxDuration))
+	case !(c.OTLPSample >= 0 && c.OTLPSample <= 1):
+		return bad("otlp-sample", c.OTLPSample, "0 to 1")
 	case c.Drain <= 0 || c.Drain > maxDuration:
 		return bad("drain", c.Drain, fmt.Sprintf("more than 0 and at most %v", maxDuration))
 	}
@@ -295,4 +321,11 @@ func (b *bytesValue) Set(s string) error {
 	}
 	*b = bytesValue(n * size)
 	return nil
+}
+
+// logSettings are the log's at the start.
+func (c *Config) logSettings() logs.Settings {
+	s := logs.Defaults()
+	s.Format, s.Verbose = c.LogFormat, c.LogVerbose
+	return s
 }

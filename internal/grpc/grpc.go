@@ -28,12 +28,14 @@ import (
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/grpc/pb"
 	fhttp "github.com/fewbit/fewbit/internal/http"
+	"github.com/fewbit/fewbit/internal/logs"
+	"github.com/fewbit/fewbit/internal/trace"
 )
 
 // Backend is what the calls are answered from: *http.Server.
 type Backend interface {
-	Infer(ctx context.Context, model, version string, arrival time.Time, read func(engine.IOSpec) (fhttp.Call, error), write func(lease fhttp.Lease, names []string, res engine.Result) error) error
-	Explain(method, path string, err error) (status int, text string, retryAfter int)
+	Infer(ctx context.Context, model, version string, origin trace.Origin, read func(engine.IOSpec) (fhttp.Call, error), write func(lease fhttp.Lease, names []string, res engine.Result) error) error
+	Explain(method, path, id string, err error) (status int, text string, retryAfter int)
 	Models() fhttp.Models
 	Info() (name, version string, extensions []string)
 	IsReady() bool
@@ -45,6 +47,10 @@ type Backend interface {
 	Hold(n int64) (release func(), err error)
 	Record(began time.Time, e access.Event)
 	Load(ctx context.Context, model string, p *fhttp.LoadParams) (version string, err error)
+	Logging() (logs.Settings, error)
+	SetLogging(change func(*logs.Settings)) error
+	Tracing(model string) (trace.Settings, error)
+	SetTracing(model string, change map[string][]string) error
 }
 
 // Limits of a connection.
@@ -153,6 +159,8 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	if c == nil {
 		return nil, s.status(ctx, info.FullMethod, errUnseen)
 	}
+	ctx, id := named(ctx)
+	_ = grpc.SetHeader(ctx, metadata.Pairs(idHeader, id))
 	defer func() {
 		if p := recover(); p != nil {
 			res, err = nil, fmt.Errorf("panic: %v\n%s", p, debug.Stack())
@@ -175,14 +183,41 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 	if callIn(ss.Context()) == nil {
 		return s.status(ss.Context(), info.FullMethod, errUnseen)
 	}
+	ctx, id := named(ss.Context())
+	_ = ss.SetHeader(metadata.Pairs(idHeader, id))
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
-		err = s.status(ss.Context(), info.FullMethod, err)
+		err = s.status(ctx, info.FullMethod, err)
 	}()
-	return h(srv, ss)
+	return h(srv, namedStream{ss, ctx})
 }
+
+// idHeader carries the id that a call has in the log, both ways.
+const idHeader = "x-request-id"
+
+type idKey struct{}
+
+// named gives a call its id.
+func named(ctx context.Context) (context.Context, string) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	id := fhttp.RequestID(md[idHeader])
+	return context.WithValue(ctx, idKey{}, id), id
+}
+
+func idOf(ctx context.Context) string {
+	id, _ := ctx.Value(idKey{}).(string)
+	return id
+}
+
+// namedStream is a stream whose calls have an id.
+type namedStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s namedStream) Context() context.Context { return s.ctx }
 
 // codeOf maps the statuses of package http to gRPC's codes
 // (google/rpc/code.proto names the HTTP status of each).
@@ -212,7 +247,7 @@ func (s *Server) word(ctx context.Context, method string, err error) (error, int
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return status.Error(codes.Canceled, "the client left"), statusClientGone
 	}
-	code, text, retry := s.b.Explain("gRPC", method, err)
+	code, text, retry := s.b.Explain("gRPC", method, idOf(ctx), err)
 	c, known := codeOf[code]
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):

@@ -24,8 +24,10 @@ import (
 	"github.com/fewbit/fewbit/internal/engine/fake"
 	"github.com/fewbit/fewbit/internal/grpc/pb"
 	fhttp "github.com/fewbit/fewbit/internal/http"
+	"github.com/fewbit/fewbit/internal/logs"
 	"github.com/fewbit/fewbit/internal/registry"
 	"github.com/fewbit/fewbit/internal/tensor"
+	"github.com/fewbit/fewbit/internal/trace"
 )
 
 // oneModel serves a fake session as version 1 of "m".
@@ -84,7 +86,7 @@ func serve(t *testing.T, m fake.Model, set func(*fhttp.Config), o Options) (stri
 		t.Fatal(err)
 	}
 	models := &oneModel{q: batch.New(batch.Options{}).Queue(session, batch.QueueOptions{})}
-	cfg := fhttp.Config{Models: models, Version: "test"}
+	cfg := fhttp.Config{Models: models, Version: "test", Logs: logs.New(io.Discard, logs.Defaults()), Trace: trace.New(trace.Options{Dir: t.TempDir()})}
 	if set != nil {
 		set(&cfg)
 	}

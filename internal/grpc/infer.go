@@ -9,12 +9,14 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/grpc/pb"
 	fhttp "github.com/fewbit/fewbit/internal/http"
 	"github.com/fewbit/fewbit/internal/tensor"
+	"github.com/fewbit/fewbit/internal/trace"
 )
 
 // ModelInfer answers one inference.
@@ -25,7 +27,9 @@ func (s *Server) ModelInfer(ctx context.Context, r *pb.ModelInferRequest) (*pb.M
 	}
 	defer release()
 	var ans *pb.ModelInferResponse
-	err = s.b.Infer(ctx, r.GetModelName(), r.GetModelVersion(), time.Now(),
+	origin := trace.Origin{Arrival: time.Now(), ID: idOf(ctx)}
+	origin.Header, _ = metadata.FromIncomingContext(ctx)
+	err = s.b.Infer(ctx, r.GetModelName(), r.GetModelVersion(), origin,
 		func(engine.IOSpec) (fhttp.Call, error) { return callOf(r) },
 		func(l fhttp.Lease, names []string, res engine.Result) error {
 			ans = answer(r, l, names, res)
@@ -53,7 +57,7 @@ func (s *Server) ModelStreamInfer(stream grpc.BidiStreamingServer[pb.ModelInferR
 			if stream.Context().Err() != nil {
 				return stream.Context().Err()
 			}
-			_, text, _ := s.b.Explain("gRPC", pb.GRPCInferenceService_ModelStreamInfer_FullMethodName, err)
+			_, text, _ := s.b.Explain("gRPC", pb.GRPCInferenceService_ModelStreamInfer_FullMethodName, idOf(stream.Context()), err)
 			// The id says which request it was.
 			out.ErrorMessage, out.InferResponse = text, &pb.ModelInferResponse{Id: r.GetId()}
 		}

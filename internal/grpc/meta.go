@@ -109,6 +109,9 @@ func (s *Server) ModelStatistics(_ context.Context, r *pb.ModelStatisticsRequest
 		for _, b := range m.Batches {
 			out.BatchStats = append(out.BatchStats, &pb.InferBatchStatistics{BatchSize: uint64(b.Size), ComputeInput: d(b.Input), ComputeInfer: d(b.Infer), ComputeOutput: d(b.Output)})
 		}
+		for _, u := range m.Memory {
+			out.MemoryUsage = append(out.MemoryUsage, &pb.MemoryUsage{Type: u.Type, Id: u.ID, ByteSize: u.Bytes})
+		}
 		ans.ModelStats = append(ans.ModelStats, out)
 	}
 	return ans, nil

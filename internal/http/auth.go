@@ -211,7 +211,7 @@ func (s *Server) Record(began time.Time, e access.Event) {
 	}
 	e.Time, e.TookMS = began.UTC(), float64(time.Since(began).Microseconds())/1000
 	if err := s.cfg.Audit.Record(e); err != nil && s.cfg.OnError != nil {
-		s.cfg.OnError(e.Method, e.Path, err)
+		s.cfg.OnError(e.Method, e.Path, "", err)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/tensor"
+	"github.com/fewbit/fewbit/internal/trace"
 )
 
 // What other protocols share with the HTTP server: its models, limits, counters
@@ -25,13 +26,13 @@ type Call struct {
 // Infer answers one inference: read makes the call from the model's inputs and
 // outputs, write words the result, whose tensors are valid until it returns.
 // Errors are for Explain.
-func (s *Server) Infer(ctx context.Context, model, version string, arrival time.Time, read func(engine.IOSpec) (Call, error), write func(lease Lease, names []string, res engine.Result) error) error {
+func (s *Server) Infer(ctx context.Context, model, version string, origin trace.Origin, read func(engine.IOSpec) (Call, error), write func(lease Lease, names []string, res engine.Result) error) error {
 	lease, err := s.cfg.Models.Acquire(ctx, model, version)
 	if err != nil {
 		return err
 	}
 	defer lease.Release()
-	return s.counted(ctx, arrival, lease, func(m *modelStats, t *timing) error {
+	return s.counted(ctx, origin, lease, func(m *modelStats, t *timing) error {
 		t.route = "grpc"
 		spec := lease.Spec()
 		call, err := read(spec)
@@ -94,11 +95,11 @@ func BadRequest(format string, args ...any) error { return badf(format, args...)
 
 // Explain maps an error of this package's methods to an HTTP status, its text
 // for the client and the seconds after which a retry makes sense, 0 for none.
-// What the client may not see goes to Config.OnError.
-func (s *Server) Explain(method, path string, err error) (status int, text string, retryAfter int) {
+// What the client may not see goes to Config.OnError, with the request's id.
+func (s *Server) Explain(method, path, id string, err error) (status int, text string, retryAfter int) {
 	e := explain(err)
 	if e.status == http.StatusInternalServerError && s.cfg.OnError != nil {
-		s.cfg.OnError(method, path, err)
+		s.cfg.OnError(method, path, id, err)
 	}
 	return e.status, e.msg, e.retry
 }

@@ -77,7 +77,7 @@ func (s *Server) classify(c *gin.Context) error {
 		return badf("model %q is no classifier: it was uploaded without labels.txt", req.Model)
 	}
 	n := max(len(texts), len(images))
-	return s.counted(c.Request.Context(), progressOf(c).arrival, lease, func(m *modelStats, t *timing) error {
+	return s.counted(c.Request.Context(), originOf(c), lease, func(m *modelStats, t *timing) error {
 		t.route = routeOf(c)
 		ctx, cancel := context.WithDeadline(c.Request.Context(), t.arrival.Add(s.cfg.InferTimeout))
 		defer cancel()

@@ -16,10 +16,12 @@ import (
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/engine/batch"
 	"github.com/fewbit/fewbit/internal/jobs"
+	"github.com/fewbit/fewbit/internal/logs"
 	"github.com/fewbit/fewbit/internal/registry"
 	"github.com/fewbit/fewbit/internal/rollout/capture"
 	"github.com/fewbit/fewbit/internal/task/vision"
 	"github.com/fewbit/fewbit/internal/tensor"
+	"github.com/fewbit/fewbit/internal/trace"
 )
 
 // httpError is an error whose text is for the client.
@@ -61,6 +63,9 @@ var errorStatus = []struct {
 	{registry.ErrName, http.StatusBadRequest, 0},
 	{registry.ErrInvalid, http.StatusBadRequest, 0},
 	{jobs.ErrSpec, http.StatusBadRequest, 0},
+	{logs.ErrSetting, http.StatusBadRequest, 0},
+	{trace.ErrSetting, http.StatusBadRequest, 0},
+	{trace.ErrNoFile, http.StatusNotFound, 0},
 	{engine.ErrModel, http.StatusUnprocessableEntity, 0},
 	{registry.ErrNotFound, http.StatusNotFound, 0},
 	{jobs.ErrNotFound, http.StatusNotFound, 0},

@@ -14,6 +14,7 @@ import (
 	"github.com/fewbit/fewbit/internal/engine/batch"
 	"github.com/fewbit/fewbit/internal/telemetry"
 	"github.com/fewbit/fewbit/internal/tensor"
+	"github.com/fewbit/fewbit/internal/trace"
 )
 
 // inferScratch is the memory of one inference request.
@@ -64,7 +65,7 @@ func (s *Server) infer(c *gin.Context) error {
 		x.held = 0
 		x.free()
 	}()
-	return s.counted(c.Request.Context(), progressOf(c).arrival, lease, func(m *modelStats, t *timing) error {
+	return s.counted(c.Request.Context(), originOf(c), lease, func(m *modelStats, t *timing) error {
 		t.route = routeOf(c)
 		ctx, cancel, err := s.readInfer(c, lease.Spec(), x, t)
 		if err != nil {
@@ -95,18 +96,24 @@ type timing struct {
 	leads   bool   // the run is counted with this request
 	ran     bool   // the engine was called
 	route   string // one of capture.Routes
+	trace   *trace.Request
 }
 
 // counted runs a request of one model and counts how it ended. Panics count
 // too, as the engine's.
-func (s *Server) counted(client context.Context, arrival time.Time, lease Lease, f func(*modelStats, *timing) error) error {
+func (s *Server) counted(client context.Context, origin trace.Origin, lease Lease, f func(*modelStats, *timing) error) error {
 	m := s.stats.of(lease)
-	t := timing{arrival: arrival}
+	t := timing{arrival: origin.Arrival}
+	if s.cfg.Trace.On() {
+		t.trace = s.cfg.Trace.Start(origin, m.name, m.version)
+	}
 	reason := failBackend
 	defer func() {
 		if reason >= 0 {
-			m.failed(reason, time.Since(t.arrival))
+			t.phases[telemetry.Total] = time.Since(t.arrival)
+			m.failed(reason, t.phases[telemetry.Total])
 		}
+		s.ended(origin, m, &t, reason)
 	}()
 	err := f(m, &t)
 	switch status := 0; {
@@ -139,6 +146,10 @@ func (s *Server) run(ctx context.Context, lease Lease, m *modelStats, feeds engi
 		return err
 	}
 	defer m.release()
+	if t.trace != nil {
+		t.trace.Begin(telemetry.Queue)
+		ctx = batch.Notify(ctx, func() { t.trace.Begin(telemetry.Infer) })
+	}
 	res, took, err := lease.Run(ctx, feeds, names)
 	t.phases[telemetry.Queue], t.phases[telemetry.Infer] = took.Queue, took.Infer
 	t.batch, t.leads, t.ran = took.Rows, took.Leads, took.Infer > 0
@@ -152,6 +163,7 @@ func (s *Server) run(ctx context.Context, lease Lease, m *modelStats, feeds engi
 		return err
 	}
 	defer res.Close()
+	t.trace.Begin(telemetry.Finish)
 	ran := time.Now()
 	err = write(res)
 	t.phases[telemetry.Finish] = time.Since(ran)

@@ -19,8 +19,10 @@ const (
 	MaxTensors = 256
 	// MaxTensorName bounds a tensor's name, in bytes.
 	MaxTensorName = 512
-	// MaxRequestID bounds the id of a request, in bytes.
+	// MaxRequestID bounds the id of a request, in bytes; MaxLogID the one that its
+	// header X-Request-Id names it by in the log.
 	MaxRequestID = 1024
+	MaxLogID     = 128
 	// MaxTokens bounds the elements of a request's integer matrices (token ids):
 	// a language model's memory grows by kilobytes for each of them.
 	MaxTokens = 16384

@@ -62,7 +62,7 @@ const platform = "onnxruntime_onnx"
 const serverName = "fewbit"
 
 // extensions lists what is implemented, by the names of the protocol.
-var extensions = []string{"model_repository", "model_repository(unload_dependents)", "model_configuration", "statistics", "binary_tensor_data", "parameters"}
+var extensions = []string{"model_repository", "model_repository(unload_dependents)", "model_configuration", "statistics", "logging", "trace", "binary_tensor_data", "parameters"}
 
 func (s *Server) serverMeta(c *gin.Context) error {
 	return s.reply(c, http.StatusOK, serverMetadata{serverName, s.cfg.Version, extensions})
@@ -234,11 +234,6 @@ func (s *Server) repositoryIndex(c *gin.Context) error {
 		}
 	}
 	return s.reply(c, http.StatusOK, infos)
-}
-
-// unsupportedRoute answers the protocol's logging and trace settings.
-func (s *Server) unsupportedRoute(*gin.Context) error {
-	return failf(http.StatusNotImplemented, "logging and trace settings cannot be changed over HTTP")
 }
 
 func (s *Server) telemetrySnapshot(c *gin.Context) error {

@@ -121,6 +121,7 @@ var bearer = []string{`Bearer realm="fewbit"`}
 // progress is what guard knows of a request.
 type progress struct {
 	arrival   time.Time // when its header was complete
+	id        string    // in the log, and for the client to quote
 	answering bool      // its answer is on the way
 }
 
@@ -133,9 +134,10 @@ func progressOf(c *gin.Context) *progress {
 
 // guard is around every request: it counts it and turns a panic into a 500.
 func (s *Server) guard(c *gin.Context) {
-	state := &progress{arrival: time.Now()}
+	state := &progress{arrival: time.Now(), id: RequestID(c.Request.Header["X-Request-Id"])}
 	c.Set(progressKey, state)
 	h := c.Writer.Header()
+	h["X-Request-Id"] = []string{state.id}
 	h["X-Content-Type-Options"] = nosniff
 	ctl := http.NewResponseController(c.Writer)
 	_ = ctl.SetWriteDeadline(time.Now().Add(s.cfg.BodyTimeout)) // an earlier request's may have passed
@@ -162,6 +164,7 @@ func (s *Server) guard(c *gin.Context) {
 			s.fail(c, failf(http.StatusInternalServerError, "internal error: the server could not answer this request; its operator finds the cause in the server's log"))
 		}
 		s.metrics.request(c)
+		s.logRequest(c, state)
 	}()
 	c.Next()
 }
@@ -174,7 +177,7 @@ var (
 
 func (s *Server) report(c *gin.Context, err error) {
 	if s.cfg.OnError != nil {
-		s.cfg.OnError(c.Request.Method, c.Request.URL.Path, err)
+		s.cfg.OnError(c.Request.Method, c.Request.URL.Path, progressOf(c).id, err)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"log"
+	"log/slog"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -21,7 +22,9 @@ import (
 	"github.com/fewbit/fewbit/internal/access"
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/jobs"
+	"github.com/fewbit/fewbit/internal/logs"
 	"github.com/fewbit/fewbit/internal/telemetry"
+	"github.com/fewbit/fewbit/internal/trace"
 )
 
 // Config says what a Server serves and within which limits. Zero numbers mean
@@ -68,7 +71,16 @@ type Config struct {
 
 	// OnError, when set, learns of every error that a client sees as a 500,
 	// and of panics with their stack. It must not block.
-	OnError func(method, path string, err error)
+	OnError func(method, path, id string, err error)
+
+	// Log, when set, has a line for each request at level debug, and one at
+	// level warn for inferences that took SlowRequest (0: none).
+	Log         *slog.Logger
+	SlowRequest time.Duration
+	// Logs are the settings of Log that clients may change, Trace is who follows
+	// requests. nil: their routes answer 501.
+	Logs  *logs.Handler
+	Trace *trace.Tracer
 }
 
 func (c *Config) defaults() error {
@@ -77,6 +89,9 @@ func (c *Config) defaults() error {
 	}
 	if c.Telemetry == nil {
 		c.Telemetry = telemetry.New(telemetry.Options{})
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
 	}
 	def(&c.Listen, DefaultListen)
 	def(&c.Version, "devel")
@@ -108,6 +123,7 @@ type Server struct {
 	openapi []byte
 	stats   *statistics
 	metrics *metrics
+	slow    logs.Limit // of the lines about slow requests
 
 	adminEngine *gin.Engine // every route, for Listeners.Admin
 	adminAPI    []byte      // its openapi.json
@@ -136,7 +152,8 @@ func New(cfg Config) (*Server, error) {
 	}
 	releaseMode()
 	s := &Server{cfg: cfg, engine: gin.New(), adminEngine: gin.New(), closing: make(chan struct{}), decoding: make(chan struct{}, engine.AvailableCPUs()),
-		failures: access.NewLimiter(1/access.FailedEvery.Seconds(), access.FailedBurst), rates: access.NewLimiter(cfg.Rate, cfg.RateBurst), cors: newCORS(cfg.CORSOrigins)}
+		failures: access.NewLimiter(1/access.FailedEvery.Seconds(), access.FailedBurst), rates: access.NewLimiter(cfg.Rate, cfg.RateBurst), cors: newCORS(cfg.CORSOrigins),
+		slow: logs.Limit{Burst: slowBurst, Every: slowEvery}}
 	s.stats = newStatistics(&s.cfg)
 	s.metrics = newMetrics(s)
 	s.table = s.routes()

@@ -308,7 +308,7 @@ func newFixture(t testing.TB, models map[string]fake.Model, change func(*Config)
 	f.models, f.engine = newTestModels(t, models)
 	cfg := Config{ErrorLog: log.New(io.Discard, "", 0), Models: f.models, Store: f.store, Jobs: f.jobs, Version: "test",
 		Telemetry: telemetry.New(telemetry.Options{Sys: fstest.MapFS{}, Proc: fstest.MapFS{}, GPU: noGPU{}}),
-		OnError: func(_, _ string, err error) {
+		OnError: func(_, _, _ string, err error) {
 			select {
 			case f.errs <- err:
 			default:

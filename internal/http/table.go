@@ -97,12 +97,18 @@ func (s *Server) routes() []route {
 			get(at+"/config", s.modelConfig, tagProtocol, "Configuration of a model, in Triton's form", modelConfig{}, 400, 404, 503),
 			get(at+"/stats", s.modelStats, tagProtocol, "Statistics of a model", statsAnswer{}, 400, 404))
 	}
-	for _, at := range []string{v2 + "/logging", v2 + "/trace/setting", model + "/trace/setting"} {
-		for _, method := range []string{"GET", "POST"} {
-			table = append(table, route{method: method, path: at, handler: s.unsupportedRoute, tag: tagProtocol,
-				summary: "Not supported", status: http.StatusNotImplemented})
-		}
+	for _, at := range []string{v2, model} {
+		table = append(table,
+			get(at+"/trace/setting", s.getTrace, tagProtocol, "What is traced", traceSettings{}, 404, 501),
+			admin(route{method: "POST", path: at + "/trace/setting", handler: s.setTrace, tag: tagProtocol, summary: "Trace requests into a file that ui.perfetto.dev opens",
+				body: traceRequest{}, optional: true, limit: MaxJSONBody, answer: traceSettings{}, fails: []int{400, 404, 501}}))
 	}
+	table = append(table,
+		get(v2+"/logging", s.getLogging, tagProtocol, "What is logged", logSettings{}, 501),
+		admin(route{method: "POST", path: v2 + "/logging", handler: s.setLogging, tag: tagProtocol, summary: "Change what is logged",
+			body: logSettings{}, optional: true, limit: MaxJSONBody, answer: logSettings{}, fails: []int{400, 501}}),
+		admin(get(v2+"/trace/files", s.traceList, tagOperate, "The trace files", traceFiles{}, 501)),
+		admin(get(v2+"/trace/files/:file", s.traceFile, tagOperate, "A trace file, whole also while it is written", anyObject{}, 400, 404, 501)))
 	table = append(table,
 		route{method: "POST", path: v2 + "/repository/index", handler: s.repositoryIndex, tag: tagProtocol, summary: "Every model version with its state",
 			body: indexRequest{}, optional: true, limit: MaxJSONBody, answer: []ModelInfo{}, fails: []int{400}},

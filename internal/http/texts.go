@@ -103,7 +103,7 @@ func checkTexts(n int, text func(int) string) error {
 // runTexts answers a request for texts: encode makes the feeds, use words the
 // outputs.
 func (s *Server) runTexts(c *gin.Context, lease Lease, encode func() (engine.Feeds, []int, error), use func(out engine.Feeds, lengths []int) error) error {
-	return s.counted(c.Request.Context(), progressOf(c).arrival, lease, func(m *modelStats, t *timing) error {
+	return s.counted(c.Request.Context(), originOf(c), lease, func(m *modelStats, t *timing) error {
 		t.route = routeOf(c)
 		feeds, lengths, err := encode()
 		if err != nil {

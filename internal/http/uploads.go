@@ -169,6 +169,9 @@ func (s *Server) deleteModel(c *gin.Context) error {
 	if err := st.Delete(c.Request.Context(), name, version); err != nil {
 		return err
 	}
+	if version == "" {
+		s.cfg.Trace.Forget(name)
+	}
 	return s.noContent(c)
 }
 

@@ -411,6 +411,9 @@ func (q *Queue) pays(group []*request, r *request, now time.Time) bool {
 func (q *Queue) lead(r *request) {
 	group := r.group
 	r.group = nil
+	for _, o := range group {
+		notify(o.ctx)
+	}
 	begun := time.Now()
 	if len(group) == 1 {
 		r.res, r.err = q.run(r.ctx, r.feeds, r.outs)
