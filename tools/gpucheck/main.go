@@ -45,7 +45,11 @@ type result struct {
 	NVMLError  string          `json:"nvml_error,omitempty"`
 	Steps      []step          `json:"steps"`
 	Benchmarks []benchmark     `json:"benchmarks"`
-	Peers      json.RawMessage `json:"peers,omitempty"`
+	// Peers are what peers.py said, by step.
+	Peers map[string]json.RawMessage `json:"peers,omitempty"`
+	// Goals are the figures that the version is to reach, as far as this run has
+	// measured them.
+	Goals []goal `json:"goals"`
 }
 
 func main() {
@@ -87,7 +91,12 @@ func run(dir, out string, budget time.Duration, only string) (int, error) {
 		watch = func() watcher { return watchGPU(sensors, r.Device.UUID) }
 		r.Before, _ = sensors.Read()
 	}
-	all, err := plan(dir)
+	models, err := os.MkdirTemp("", "gpu-check-")
+	if err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(models)
+	all, err := plan(dir, models)
 	if err != nil {
 		return 1, err
 	}
@@ -101,13 +110,20 @@ func run(dir, out string, budget time.Duration, only string) (int, error) {
 		r.OK = r.OK && s.Status != failed
 		r.Benchmarks = append(r.Benchmarks, s.benchmarks...)
 		if s.peers != nil {
-			r.Peers = s.peers
+			if r.Peers == nil {
+				r.Peers = map[string]json.RawMessage{}
+			}
+			r.Peers[s.args[2]] = s.peers // gpu or cpu
 		}
+		r.Goals = goals(r.Benchmarks, r.Peers)
 		r.Steps = append(r.Steps, *s)
 		// After every step: what a machine that is taken away leaves is not nothing.
 		if err := r.write(out, sensors); err != nil {
 			return 1, err
 		}
+	}
+	for _, g := range r.Goals {
+		fmt.Println(g)
 	}
 	fmt.Printf("%s: %s\n", map[bool]string{true: "passed", false: "FAILED"}[r.OK], out)
 	if !r.OK {

@@ -54,7 +54,7 @@ func bundle(t *testing.T, tests map[string]string) string {
 
 func TestPlan(t *testing.T) {
 	t.Setenv("PATH", "")
-	all, err := plan(bundle(t, map[string]string{"cuda": "", "internal/engine/cuda/device": ""}))
+	all, err := plan(bundle(t, map[string]string{"cuda": "", "internal/engine/cuda/device": ""}), t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,11 +63,11 @@ func TestPlan(t *testing.T) {
 		got = append(got, s.Kind+" "+s.Name+" "+s.missing)
 	}
 	want := []string{"unit cuda ", "unit internal/engine/cuda/device ", "bench cuda ", "bench internal/engine/cuda/device ",
-		"peers cuBLASLt and PyTorch no python3", "sanitize memcheck no compute-sanitizer", "sanitize racecheck no compute-sanitizer"}
+		"peers cuBLASLt and PyTorch no python3", "peers ONNX Runtime's calibrator no python3", "sanitize memcheck no compute-sanitizer", "sanitize racecheck no compute-sanitizer"}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("%q", got)
 	}
-	if _, err := plan(t.TempDir()); err == nil {
+	if _, err := plan(t.TempDir(), ""); err == nil {
 		t.Error("an empty folder is no bundle")
 	}
 }

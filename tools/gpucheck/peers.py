@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""What this GPU does with cuBLASLt and PyTorch: the figures that ours stand beside.
+"""What others do on this machine: the figures that ours stand beside.
 
-Prints one line of JSON. Every time is the median of several runs of a CUDA graph,
-so that launches do not count; see docs/cuda.md for how ours are taken.
+  peers.py gpu              cuBLASLt and an encoder through PyTorch
+  peers.py cpu MODEL.onnx   entropy calibration of BERT-base by ONNX Runtime's tool
+
+Prints one line of JSON. On the GPU every time is the median of several runs of a
+CUDA graph, so that launches do not count; see docs/cuda.md for how ours are taken.
 """
 import json
+import os
 import statistics
 import sys
+import tempfile
+import time
 
-try:
-    import torch
-    if not torch.cuda.is_available():
-        raise ImportError("torch.cuda.is_available() is false")
-except ImportError as e:
-    print("no PyTorch with CUDA: %s" % e)
-    sys.exit(1)
+torch = None  # of `gpu`
 
 # (m, n, k) of the matrix products: the square of the goal, BERT-base at batch 1 and 32 of 128 tokens, small m.
 GEMMS = [(4096, 4096, 4096), (8192, 8192, 8192),
@@ -83,11 +83,72 @@ def encoders():
             yield got
 
 
-def main():
+TOKENS, SAMPLES, BINS = 128, 4, 128  # BINS: the tool's own default
+
+
+def calibration(model):
+    """Seconds a sample of onnxruntime.quantization's entropy calibration of the inputs and outputs of matrix products."""
+    import numpy as np
+    from onnxruntime.quantization.calibrate import CalibrationDataReader, EntropyCalibrater
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            self.left = SAMPLES
+
+        def get_next(self):
+            if self.left == 0:
+                return None
+            self.left -= 1
+            ids = np.random.default_rng(self.left).integers(1, 30000, (1, TOKENS))
+            return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        c = EntropyCalibrater(model, ["MatMul"], os.path.join(folder, "augmented.onnx"), num_bins=BINS, num_quantized_bins=128)
+        c.augment_graph()
+        c.create_inference_session()
+        opened = time.perf_counter()
+        c.collect_data(Reader())
+        collected = time.perf_counter()
+        tensors = len(c.compute_data().data)
+        end = time.perf_counter()
+    return {"samples": SAMPLES, "tokens": TOKENS, "bins": BINS, "tensors": tensors, "open_s": opened - start,
+            "s_per_sample": (collected - opened) / SAMPLES, "search_s": end - collected}
+
+
+def missing(what, e):
+    print("no %s: %s" % (what, " ".join(str(e).split())))
+    sys.exit(1)
+
+
+def cpu(model):
+    if not os.path.exists(model):
+        missing("model", "the benchmark that writes it did not run")
+    try:
+        import onnx  # what the tool needs
+        import onnxruntime
+    except ImportError as e:
+        missing("ONNX Runtime with its tools", e)
+    print(json.dumps({"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__, "cpus": len(os.sched_getaffinity(0)), "calibration": calibration(model)}))
+
+
+def gpu():
+    global torch
+    try:
+        import torch
+        if not torch.cuda.is_available():
+            raise ImportError("torch.cuda.is_available() is false")
+    except ImportError as e:
+        missing("PyTorch with CUDA", e)
     torch.backends.cuda.matmul.allow_tf32 = True
     props = torch.cuda.get_device_properties(0)
     rows = [r for part in (copies, gemms, encoders) for r in part()]
     print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "device": props.name, "multiprocessors": props.multi_processor_count, "rows": rows}))
 
 
-main()
+if sys.argv[1:] == ["gpu"]:
+    gpu()
+elif len(sys.argv) == 3 and sys.argv[1] == "cpu":
+    cpu(sys.argv[2])
+else:
+    sys.exit(__doc__)

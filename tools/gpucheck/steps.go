@@ -72,13 +72,16 @@ const (
 	unitLimit     = 150 * time.Second
 	benchLimit    = 120 * time.Second
 	peersLimit    = 60 * time.Second
+	toolLimit     = 45 * time.Second
 	sanitizeLimit = 90 * time.Second
 	maxOutput     = 8 << 10
 )
 
 // plan lists the steps for what the bundle in dir holds: tests/PACKAGE/pkg.test, each
 // beside its testdata, and peers.py.
-func plan(dir string) ([]*step, error) {
+//
+// models is a folder in which the benchmarks leave a model for the peers.
+func plan(dir, models string) ([]*step, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, err
@@ -98,6 +101,9 @@ func plan(dir string) ([]*step, error) {
 	}
 	slices.Sort(tests)
 	env := []string{"FEWBIT_GPU_CHECK=1"}
+	if models != "" {
+		env = append(env, "FEWBIT_GPU_CHECK_MODELS="+models)
+	}
 	if libs, _ := filepath.Glob(filepath.Join(dir, "lib", "libonnxruntime.so*")); len(libs) == 1 {
 		env = append(env, "FEWBIT_ORT_LIB="+libs[0])
 	}
@@ -114,7 +120,8 @@ func plan(dir string) ([]*step, error) {
 		all = append(all, &step{Kind: bench, Name: name(t), dir: filepath.Dir(t), env: env, limit: benchLimit,
 			args: []string{t, "-test.run", "^$", "-test.bench", ".", "-test.benchtime", "200ms"}})
 	}
-	all = append(all, peersStep(dir))
+	all = append(all, peersStep(dir, "cuBLASLt and PyTorch", peersLimit, "gpu"),
+		peersStep(dir, "ONNX Runtime's calibrator", toolLimit, "cpu", filepath.Join(models, "bert-base.onnx")))
 	for _, t := range tests {
 		if name(t) == "cuda" { // the kernels themselves
 			all = append(all, sanitizer(t, "memcheck"), sanitizer(t, "racecheck"))
@@ -123,14 +130,14 @@ func plan(dir string) ([]*step, error) {
 	return all, nil
 }
 
-func peersStep(dir string) *step {
-	s := &step{Kind: peers, Name: "cuBLASLt and PyTorch", dir: dir, limit: peersLimit}
+func peersStep(dir, name string, limit time.Duration, args ...string) *step {
+	s := &step{Kind: peers, Name: name, dir: dir, limit: limit}
 	python, err := exec.LookPath("python3")
 	if err != nil {
 		s.missing = "no python3"
 		return s
 	}
-	s.args = []string{python, filepath.Join(dir, "peers.py")}
+	s.args = append([]string{python, filepath.Join(dir, "peers.py")}, args...)
 	return s
 }
 
