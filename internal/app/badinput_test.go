@@ -352,3 +352,20 @@ func exposed(t *testing.T) *server {
 	s.waitReady()
 	return s
 }
+
+// A tokenizer of another kind is refused when it comes, by its name.
+func TestForeignTokenizers(t *testing.T) {
+	t.Parallel()
+	s := start(t, "", nil)
+	for kind, model := range map[string]string{
+		"BPE":       `{"type":"BPE","vocab":{"a":0},"merges":[]}`,
+		"Unigram":   `{"type":"Unigram","unk_id":0,"vocab":[["<unk>",0.0],["a",-1.0]]}`,
+		"WordLevel": `{"type":"WordLevel","vocab":{"a":0},"unk_token":"a"}`,
+	} {
+		a := s.do("PUT", "/models/text", zipOf(t, map[string][]byte{"model.onnx": onnxBytes(t, textGraph()), "tokenizer.json": []byte(`{"version":"1.0","model":` + model + `}`)}))
+		if a.status != 400 || !strings.Contains(string(a.body), kind) || !strings.Contains(string(a.body), "WordPiece") || !strings.Contains(string(a.body), "token ids") {
+			t.Errorf("%s: %v", kind, a)
+		}
+	}
+	s.do("GET", "/v2/models/text", nil).into(t, 404, nil)
+}

@@ -94,6 +94,7 @@ func checkCase(t *testing.T, tok *Tokenizer, texts []string, c goldenCase) {
 			differ("pair "+quote(texts[i])+" + "+quote(texts[j]), got, Encoding{ids, types})
 		}
 	}
+	t.Logf("compared %d texts, %d cut, %d pairs: %d differ", len(c.IDs), len(c.Cut), len(c.Pairs), bad)
 	if bad > 0 {
 		t.Errorf("%d of %d differ", bad, len(c.IDs)+len(c.Cut)+len(c.Pairs))
 	}

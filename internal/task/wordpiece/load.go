@@ -122,7 +122,7 @@ func unsupported(section, got, want string) error {
 	if got == "" {
 		got = "none"
 	}
-	return fmt.Errorf("%w: %s is %q, only %s can be used; export the model with its ids in an .npz instead", ErrUnsupported, section, got, want)
+	return fmt.Errorf("%w: %s is %q, only %s can be used; leave the file out and give token ids instead of texts", ErrUnsupported, section, got, want)
 }
 
 func (t *Tokenizer) readModel(f *fileJSON) error {

@@ -126,4 +126,5 @@ def main():
     with open(a.out, "wb") as f, gzip.GzipFile(fileobj=f, mode="wb", mtime=0, filename="") as z:
         z.write(json.dumps(doc).encode())
 
-main()
+if __name__ == "__main__":
+    main()
