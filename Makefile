@@ -89,8 +89,8 @@ gpu-check: cuda ## build/gpu-check.tar.gz for a machine with a GPU; runs it when
 	@GO='$(GO)' tools/gpucheck/bundle.sh build/gpu-check.tar.gz
 	@build/gpu-check/run.sh build/gpu-check.json
 
-test-clients: build deps ## the server driven by tritonclient, openai and curl
-	@PYTHON='$(PYTHON)' tests/clients/run.sh
+test-clients: build deps ## the server driven by tritonclient, kserve, openai, grpcurl and curl
+	@PYTHON='$(PYTHON)' GO='$(GO)' tests/clients/run.sh
 
 test-cycles: deps ## 1,000 times load and unload: resident memory must come back within 5 %
 	FEWBIT_CYCLES=1000 $(GO) test -timeout 10m -count=1 -v -run 'TestLoadAndUnload$$' ./internal/app

@@ -22,6 +22,7 @@ import (
 	_ "google.golang.org/grpc/encoding/gzip" // requests may be compressed; their size counts after it
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 
 	"github.com/fewbit/fewbit/internal/access"
@@ -133,6 +134,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
 	)
 	pb.RegisterGRPCInferenceServiceServer(g, s)
+	reflection.Register(g) // the description that clients such as grpcurl ask for; it is in the repository anyway
 	done := make(chan error, 1)
 	go func() { done <- g.Serve(netutil.LimitListener(l, s.o.MaxConns)) }()
 	select {

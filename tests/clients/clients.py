@@ -1,14 +1,15 @@
-"""The server as real clients see it: tritonclient (HTTP, gRPC) and openai, each unchanged.
+"""The server as real clients see it: tritonclient (HTTP, gRPC), openai and grpcurl, each unchanged.
 
-usage: clients.py HOST:PORT GRPC_HOST:PORT, with the model minilm uploaded.
+usage: clients.py HOST:PORT GRPC_HOST:PORT GRPCURL, with the model minilm uploaded.
 """
 
+import json
 import math
+import subprocess
 import sys
+import unittest
 import urllib.error
 import urllib.request
-import json
-import unittest
 
 import numpy as np
 import openai
@@ -17,7 +18,7 @@ import tritonclient.http as triton_http
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
-HTTP, GRPC = sys.argv[1], sys.argv[2]
+HTTP, GRPC, GRPCURL = sys.argv[1:4]
 MODEL = "minilm"
 
 
@@ -91,6 +92,36 @@ class Triton:
             self.client.infer(MODEL, [wrong])
         self.test_infer()
 
+    def as_json(self):
+        return {"as_json": True} if self.transport == "grpc" else {}
+
+    def test_log_settings(self):
+        before = self.client.get_log_settings(**self.as_json())
+        after = self.client.update_log_settings({"log_verbose_level": 1, "log_info": False, "log_format": "ISO8601"}, **self.as_json())
+        self.assertIn("ISO8601", json.dumps(after))
+        self.assertNotEqual(after, before)
+        with self.assertRaisesRegex(InferenceServerException, "log_file"):
+            self.client.update_log_settings({"log_file": "/var/log/x"})
+        self.client.update_log_settings({"log_verbose_level": 0, "log_info": True, "log_format": "default"})
+        self.assertEqual(self.client.get_log_settings(**self.as_json()), before)
+
+    def test_trace_settings(self):
+        def of(answer, name):  # HTTP: text; gRPC: a list of text
+            value = answer["settings"][name]["value"] if "settings" in answer else answer[name]
+            return value if isinstance(value, str) else value[0]
+
+        before = self.client.get_trace_settings(**self.as_json())
+        self.assertEqual(of(before, "trace_level"), "OFF")
+        mine = self.client.update_trace_settings(MODEL, {"trace_level": ["TIMESTAMPS"], "trace_rate": "7"}, **self.as_json())
+        self.assertEqual((of(mine, "trace_level"), of(mine, "trace_rate")), ("TIMESTAMPS", "7"))
+        self.assertEqual(self.client.get_trace_settings(**self.as_json()), before)
+        mine = self.client.update_trace_settings(MODEL, {"trace_level": None, "trace_rate": None}, **self.as_json())
+        self.assertEqual(mine, before)
+        with self.assertRaisesRegex(InferenceServerException, "trace_level"):
+            self.client.update_trace_settings(MODEL, {"trace_level": ["TENSORS"]})
+        with self.assertRaisesRegex(InferenceServerException, "nobody"):
+            self.client.get_trace_settings("nobody")
+
     def test_repository(self):
         self.client.unload_model(MODEL)
         self.assertFalse(self.client.is_model_ready(MODEL))
@@ -126,7 +157,38 @@ class TritonHTTP(Triton, unittest.TestCase):
         return self.client.get_model_metadata(MODEL)
 
     def test_compression(self):
-        self.client.infer(MODEL, self.inputs(), request_compression_algorithm="gzip", response_compression_algorithm="deflate")
+        output = self.metadata()["outputs"][0]["name"]
+        plain = self.client.infer(MODEL, self.inputs()).as_numpy(output)
+        for request in (None, "gzip", "deflate"):
+            for response in (None, "gzip", "deflate"):
+                packed = self.client.infer(MODEL, self.inputs(), request_compression_algorithm=request, response_compression_algorithm=response)
+                np.testing.assert_allclose(packed.as_numpy(output), plain, atol=1e-6)
+
+    def test_json_tensors(self):
+        """The same numbers as JSON and as bytes."""
+        output = self.metadata()["outputs"][0]["name"]
+        asked = self.lib.InferRequestedOutput(output, binary_data=False)
+        inputs = self.inputs()
+        for tensor in inputs:
+            tensor.set_data_from_numpy(arrays()[tensor.name()], binary_data=False)
+        np.testing.assert_allclose(self.client.infer(MODEL, inputs, outputs=[asked]).as_numpy(output), self.client.infer(MODEL, self.inputs()).as_numpy(output), atol=1e-6)
+
+    def test_async(self):
+        client = triton_http.InferenceServerClient(HTTP, concurrency=4)
+        self.addCleanup(client.close)
+        waiting = [client.async_infer(MODEL, self.inputs(), request_id=str(i)) for i in range(16)]
+        self.assertEqual([w.get_result().get_response()["id"] for w in waiting], [str(i) for i in range(16)])
+
+    def test_trace_file(self):
+        """What a traced request left is in the file."""
+        self.client.update_trace_settings(MODEL, {"trace_level": ["TIMESTAMPS"], "trace_rate": "1", "trace_count": "1", "trace_file": "clients.json"})
+        self.test_infer()
+        self.assertEqual(self.client.get_trace_settings(MODEL)["trace_count"], "0")
+        with urllib.request.urlopen(f"http://{HTTP}/v2/trace/files/clients.json") as answer:
+            names = [e["name"] for e in json.load(answer)]
+        for phase in ("prepare", "queue", "infer", "finish"):
+            self.assertEqual(names.count(phase), 1)
+        self.client.update_trace_settings(MODEL, {"trace_level": None, "trace_rate": None, "trace_count": None, "trace_file": None})
 
     def test_statistics(self):
         self.test_infer()
@@ -164,6 +226,16 @@ class TritonGRPC(Triton, unittest.TestCase):
         self.client.stop_stream()
         self.assertEqual([r.get_response().id for r, e in answers if e is None], ["0", "1", "2"])
 
+    def test_stream_error(self):
+        """An error in a stream is that request's; the others are answered."""
+        answers = []
+        self.client.start_stream(lambda result, error: answers.append((result, error)))
+        for name in (MODEL, "nobody", MODEL):
+            self.client.async_stream_infer(name, self.inputs(), request_id=name)
+        self.client.stop_stream()
+        self.assertEqual([e is None for _, e in answers], [True, False, True])
+        self.assertIn("nobody", str(answers[1][1]))
+
     def test_description(self):
         """Every call of ours has tritonclient's name and messages of the same fields."""
         service = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -173,6 +245,33 @@ class TritonGRPC(Triton, unittest.TestCase):
         self.assertGreater(len(calls), 10)
         for call in calls:
             self.assertIn(call, service.methods_by_name)
+        missing = set(service.methods_by_name) - set(calls)
+        self.assertTrue(all("SharedMemory" in name for name in missing), missing)
+
+
+class GRPCurl(unittest.TestCase):
+    """grpcurl, which asks the server for its description."""
+
+    def call(self, *args, data=None):
+        message = [] if data is None else ["-d", json.dumps(data)]
+        done = subprocess.run([GRPCURL, "-plaintext", *message, GRPC, *args], capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stdout, done.stderr
+
+    def test_describe(self):
+        self.assertIn("inference.GRPCInferenceService", self.call("list")[1])
+        self.assertIn("ModelInfer", self.call("list", "inference.GRPCInferenceService")[1])
+
+    def test_infer(self):
+        service = "inference.GRPCInferenceService/"
+        self.assertEqual(json.loads(self.call(service + "ServerReady")[1]), {"ready": True})
+        inputs = [{"name": n, "datatype": "INT64", "shape": list(a.shape), "contents": {"int64_contents": a.ravel().tolist()}} for n, a in arrays().items()]
+        code, out, err = self.call(service + "ModelInfer", data={"model_name": MODEL, "id": "g1", "inputs": inputs})
+        self.assertEqual((code, err), (0, ""))
+        answer = json.loads(out)
+        self.assertEqual((answer["modelName"], answer["id"]), (MODEL, "g1"))
+        code, _, err = self.call(service + "ModelInfer", data={"model_name": "nobody"})
+        self.assertNotEqual(code, 0)
+        self.assertIn("NotFound", err)
 
 
 class OpenAI(unittest.TestCase):
@@ -221,6 +320,6 @@ class Agreement(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    order = [TritonHTTP, TritonGRPC, OpenAI, TEI, Agreement]
+    order = [TritonHTTP, TritonGRPC, GRPCurl, OpenAI, TEI, Agreement]
     suite = unittest.TestSuite(unittest.defaultTestLoader.loadTestsFromTestCase(c) for c in order)
     sys.exit(not unittest.TextTestRunner(verbosity=2).run(suite).wasSuccessful())
