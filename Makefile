@@ -7,6 +7,7 @@ MAKEFLAGS   += --no-print-directory
 
 GO       ?= go
 PYTHON   ?= python3
+CMAKE    ?= $(shell command -v cmake)
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  := -X main.version=$(VERSION)
 FETCH    := $(PYTHON) tools/fetch/fetch.py
@@ -25,14 +26,24 @@ export FEWBIT_ORT_LIB
 # go-nvml marks old functions of NVIDIA's header as deprecated, a page of warnings in every first build.
 export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 
-.PHONY: help build deps deps-bench run test test-cuda test-cycles check cuda check-cuda gpu-check test-clients test-tokenizers fuzz bench bench-full clean distclean
+.PHONY: help build kernels deps deps-bench run test test-cpu test-cuda test-cycles check cuda check-cuda gpu-check test-clients test-tokenizers fuzz bench bench-full clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
-build: ## bin/fewbit and bin/serve
+build: kernels ## bin/fewbit, bin/serve and bin/libfewbit_cpu.so
 	@mkdir -p bin
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+# Without it everything runs, calibration takes longer and models of target cpu are slow.
+kernels: ## bin/libfewbit_cpu.so, the kernels for the CPU (part of build)
+	@mkdir -p bin build
+ifneq ($(CMAKE),)
+	@$(CMAKE) -S cpu -B build/cpu -DCMAKE_BUILD_TYPE=Release -DFEWBIT_CPU_OUTPUT='$(CURDIR)/bin' >build/cpu.log 2>&1 || { cat build/cpu.log; exit 1; }
+	@$(CMAKE) --build build/cpu --parallel $(shell nproc)
+else
+	@echo "build: there is no cmake: bin/libfewbit_cpu.so is left out; install CMake 3.16 or newer and a C++17 compiler"
+endif
 
 deps: ## fetch ONNX Runtime, the sentence encoder and the news texts into .deps/
 	@$(FETCH) run
@@ -46,12 +57,22 @@ run: build deps ## quantize the news classifier, show FP32 against INT8, and ser
 	@build/newsmodel
 	@exec build/demo -listen '$(LISTEN)' -data-dir '$(DATA_DIR)'
 
-test: deps ## vet and every test (at most 15 minutes on 2 cores)
+test: deps kernels ## vet and every test (at most 15 minutes on 2 cores)
 	$(PYTHON) -B -m unittest discover -s tools/fetch
 	$(GO) run ./tools/newsmodel
 	$(GO) vet ./...
 	$(GO) test -json -timeout 14m ./... | $(GO) run ./tools/testreport
-	@$(MAKE) test-cuda
+	@$(MAKE) test-cpu test-cuda
+
+test-cpu: ## the CPU kernels under the address and undefined-behaviour sanitizers (part of test)
+ifneq ($(CMAKE),)
+	@mkdir -p build
+	@$(CMAKE) -S cpu -B build/cpu-asan -DCMAKE_BUILD_TYPE=Release -DFEWBIT_SANITIZE=ON >build/cpu-asan.log 2>&1 || { cat build/cpu-asan.log; exit 1; }
+	@$(CMAKE) --build build/cpu-asan --parallel $(shell nproc) --target fewbit_cpu_test
+	build/cpu-asan/fewbit_cpu_test
+else
+	@echo "test-cpu: needs cmake; left out"
+endif
 
 test-cuda: deps ## the CUDA kernels and their executor, emulated (part of test)
 ifdef EMULATED

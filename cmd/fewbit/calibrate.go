@@ -18,12 +18,12 @@ import (
 
 func newCalibrateCommand() *cobra.Command {
 	var (
-		out, path, shard, method, target string
-		exclude                          []string
-		symmetric, asJSON                bool
-		engine                           engineFlags
-		device                           deviceFlags
-		data                             dataFlags
+		out, path, shard, method, target, precision string
+		exclude                                     []string
+		symmetric, asJSON                           bool
+		engine                                      engineFlags
+		device                                      deviceFlags
+		data                                        dataFlags
 	)
 	cmd := &cobra.Command{
 		Use:   "calibrate MODEL.onnx --calib DATA -o TABLE.json",
@@ -50,6 +50,9 @@ samples; merging their tables gives the bytes of one run.
 			if err != nil {
 				return usagef("calibrate: --shard: %w", err)
 			}
+			if err := pipeline.Precision(precision).Check(); err != nil {
+				return usagef("calibrate: --precision: %w", err)
+			}
 			if err := data.check(); err != nil {
 				return err
 			}
@@ -72,7 +75,7 @@ samples; merging their tables gives the bytes of one run.
 			}
 			m := newMeter()
 			res, err := p.CalibrationTable(cmd.Context(), pipeline.TableRequest{
-				Model: args[0], Calib: path, Config: cfg, Samples: data.samples, MaxTokens: data.maxTokens, Shard: part,
+				Model: args[0], Calib: path, Config: cfg, Samples: data.samples, MaxTokens: data.maxTokens, Shard: part, Precision: pipeline.Precision(precision),
 			}, m.show)
 			m.done()
 			if err != nil {
@@ -89,6 +92,7 @@ samples; merging their tables gives the bytes of one run.
 	f.StringVarP(&out, "out", "o", "", "where the table goes")
 	f.StringVar(&method, "method", "", "range method: auto, minmax, entropy, percentile[:P], mse or moving-average (default auto: the ranges of all)")
 	f.StringVar(&target, "target", "", "graph form that the table is for: cpu, ort-cpu, cuda, qdq or qoperator (default cpu)")
+	f.StringVar(&precision, "precision", "", precisionHelp)
 	f.BoolVar(&symmetric, "symmetric", false, "centre the ranges on zero")
 	f.StringSliceVar(&exclude, "exclude", nil, "operator names or types that stay in float")
 	f.StringVar(&shard, "shard", "", "calibrate on one part of the samples: i/n, i from 1 to n")
@@ -99,6 +103,8 @@ samples; merging their tables gives the bytes of one run.
 	cmd.AddCommand(newMergeCommand(), newExportCommand())
 	return cmd
 }
+
+const precisionHelp = "products of the float model while it is observed: bf16, fp32, or auto, which is bf16 where the processor has AVX-512 BF16 (default auto)"
 
 func newMergeCommand() *cobra.Command {
 	var out string
@@ -217,6 +223,8 @@ type tableReceipt struct {
 	// Engine ran the model; Reason says why it was not the GPU asked for.
 	Engine string `json:"engine,omitempty"`
 	Reason string `json:"engine_reason,omitempty"`
+	// Precision of the float model's products, of one run on the CPU.
+	Precision pipeline.Precision `json:"precision,omitempty"`
 	calib.Receipt
 }
 
@@ -225,7 +233,7 @@ const tableWarnings = 10
 
 func showTable(cmd *cobra.Command, path string, res *pipeline.TableResult, asJSON bool) error {
 	t, rc := res.Table, res.Receipt
-	r := tableReceipt{Table: filepath.Base(path), Shard: t.Shard.String(), Method: t.Method, Seconds: res.Seconds, Engine: res.Engine, Reason: res.Reason, Receipt: rc}
+	r := tableReceipt{Table: filepath.Base(path), Shard: t.Shard.String(), Method: t.Method, Seconds: res.Seconds, Engine: res.Engine, Precision: res.Precision, Reason: res.Reason, Receipt: rc}
 	if asJSON {
 		return writeJSON(cmd.OutOrStdout(), r)
 	}
@@ -233,6 +241,9 @@ func showTable(cmd *cobra.Command, path string, res *pipeline.TableResult, asJSO
 	fmt.Fprintf(&b, "%s: %d samples, %d tensors, method %s", oneLine(r.Table), rc.Samples, len(rc.Tensors), t.Method)
 	if r.Shard != "" {
 		fmt.Fprintf(&b, ", shard %s", r.Shard)
+	}
+	if r.Precision != "" {
+		fmt.Fprintf(&b, ", products in %s", r.Precision)
 	}
 	if r.Seconds > 0 {
 		fmt.Fprintf(&b, ", %.1f s", r.Seconds)

@@ -25,7 +25,7 @@ import (
 type quantizeFlags struct {
 	out, recipe, calib, eval, report           string
 	scheme, method, weights, granularity       string
-	target                                     string
+	target, precision                          string
 	exclude                                    []string
 	samples, evalSamples, maxTokens            int
 	symmetric, noSmooth, noBias, force, asJSON bool
@@ -69,6 +69,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	f.BoolVar(&q.symmetric, "symmetric", false, "centre activation ranges on zero")
 	f.StringVar(&q.target, "target", "", "graph form: cpu, ort-cpu, cuda, qdq or qoperator (default cpu)")
 	f.IntVar(&q.samples, "samples", 0, fmt.Sprintf("calibrate with this many samples, spread over the data (0: %d)", pipeline.DefaultSamples))
+	f.StringVar(&q.precision, "precision", "", precisionHelp)
 	f.StringSliceVar(&q.exclude, "exclude", nil, "operator names or types that stay in float")
 	f.StringVar(&q.eval, "eval", "", "evaluation data, labelled or not")
 	f.IntVar(&q.evalSamples, "eval-samples", 0, "evaluate on this many samples (0: all)")
@@ -119,7 +120,7 @@ func (q *quantizeFlags) run(cmd *cobra.Command, model string) error {
 	}
 	m := newMeter()
 	rep, err := p.Quantize(cmd.Context(), pipeline.Request{
-		Model: model, Out: q.out, Config: cfg, Calib: q.calib, Eval: q.eval, Samples: q.samples, EvalSamples: q.evalSamples,
+		Model: model, Out: q.out, Config: cfg, Calib: q.calib, Eval: q.eval, Precision: pipeline.Precision(q.precision), Samples: q.samples, EvalSamples: q.evalSamples,
 		MaxTokens: q.maxTokens, MaxLoss: float64(q.maxLoss), SLO: q.slo, Force: q.force, NoLatency: q.noLatency,
 		Dump: quant.Dump{Pass: q.dumpPass, W: side}, Command: os.Args,
 		Words: pipeline.Words{Calib: "--calib DATA", Eval: "--eval DATA", Force: "--force"},
@@ -152,6 +153,9 @@ func (q *quantizeFlags) config() (quant.Config, error) {
 
 // check refuses before any work what would fail after it.
 func (q *quantizeFlags) check(model string, cfg quant.Config) error {
+	if err := pipeline.Precision(q.precision).Check(); err != nil {
+		return usagef("quantize: --precision: %w", err)
+	}
 	switch {
 	case q.out == "":
 		return usagef("quantize: -o OUT.onnx is missing: say where the quantized model goes")

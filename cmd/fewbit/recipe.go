@@ -20,7 +20,7 @@ import (
 const maxRecipeBytes = 1 << 20
 
 // notInRecipes are flags that say how one call is shown, not what is done.
-var notInRecipes = []string{"recipe", "json", "help", "dump-pass", "time-passes", "ort-lib", "out"}
+var notInRecipes = []string{"recipe", "json", "help", "dump-pass", "time-passes", "ort-lib", "cpu-lib", "out"}
 
 // applyRecipe sets the flags that the YAML file names and the command line
 // does not. Unknown and repeated names are errors that give the line.

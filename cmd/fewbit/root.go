@@ -76,10 +76,12 @@ func exactArgs(names ...string) cobra.PositionalArgs {
 type engineFlags struct {
 	threads int
 	library string
+	kernels string
 }
 
 func (f *engineFlags) add(cmd *cobra.Command) {
 	cmd.Flags().IntVar(&f.threads, "threads", 0, "threads of each model (0: all CPUs that the process may use)")
+	cmd.Flags().StringVar(&f.kernels, "cpu-lib", "", "path of libfewbit_cpu.so, or of its folder; off does without (default: $"+ort.EnvKernels+", beside the program)")
 	cmd.Flags().StringVar(&f.library, "ort-lib", "", "path of the ONNX Runtime library, or of its folder (default: $"+ort.EnvLibrary+", .deps/, the system's)")
 }
 
@@ -88,7 +90,7 @@ func (f *engineFlags) pipeline() (*pipeline.Pipeline, error) {
 	if f.threads < 0 || f.threads > ort.MaxThreads {
 		return nil, usagef("--threads %d: expected 0 (all CPUs) to %d", f.threads, ort.MaxThreads)
 	}
-	e, err := ort.New(ort.Config{Library: f.library, Threads: f.threads})
+	e, err := ort.New(ort.Config{Library: f.library, Kernels: f.kernels, Threads: f.threads})
 	if err != nil {
 		return nil, err
 	}
@@ -97,6 +99,9 @@ func (f *engineFlags) pipeline() (*pipeline.Pipeline, error) {
 		child = append(child, "--threads", fmt.Sprint(f.threads))
 	}
 	child = append(child, "--ort-lib", e.Library())
+	if f.kernels != "" {
+		child = append(child, "--cpu-lib", f.kernels)
+	}
 	return &pipeline.Pipeline{Engine: e, Threads: f.threads, Version: version, PeakMemory: pipeline.PeakInChild(child...)}, nil
 }
 

@@ -127,7 +127,7 @@ func (a *App) open(ctx context.Context, version string) error {
 		Scheduler: batch.New(batch.Options{Runs: a.cfg.MaxRuns}),
 		Budget:    a.cfg.memoryBudget(), Pinned: a.cfg.Pin, Lazy: a.cfg.Lazy, Trim: e.Trim,
 	})
-	a.pipeline = pipeline.Pipeline{Engine: e, Version: version, CaptureKey: captureKey, PeakMemory: pipeline.PeakInChild(peakArgs(e.Library(), a.cfg.Threads)...)}
+	a.pipeline = pipeline.Pipeline{Engine: e, Version: version, CaptureKey: captureKey, PeakMemory: pipeline.PeakInChild(peakArgs(e.Library(), a.cfg.CPULib, a.cfg.Threads)...)}
 	if a.gpu != nil { // as models do
 		if a.pipeline.Device, err = CalibrationDevice(ctx, a.cfg.Device, Arithmetics[0]); err != nil {
 			return err

@@ -40,6 +40,9 @@ type Config struct {
 	CaptureKey string
 	// ORTLib is libonnxruntime or its folder; "" looks for it.
 	ORTLib string
+	// CPULib is libfewbit_cpu.so or its folder; "" looks for it, "off" does
+	// without.
+	CPULib string
 	// Threads of the pool that all sessions share, jobs' too; 0 is all CPUs.
 	Threads int
 	// Spin lets these threads wait for each other awake while a model runs.
@@ -106,6 +109,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.DataDir, "data-dir", c.DataDir, "folder of models, data sets and jobs; one server each")
 	c.Access.flags(fs)
 	fs.StringVar(&c.CaptureKey, "capture-key", c.CaptureKey, "file with the key that captured inputs are encrypted with, 32 bytes as base64 (default: $"+capture.KeyEnv+"; without one nothing is captured)")
+	fs.StringVar(&c.CPULib, "cpu-lib", c.CPULib, "libfewbit_cpu.so, or its folder; off does without (default: $"+ort.EnvKernels+", beside the program)")
 	fs.StringVar(&c.ORTLib, "ort-lib", c.ORTLib, "libonnxruntime, or its folder (default: $"+ort.EnvLibrary+", .deps, the system's)")
 	fs.IntVar(&c.Threads, "threads", c.Threads, "CPU threads that all models and jobs share (default: all CPUs of the process's control group)")
 	fs.BoolVar(&c.Spin, "spin", c.Spin, "let threads wait for each other awake while a model runs: faster, but not where other programs keep the CPUs busy")

@@ -16,8 +16,8 @@ const peakCommand = "peak-memory"
 
 // peakArgs are the arguments of this program's child that measures with the
 // same library and threads.
-func peakArgs(library string, threads int) []string {
-	return []string{peakCommand, "--ort-lib", library, "--threads", strconv.Itoa(threads)}
+func peakArgs(library, kernels string, threads int) []string {
+	return []string{peakCommand, "--ort-lib", library, "--cpu-lib", kernels, "--threads", strconv.Itoa(threads)}
 }
 
 // NewPeakMemoryCommand returns the hidden command that measures the memory of
@@ -40,6 +40,7 @@ func NewPeakMemoryCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&c.Library, "ort-lib", "", "")
+	cmd.Flags().StringVar(&c.Kernels, "cpu-lib", "", "")
 	cmd.Flags().IntVar(&c.Threads, "threads", 0, "")
 	return cmd
 }

@@ -34,6 +34,9 @@ type SaveOptions struct {
 	// External writes the weights to NAME.data beside the model. It happens by
 	// itself when the model would pass 2 GiB.
 	External bool
+	// Scratch leaves out what makes a file survive a crash: for files that are
+	// removed again by the one who wrote them.
+	Scratch bool
 }
 
 // Save writes m to path: a temporary file in the same folder, synced and
@@ -50,15 +53,15 @@ func Save(path string, m *pb.ModelProto, o SaveOptions) error {
 			return fmt.Errorf("write %s: %w", filepath.Base(path), err)
 		}
 		if c.size <= inlineLimit {
-			return atomically(path, c.writeTo)
+			return atomically(path, c.writeTo, !o.Scratch)
 		}
 	}
-	return saveExternal(path, m)
+	return saveExternal(path, m, !o.Scratch)
 }
 
 // saveExternal moves the large initializers of the main graph to path+".data".
 // Tensors in attributes and subgraphs stay in the message.
-func saveExternal(path string, m *pb.ModelProto) error {
+func saveExternal(path string, m *pb.ModelProto, sync bool) error {
 	if m.GetGraph() == nil {
 		return fmt.Errorf("write %s: %w: it has no graph", filepath.Base(path), ErrFormat)
 	}
@@ -98,9 +101,9 @@ func saveExternal(path string, m *pb.ModelProto) error {
 		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
 	}
 	if len(moved) == 0 { // nothing to move: an empty data file would not open
-		return atomically(path, c.writeTo)
+		return atomically(path, c.writeTo, sync)
 	}
-	data, err := stage(dataPath, func(w io.Writer) error {
+	data, err := stage(dataPath, sync, func(w io.Writer) error {
 		var zeros [externalAlign]byte
 		for i, raw := range moved {
 			if _, err := w.Write(zeros[:pads[i]]); err != nil {
@@ -115,7 +118,7 @@ func saveExternal(path string, m *pb.ModelProto) error {
 	if err != nil {
 		return err
 	}
-	model, err := stage(path, c.writeTo)
+	model, err := stage(path, sync, c.writeTo)
 	if err != nil {
 		data.drop()
 		return err
@@ -133,18 +136,21 @@ func entry(k, v string) *pb.StringStringEntryProto {
 
 // atomically writes path through a temporary file beside it. On any error
 // nothing is left behind and what was at path is untouched.
-func atomically(path string, write func(io.Writer) error) error {
-	s, err := stage(path, write)
+func atomically(path string, write func(io.Writer) error, sync bool) error {
+	s, err := stage(path, sync, write)
 	if err != nil {
 		return err
 	}
 	return s.publish()
 }
 
-// staged is a complete, synced temporary file, not yet under its name.
-type staged struct{ tmp, path string }
+// staged is a complete temporary file, synced or not, not yet under its name.
+type staged struct {
+	tmp, path string
+	sync      bool
+}
 
-func stage(path string, write func(io.Writer) error) (s staged, err error) {
+func stage(path string, sync bool, write func(io.Writer) error) (s staged, err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), ".fewbit-*.tmp")
 	if err != nil {
 		return s, fmt.Errorf("write %s: %w", filepath.Base(path), bare.Error(err))
@@ -156,7 +162,7 @@ func stage(path string, write func(io.Writer) error) (s staged, err error) {
 			err = fmt.Errorf("write %s: %w", filepath.Base(path), bare.Error(err))
 		}
 	}()
-	bw := bufio.NewWriterSize(&flusher{f: f}, writeBuffer)
+	bw := bufio.NewWriterSize(&flusher{f: f, sync: sync}, writeBuffer)
 	if err = write(bw); err != nil {
 		return s, err
 	}
@@ -166,16 +172,19 @@ func stage(path string, write func(io.Writer) error) (s staged, err error) {
 	if err = f.Chmod(0o644); err != nil {
 		return s, err
 	}
-	if err = f.Sync(); err != nil {
-		return s, err
+	if sync {
+		if err = f.Sync(); err != nil {
+			return s, err
+		}
 	}
-	return staged{f.Name(), path}, f.Close()
+	return staged{f.Name(), path, sync}, f.Close()
 }
 
 // flusher starts writing pages to the disk while more are produced, so that the
 // final sync waits for the last of them only.
 type flusher struct {
 	f             *os.File
+	sync          bool
 	done, started int64
 }
 
@@ -189,7 +198,7 @@ func (w *flusher) Write(b []byte) (int, error) {
 			return total, err
 		}
 		b = b[n:]
-		if w.done-w.started >= flushEvery {
+		if w.sync && w.done-w.started >= flushEvery {
 			// A hint: where the file system has no such call, sync does it all.
 			_ = unix.SyncFileRange(int(w.f.Fd()), w.started, w.done-w.started, unix.SYNC_FILE_RANGE_WRITE)
 			w.started = w.done
@@ -203,6 +212,9 @@ func (s staged) publish() error {
 	if err := os.Rename(s.tmp, s.path); err != nil {
 		s.drop()
 		return fmt.Errorf("write %s: %w", filepath.Base(s.path), bare.Error(err))
+	}
+	if !s.sync {
+		return nil
 	}
 	if d, err := os.Open(filepath.Dir(s.path)); err == nil {
 		_ = d.Sync() // best effort: some file systems refuse to sync a folder

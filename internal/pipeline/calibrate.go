@@ -34,6 +34,8 @@ type Evidence struct {
 	Seconds float64
 	// Engine ran the model, Reason says why it was not the device asked for.
 	Engine, Reason string
+	// Precision of the model's products on the engine: FP32 or BF16.
+	Precision Precision
 }
 
 var _ quant.Statistics = (*Evidence)(nil)
@@ -211,11 +213,20 @@ func (e *Evidence) addDims(feeds engine.Feeds) {
 
 // onEngine observes what the engine hands over.
 func (c *calibration) onEngine(ctx context.Context, ev *Evidence) (observer, error) {
-	s, err := c.lab.Open(ctx, c.model, c.taps, engine.Options{ShrinkMemory: true})
+	precision, bf16, err := c.lab.Precision.resolve(c.lab.Engine)
+	if err != nil {
+		return nil, err
+	}
+	var s engine.Session
+	if o := (engine.Options{ShrinkMemory: true}); bf16 != nil {
+		s, err = c.lab.openBF16(ctx, bf16, c.model, c.taps, o)
+	} else {
+		s, err = c.lab.Open(ctx, c.model, c.taps, o)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open the model for calibration: %w", err)
 	}
-	ev.Engine = c.lab.Engine.Name()
+	ev.Engine, ev.Precision = c.lab.Engine.Name(), precision
 	if d, err := c.lab.Engine.Probe(ctx); err == nil {
 		ev.Engine = d.Name
 	}

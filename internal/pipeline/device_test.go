@@ -138,7 +138,7 @@ func TestQuantizesWithTheDevice(t *testing.T) {
 		if p.Device = d; fail == "none" {
 			p.Device = nil
 		}
-		rep, err := p.Quantize(context.Background(), Request{Model: model, Config: quant.Config{}, Calib: samples, Samples: 16, NoLatency: true, Force: true}, nil)
+		rep, err := p.Quantize(context.Background(), Request{Model: model, Config: quant.Config{}, Calib: samples, Samples: 16, Precision: FP32, NoLatency: true, Force: true}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -24,6 +24,8 @@ type Lab struct {
 	Threads int
 	// Device calibrates; nil leaves it to Engine.
 	Device Device
+	// Precision with which Engine calibrates.
+	Precision Precision
 
 	dir     *scratchDir
 	next    atomic.Int64
@@ -74,7 +76,7 @@ func (l *Lab) withFile(m *graph.Model, taps []string, f func(path string) error)
 	defer os.Remove(path)
 	defer os.Remove(path + ".data")
 	large := weightBytes(m) > inlineMax
-	if err := Tapped(m, taps).Save(path, onnx.SaveOptions{External: large}); err != nil {
+	if err := Tapped(m, taps).Save(path, onnx.SaveOptions{External: large, Scratch: true}); err != nil {
 		return err
 	}
 	if large {

@@ -170,7 +170,7 @@ func (r *run) receipt() {
 	}
 	table := r.evidence.Table(r.rep.Model.SHA256)
 	rc, err := table.Receipt(ranges)
-	out := &report.Calibration{Source: cmp.Or(r.req.CalibName, filepath.Base(r.req.Calib)), Samples: int64(rc.Samples), Duplicates: int64(rc.Duplicates), Tensors: len(rc.Tensors), Seconds: r.evidence.Seconds, Engine: r.evidence.Engine, EngineReason: r.evidence.Reason, Warnings: rc.Warnings}
+	out := &report.Calibration{Source: cmp.Or(r.req.CalibName, filepath.Base(r.req.Calib)), Samples: int64(rc.Samples), Duplicates: int64(rc.Duplicates), Tensors: len(rc.Tensors), Seconds: r.evidence.Seconds, Engine: r.evidence.Engine, Precision: string(r.evidence.Precision), EngineReason: r.evidence.Reason, Warnings: rc.Warnings}
 	if err != nil {
 		out.Warnings = append(out.Warnings, err.Error())
 	}

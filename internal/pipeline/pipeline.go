@@ -61,6 +61,9 @@ type Request struct {
 	Samples int
 	// EvalSamples judge; 0 is all.
 	EvalSamples int
+	// Precision of the float model's products while it calibrates; "" is
+	// AutoPrecision.
+	Precision Precision
 	// MaxTokens cuts texts; 0 is the default of the data package.
 	MaxTokens int
 	// MaxLoss is the accuracy budget as a fraction (0.01); 0 is DefaultMaxLoss.

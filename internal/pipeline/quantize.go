@@ -50,7 +50,7 @@ func (p *Pipeline) Quantize(ctx context.Context, req Request, progress Progress)
 		return nil, err
 	}
 	defer lab.Close()
-	lab.Device = p.Device
+	lab.Device, lab.Precision = p.Device, req.Precision
 	r := &run{Pipeline: p, req: req, lab: lab, m: m, progress: progress, choices: quant.Choices{}, solved: quant.NewSolved(), rep: &report.Report{Created: time.Now().UTC(), Command: req.Command}}
 	if err := r.describe(ctx); err != nil {
 		return nil, err

@@ -24,6 +24,8 @@ type TableRequest struct {
 	Samples   int
 	MaxTokens int
 	Shard     calib.Shard
+	// Precision of the float model's products; "" is AutoPrecision.
+	Precision Precision
 }
 
 // TableResult is a table and how it came about.
@@ -33,6 +35,8 @@ type TableResult struct {
 	Seconds float64
 	// Engine ran the model, Reason says why it was not the device asked for.
 	Engine, Reason string
+	// Precision that was used on the engine: FP32 or BF16.
+	Precision Precision
 }
 
 // CalibrationTable runs the calibration of a quantization and returns what it
@@ -51,10 +55,12 @@ func (p *Pipeline) CalibrationTable(ctx context.Context, req TableRequest, progr
 		return nil, err
 	}
 	defer m.Close()
-	sum, err := fileSHA256(ctx, req.Model)
-	if err != nil {
-		return nil, err
-	}
+	// The digest of a large file takes as long as packing its weights: both at once.
+	digest := make(chan digested, 1)
+	go func() {
+		sum, err := fileSHA256(ctx, req.Model)
+		digest <- digested{sum, err}
+	}()
 	if op := m.Quantized(); op != "" {
 		return nil, fmt.Errorf("%w: it contains %s; give the float model it was made from", quant.ErrQuantized, op)
 	}
@@ -86,12 +92,16 @@ func (p *Pipeline) CalibrationTable(ctx context.Context, req TableRequest, progr
 		return nil, err
 	}
 	defer lab.Close()
-	lab.Device = p.Device
+	lab.Device, lab.Precision = p.Device, req.Precision
 	ev, err := Calibrate(ctx, lab, m, plan, ds, false, progress)
 	if err != nil {
 		return nil, fmt.Errorf("calibration: %w", err)
 	}
-	t := ev.Table(sum)
+	sum := <-digest
+	if sum.err != nil {
+		return nil, sum.err
+	}
+	t := ev.Table(sum.sum)
 	t.Method, t.Shard = c.Method, req.Shard
 	if err := t.Fill(tableScheme(c), tableMethods(c.Method)...); err != nil {
 		return nil, err
@@ -101,7 +111,12 @@ func (p *Pipeline) CalibrationTable(ctx context.Context, req TableRequest, progr
 	if err != nil {
 		return nil, err
 	}
-	return &TableResult{Table: t, Receipt: rc, Seconds: ev.Seconds, Engine: ev.Engine, Reason: ev.Reason}, nil
+	return &TableResult{Table: t, Receipt: rc, Seconds: ev.Seconds, Engine: ev.Engine, Precision: ev.Precision, Reason: ev.Reason}, nil
+}
+
+type digested struct {
+	sum string
+	err error
 }
 
 func tableScheme(c quant.Config) calib.Scheme {

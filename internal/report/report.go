@@ -119,7 +119,9 @@ type Machine struct {
 
 // Calibration is the receipt for the calibration data.
 type Calibration struct {
-	Source     string  `json:"source,omitempty"`
+	Source string `json:"source,omitempty"`
+	// Precision of the float model's products while it was observed: fp32, bf16.
+	Precision  string  `json:"precision,omitempty"`
 	Samples    int64   `json:"samples"`
 	Duplicates int64   `json:"duplicates"`
 	NaN        int64   `json:"nan"` // elements, over all tensors

@@ -1,5 +1,6 @@
 package ort
 
+// #cgo CFLAGS: -I${SRCDIR}/../../../cpu
 // #cgo LDFLAGS: -ldl
 // #include "shim.h"
 // #include <stdlib.h>

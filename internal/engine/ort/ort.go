@@ -43,6 +43,9 @@ type Config struct {
 	// Library is the path of libonnxruntime, or of the folder it lies in; ""
 	// looks for it (FindLibrary).
 	Library string
+	// Kernels is the path of libfewbit_cpu, or of its folder; "" looks for it
+	// (FindKernels), KernelsOff does without.
+	Kernels string
 	// Threads is the size of the pool that sessions share, counting the
 	// goroutine that calls Run; 0 is engine.AvailableCPUs().
 	Threads int
@@ -57,6 +60,7 @@ type Engine struct {
 	version, library string
 	threads          int
 	noSpin           bool
+	kernels          Kernels
 }
 
 var _ engine.Engine = (*Engine)(nil)
@@ -93,6 +97,9 @@ func New(c Config) (*Engine, error) {
 		e.threads = min(engine.AvailableCPUs(), MaxThreads)
 	}
 	if err := e.start(); err != nil {
+		return nil, err
+	}
+	if err := e.loadKernels(c.Kernels); err != nil {
 		return nil, err
 	}
 	process.engine = e
@@ -194,6 +201,9 @@ func (e *Engine) Open(ctx context.Context, path string, o engine.Options) (*Sess
 		return nil, err
 	}
 	defer so.Destroy()
+	if err := e.useKernels(so, o); err != nil {
+		return nil, err
+	}
 	cancelled := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		cancelLoad(so)

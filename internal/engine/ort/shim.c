@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fewbit_cpu.h"
 #include "onnxruntime_c_api.h"
 
 #define TRY(expr)            \
@@ -133,6 +134,46 @@ void fbort_trim(void) {
 int fbort_status_code(const OrtStatus *s) { return api->GetErrorCode(s); }
 const char *fbort_status_text(const OrtStatus *s) { return api->GetErrorMessage(s); }
 void fbort_status_release(OrtStatus *s) { api->ReleaseStatus(s); }
+
+// ---- kernels
+
+static const fewbit_cpu_api *kernels;
+static OrtStatus *(ORT_API_CALL *register_operators)(OrtSessionOptions *, const OrtApiBase *);
+
+int fbort_kernels_load(const char *lib, int *level, char *name, size_t name_len, char *err, size_t err_len) {
+  dlerror();
+  void *h = dlopen(lib, RTLD_NOW | RTLD_LOCAL);
+  if (!h) {
+    const char *why = dlerror();
+    snprintf(err, err_len, "%s", why ? why : "dlopen failed");
+    return 1;
+  }
+  const fewbit_cpu_api *(*get)(uint32_t);
+  void *get_sym = dlsym(h, "fewbit_cpu_get_api"), *reg_sym = dlsym(h, "RegisterCustomOps");
+  if (!get_sym || !reg_sym) {
+    snprintf(err, err_len, "no symbol fewbit_cpu_get_api: not a libfewbit_cpu");
+    dlclose(h);
+    return 1;
+  }
+  memcpy(&get, &get_sym, sizeof get);
+  const fewbit_cpu_api *k = get(FEWBIT_CPU_ABI);
+  if (!k) {
+    snprintf(err, err_len, "it is of another version of fewbit (interface %d is needed)", FEWBIT_CPU_ABI);
+    dlclose(h);
+    return 1;
+  }
+  memcpy(&register_operators, &reg_sym, sizeof register_operators);
+  kernels = k;
+  *level = k->level;
+  snprintf(name, name_len, "%s", k->name);
+  return 0;
+}
+
+OrtStatus *fbort_kernels_register(OrtSessionOptions *o) { return kernels ? register_operators(o, base) : NULL; }
+size_t fbort_bf16_packed_size(int64_t k, int64_t n) { return kernels ? kernels->bf16_packed_size(k, n) : 0; }
+void fbort_bf16_pack(const float *w, int64_t k, int64_t n, int64_t first, int64_t last, void *to) {
+  kernels->bf16_pack(w, k, n, first, last, to);
+}
 
 // ---- options and profiling
 

@@ -44,6 +44,17 @@ int fbort_status_code(const OrtStatus *s);
 const char *fbort_status_text(const OrtStatus *s);
 void fbort_status_release(OrtStatus *s);
 
+// ---- libfewbit_cpu: kernels and operators of ours (cpu/fewbit_cpu.h)
+
+// Loads the library and asks for its functions. Returns 0, or writes the reason
+// into err. Called after fbort_bind, at most once with success.
+int fbort_kernels_load(const char *lib, int *level, char *name, size_t name_len, char *err, size_t err_len);
+// Makes the operators known to sessions with these options; NULL and nothing
+// done when no library was loaded.
+OrtStatus *fbort_kernels_register(OrtSessionOptions *o);
+size_t fbort_bf16_packed_size(int64_t k, int64_t n);
+void fbort_bf16_pack(const float *w, int64_t k, int64_t n, int64_t first, int64_t last, void *to);
+
 OrtStatus *fbort_share_threads(OrtSessionOptions *o);
 OrtStatus *fbort_cancel_load(OrtSessionOptions *o);
 OrtStatus *fbort_run_config(OrtRunOptions *o, const char *key, const char *value);

@@ -1,0 +1,50 @@
+// libfewbit_cpu: kernels for x86-64 and other processors, and the operators of
+// the domain `fewbit` that ONNX Runtime executes with them.
+//
+// A program loads the library with RegisterCustomOps, the entry that ONNX
+// Runtime's RegisterCustomOpsLibrary looks for (Python:
+// SessionOptions.register_custom_ops_library), or finds the functions below
+// with dlsym. docs/cpu.md describes operators, layouts and what runs where.
+#ifndef FEWBIT_CPU_H
+#define FEWBIT_CPU_H
+#include <stddef.h>
+#include <stdint.h>
+
+// Changes whenever a function here, a packed layout or an operator changes.
+#define FEWBIT_CPU_ABI 1
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum fewbit_cpu_level {
+  FEWBIT_CPU_PLAIN = 0,      // portable C++: right everywhere, fast nowhere
+  FEWBIT_CPU_AVX512_BF16 = 1 // AVX-512 F, BW, DQ, VL, VNNI and BF16
+};
+
+typedef struct fewbit_cpu_api {
+  uint32_t abi;     // FEWBIT_CPU_ABI of the library
+  int32_t level;    // enum fewbit_cpu_level that this processor runs
+  const char *name; // of the level, for people: "avx512-bf16", "plain"
+
+  // Size in bytes of a float weight [k,n] packed for MatMulBF16; 0 when k or n
+  // is outside 1..FEWBIT_CPU_MAX_DIM.
+  size_t (*bf16_packed_size)(int64_t k, int64_t n);
+  // Packs columns first to last-1 of w, [k,n] row by row, into `to`, which has
+  // bf16_packed_size bytes and is aligned to 64. Ranges that begin at a
+  // multiple of FEWBIT_CPU_PANEL may be packed by different threads; the one
+  // with first = 0 writes the header.
+  void (*bf16_pack)(const float *w, int64_t k, int64_t n, int64_t first, int64_t last, void *to);
+} fewbit_cpu_api;
+
+#define FEWBIT_CPU_MAX_DIM (1 << 20)
+#define FEWBIT_CPU_PANEL 48
+
+// The functions of this process's processor, NULL when the library has another
+// ABI than the caller was built for. Valid for ever.
+const fewbit_cpu_api *fewbit_cpu_get_api(uint32_t abi);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,13 @@
+// Which kernels this processor runs.
+#pragma once
+#include "fewbit_cpu.h"
+
+namespace fewbit {
+
+// The best level of this processor, or the one that FEWBIT_CPU_LEVEL names
+// (plain) where that is lower. Decided once.
+fewbit_cpu_level level();
+
+const char *level_name(fewbit_cpu_level l);
+
+} // namespace fewbit

@@ -1,0 +1,9 @@
+// The operators of the domain `fewbit` that this library has.
+#pragma once
+#include "ort.hpp"
+
+namespace fewbit {
+
+const Operator &matmul_bf16();
+
+} // namespace fewbit

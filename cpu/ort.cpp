@@ -1,0 +1,134 @@
+#include "ort.hpp"
+
+#include <cstdlib>
+#include <memory>
+#include <thread>
+
+namespace fewbit {
+
+const OrtApi *ort;
+
+void refuse(const std::string &what) { throw OrtFailure{ort->CreateStatus(ORT_INVALID_ARGUMENT, what.c_str())}; }
+
+int64_t Tensor::rows() const {
+  int64_t n = 1;
+  for (size_t i = 0; i + 1 < rank; i++) n *= dims[i];
+  return n;
+}
+
+Tensor tensor_of(const OrtValue *v) {
+  Tensor t;
+  if (!v) return t;
+  ONNXTensorElementDataType type;
+  void *data = nullptr;
+  check(ort->GetTensorElementTypeAndShapeDataReference(v, &type, &t.dims, &t.rank));
+  check(ort->GetTensorMutableData(const_cast<OrtValue *>(v), &data));
+  t.data = data;
+  return t;
+}
+
+Tensor Call::input(size_t i) const {
+  const OrtValue *v = nullptr;
+  check(ort->KernelContext_GetInput(context_, i, &v));
+  return tensor_of(v);
+}
+
+void *Call::output(size_t i, const std::vector<int64_t> &dims) const {
+  OrtValue *v = nullptr;
+  void *data = nullptr;
+  check(ort->KernelContext_GetOutput(context_, i, dims.data(), dims.size(), &v));
+  if (v) check(ort->GetTensorMutableData(v, &data));
+  return data;
+}
+
+size_t Node::inputs() const {
+  size_t n = 0;
+  check(ort->KernelInfo_GetInputCount(info_, &n));
+  return n;
+}
+
+std::string Node::string(const char *attribute, const char *otherwise) const {
+  size_t size = 0;
+  if (OrtStatus *s = ort->KernelInfoGetAttribute_string(info_, attribute, nullptr, &size)) {
+    ort->ReleaseStatus(s);
+    return otherwise;
+  }
+  std::string v(size, '\0');
+  check(ort->KernelInfoGetAttribute_string(info_, attribute, &v[0], &size));
+  v.resize(size ? size - 1 : 0); // size counts the NUL
+  return v;
+}
+
+int64_t Node::integer(const char *attribute, int64_t otherwise) const {
+  int64_t v = 0;
+  OrtStatus *s = ort->KernelInfoGetAttribute_int64(info_, attribute, &v);
+  if (!s) return v;
+  ort->ReleaseStatus(s);
+  return otherwise;
+}
+
+float Node::real(const char *attribute, float otherwise) const {
+  float v = 0;
+  OrtStatus *s = ort->KernelInfoGetAttribute_float(info_, attribute, &v);
+  if (!s) return v;
+  ort->ReleaseStatus(s);
+  return otherwise;
+}
+
+Tensor Node::constant(size_t i, const char *what) const {
+  int constant = 0;
+  const OrtValue *v = nullptr;
+  if (i < inputs()) check(ort->KernelInfoGetConstantInput_tensor(info_, i, &constant, &v));
+  if (!constant || !v) refuse(std::string(what) + " must be an initializer");
+  return tensor_of(v);
+}
+
+int Node::threads() const {
+  constexpr int most = 1024;
+  OrtKeyValuePairs *entries = nullptr;
+  check(ort->KernelInfo_GetConfigEntries(info_, &entries));
+  const char *text = ort->GetKeyValue(entries, "fewbit.threads");
+  int n = text ? std::atoi(text) : 0;
+  ort->ReleaseKeyValuePairs(entries);
+  if (n < 1) n = int(std::thread::hardware_concurrency());
+  return n < 1 ? 1 : n > most ? most : n;
+}
+
+namespace {
+
+const Operator &self(const OrtCustomOp *op) { return *static_cast<const Operator *>(op); }
+
+OrtCustomOpInputOutputCharacteristic kind(const std::vector<Slot> &s, size_t i) {
+  return s[i].optional ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+}
+
+} // namespace
+
+Operator::Operator(const char *n, std::vector<Slot> i, std::vector<Slot> o, Kernel *(*m)(const Node &),
+                   void (*s)(OrtShapeInferContext *))
+    : OrtCustomOp{}, name(n), in(std::move(i)), out(std::move(o)), make(m), shapes(s) {
+  version = ORT_API_VERSION;
+  GetName = [](const OrtCustomOp *op) { return self(op).name; };
+  GetExecutionProviderType = [](const OrtCustomOp *) { return "CPUExecutionProvider"; };
+  GetInputTypeCount = [](const OrtCustomOp *op) { return self(op).in.size(); };
+  GetInputType = [](const OrtCustomOp *op, size_t k) { return self(op).in[k].type; };
+  GetInputCharacteristic = [](const OrtCustomOp *op, size_t k) { return kind(self(op).in, k); };
+  GetInputMemoryType = [](const OrtCustomOp *, size_t) { return OrtMemTypeDefault; };
+  GetOutputTypeCount = [](const OrtCustomOp *op) { return self(op).out.size(); };
+  GetOutputType = [](const OrtCustomOp *op, size_t k) { return self(op).out[k].type; };
+  GetOutputCharacteristic = [](const OrtCustomOp *op, size_t k) { return kind(self(op).out, k); };
+  GetStartVersion = [](const OrtCustomOp *) { return 1; };
+  GetEndVersion = [](const OrtCustomOp *) { return 1; };
+  CreateKernelV2 = [](const OrtCustomOp *op, const OrtApi *, const OrtKernelInfo *info, void **kernel) {
+    return guard([&] { *kernel = self(op).make(Node(info)); });
+  };
+  KernelComputeV2 = [](void *kernel, OrtKernelContext *c) {
+    return guard([&] { static_cast<Kernel *>(kernel)->compute(Call(c)); });
+  };
+  KernelDestroy = [](void *kernel) { delete static_cast<Kernel *>(kernel); };
+  InferOutputShapeFn = [](const OrtCustomOp *op, OrtShapeInferContext *c) {
+    return guard([&] { self(op).shapes(c); });
+  };
+}
+
+} // namespace fewbit

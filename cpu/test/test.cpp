@@ -1,0 +1,31 @@
+#include "test.hpp"
+
+#include <cstring>
+
+#include "level.hpp"
+
+namespace {
+int failures;
+}
+
+std::vector<Test> &tests() {
+  static std::vector<Test> all;
+  return all;
+}
+
+bool failed(const char *file, int line, const char *what) {
+  constexpr int shown = 20; // a broken kernel breaks thousands of values
+  if (++failures <= shown) std::fprintf(stderr, "%s:%d: %s\n", file, line, what);
+  return false;
+}
+
+int main(int argc, char **argv) {
+  std::printf("level %s\n", fewbit::level_name(fewbit::level()));
+  for (const Test &t : tests()) {
+    if (argc > 1 && !std::strstr(t.name, argv[1])) continue;
+    const int before = failures;
+    t.run();
+    std::printf("%s %s\n", failures == before ? "ok  " : "FAIL", t.name);
+  }
+  return failures != 0;
+}

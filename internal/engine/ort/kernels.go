@@ -1,0 +1,192 @@
+package ort
+
+// #include "fewbit_cpu.h"
+// #include "shim.h"
+// #include <stdlib.h>
+import "C"
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"unsafe"
+
+	ortgo "github.com/yalue/onnxruntime_go"
+
+	"github.com/fewbit/fewbit/internal/engine"
+)
+
+// EnvKernels is the environment variable that names libfewbit_cpu, its folder,
+// or KernelsOff.
+const EnvKernels = "FEWBIT_CPU_LIB"
+
+// KernelsOff does without fewbit's own kernels.
+const KernelsOff = "off"
+
+const (
+	kernelsFile   = "libfewbit_cpu.so"
+	kernelsRemedy = `run "make build", or set ` + EnvKernels + " to a " + kernelsFile + ` of this version, or to "off"`
+)
+
+// Kernels says which of fewbit's own kernels (cpu/) the sessions of an engine
+// can use.
+type Kernels struct {
+	// Path of the library, "" when there is none; Reason then says why.
+	Path, Reason string
+	// Name of what this processor runs: "avx512-bf16", or "plain" for portable
+	// code that is right and slow.
+	Name string
+	// BF16: products of floats in BF16 (operator fewbit.MatMulBF16) run in
+	// instructions of this processor.
+	BF16 bool
+}
+
+// Kernels returns what is known of fewbit's own kernels.
+func (e *Engine) Kernels() Kernels { return e.kernels }
+
+// FindKernels returns the libfewbit_cpu.so that New loads: explicit (a path, or
+// the folder it lies in), else $FEWBIT_CPU_LIB, else the one beside the
+// executable or beside library, or in bin/ or .deps/ of the working directory or
+// of a few levels above; "" when there is none. KernelsOff as explicit or in the
+// variable is none. What they name otherwise must be there.
+func FindKernels(explicit, library string) (string, error) {
+	from, path := "the given library", explicit
+	if path == "" {
+		from, path = EnvKernels, os.Getenv(EnvKernels)
+	}
+	switch path {
+	case KernelsOff:
+		return "", nil
+	case "":
+	default:
+		if st, err := os.Stat(path); err == nil && st.IsDir() {
+			path = filepath.Join(path, kernelsFile)
+		}
+		if _, err := os.Stat(path); err != nil {
+			return "", fmt.Errorf("%w: %s %s: %w; %s", engine.ErrUnavailable, from, path, bare(err), kernelsRemedy)
+		}
+		return filepath.Abs(path)
+	}
+	var dirs []string
+	if exe, err := os.Executable(); err == nil {
+		if real, err := filepath.EvalSymlinks(exe); err == nil {
+			exe = real
+		}
+		dirs = append(dirs, filepath.Dir(exe))
+	}
+	if filepath.IsAbs(library) {
+		dirs = append(dirs, filepath.Dir(library))
+	}
+	for _, d := range depsParents() {
+		dirs = append(dirs, filepath.Join(d, "bin"), filepath.Join(d, ".deps"))
+	}
+	for _, d := range dirs {
+		p := filepath.Join(d, kernelsFile)
+		if st, err := os.Stat(p); err == nil && st.Mode().IsRegular() {
+			return p, nil
+		}
+	}
+	return "", nil
+}
+
+// loadKernels loads the library where there is one. One that was not asked for
+// and does not fit is left out, with the reason in e.kernels.
+func (e *Engine) loadKernels(explicit string) error {
+	path, err := FindKernels(explicit, e.library)
+	if err != nil {
+		return err
+	}
+	if path == "" {
+		e.kernels.Reason = "there is no " + kernelsFile + "; " + kernelsRemedy
+		if cmp.Or(explicit, os.Getenv(EnvKernels)) == KernelsOff {
+			e.kernels.Reason = "they are switched off"
+		}
+		return nil
+	}
+	k, err := openKernels(path)
+	if err != nil {
+		if cmp.Or(explicit, os.Getenv(EnvKernels)) != "" {
+			return fmt.Errorf("%w: %s cannot be used: %w; %s", engine.ErrUnavailable, path, err, kernelsRemedy)
+		}
+		e.kernels.Reason = fmt.Sprintf("%s cannot be used: %v; %s", path, err, kernelsRemedy)
+		return nil
+	}
+	e.kernels = k
+	return nil
+}
+
+func openKernels(path string) (Kernels, error) {
+	const size = 1024
+	cp := C.CString(path)
+	defer C.free(unsafe.Pointer(cp))
+	buf := (*[2][size]C.char)(C.calloc(2, size))
+	if buf == nil {
+		return Kernels{}, errNoMemory
+	}
+	defer C.free(unsafe.Pointer(buf))
+	var level C.int
+	if C.fbort_kernels_load(cp, &level, &buf[0][0], size, &buf[1][0], size) != 0 {
+		return Kernels{}, errors.New(oneLine(C.GoString(&buf[1][0])))
+	}
+	return Kernels{Path: path, Name: C.GoString(&buf[0][0]), BF16: level >= C.FEWBIT_CPU_AVX512_BF16}, nil
+}
+
+// useKernels makes the operators known to the sessions of so.
+func (e *Engine) useKernels(so *ortgo.SessionOptions, o engine.Options) error {
+	if e.kernels.Path == "" {
+		return nil
+	}
+	p, err := optionsPointer(so)
+	if err == nil {
+		err = so.AddSessionConfigEntry("fewbit.threads", strconv.Itoa(cmp.Or(o.Threads, e.threads)))
+	}
+	if err == nil {
+		err = status(C.fbort_kernels_register(p))
+	}
+	if err != nil {
+		return fmt.Errorf("%w: the operators of %s: %w", engine.ErrUnavailable, kernelsFile, err)
+	}
+	return nil
+}
+
+// BF16 reports whether sessions can multiply floats in BF16 faster than in
+// FP32, and if not, why.
+func (e *Engine) BF16() (ok bool, why string) {
+	switch {
+	case e.kernels.Path == "":
+		return false, e.kernels.Reason
+	case !e.kernels.BF16:
+		return false, "this processor has no BF16 instructions that fewbit knows"
+	}
+	return true, ""
+}
+
+// BF16Size returns the size in bytes of a weight [k,n] packed for
+// fewbit.MatMulBF16, 0 when it cannot be.
+func (e *Engine) BF16Size(k, n int) int {
+	return int(C.fbort_bf16_packed_size(C.int64_t(k), C.int64_t(n)))
+}
+
+// PackBF16 packs w, [k,n] row by row, into to, which has BF16Size(k, n) bytes,
+// on as many threads.
+func (e *Engine) PackBF16(w []float32, k, n int, to []byte, threads int) error {
+	if size := e.BF16Size(k, n); size == 0 || size != len(to) || len(w) != k*n {
+		return fmt.Errorf("%w: a weight [%d,%d] of %d values does not pack into %d bytes", engine.ErrModel, k, n, len(w), len(to))
+	}
+	panels := (n + C.FEWBIT_CPU_PANEL - 1) / C.FEWBIT_CPU_PANEL
+	threads = max(1, min(threads, panels))
+	var wg sync.WaitGroup
+	for t := range threads {
+		first, last := panels*t/threads*C.FEWBIT_CPU_PANEL, min(n, panels*(t+1)/threads*C.FEWBIT_CPU_PANEL)
+		wg.Go(func() {
+			C.fbort_bf16_pack((*C.float)(unsafe.Pointer(unsafe.SliceData(w))), C.int64_t(k), C.int64_t(n), C.int64_t(first), C.int64_t(last),
+				unsafe.Pointer(unsafe.SliceData(to)))
+		})
+	}
+	wg.Wait()
+	return nil
+}

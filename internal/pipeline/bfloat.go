@@ -1,0 +1,265 @@
+package pipeline
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+// Precision of the float model's products while it is observed.
+type Precision string
+
+// The precisions. BF16 rounds both operands of a product with a constant weight
+// to 8 significant bits and sums in FP32 (operator fewbit.MatMulBF16): half the
+// instructions of FP32. Everything else stays FP32.
+const (
+	AutoPrecision Precision = "auto" // BF16 where the processor has it
+	FP32          Precision = "fp32"
+	BF16          Precision = "bf16" // or fail
+)
+
+// Check returns ErrPrecision unless p is one of the above or empty.
+func (p Precision) Check() error {
+	switch p {
+	case "", AutoPrecision, FP32, BF16:
+		return nil
+	}
+	return fmt.Errorf("%w: %q: expected %s, %s or %s", ErrPrecision, p, AutoPrecision, FP32, BF16)
+}
+
+// ErrPrecision: no such precision, or not on this machine.
+var ErrPrecision = errors.New("precision not available")
+
+// bf16Engine is an engine with products in BF16.
+type bf16Engine interface {
+	// BF16 reports whether this processor has them, and if not, why.
+	BF16() (ok bool, why string)
+	// BF16Size is the size in bytes of a packed weight [k,n], 0 when it cannot be.
+	BF16Size(k, n int) int
+	PackBF16(w []float32, k, n int, to []byte, threads int) error
+}
+
+// resolve returns FP32 or BF16, and the engine that has the latter.
+func (p Precision) resolve(e engine.Engine) (Precision, bf16Engine, error) {
+	if err := p.Check(); err != nil {
+		return "", nil, err
+	}
+	if p == FP32 {
+		return FP32, nil, nil
+	}
+	b, ok := e.(bf16Engine)
+	why := "the engine " + e.Name() + " has no such products"
+	if ok {
+		ok, why = b.BF16()
+	}
+	switch {
+	case ok:
+		return BF16, b, nil
+	case p == BF16:
+		return "", nil, fmt.Errorf("%w: %s: %s", ErrPrecision, p, why)
+	}
+	return FP32, nil, nil
+}
+
+// The operator of libfewbit_cpu that rewritten products become.
+const (
+	domainFewbit = "fewbit"
+	opMatMulBF16 = "MatMulBF16"
+)
+
+// minProduct is the number of weights from which a product is worth it.
+const minProduct = 4096
+
+// openBF16 is Open for a model whose outputs are observed: products with a
+// constant weight run in BF16, with the bias and the GELU behind them where
+// nobody else reads what lies between. Weights are packed outside Go's heap and
+// given back as soon as the engine has them.
+func (l *Lab) openBF16(ctx context.Context, e bf16Engine, m *graph.Model, taps []string, o engine.Options) (engine.Session, error) {
+	w := bf16Writer{m: Tapped(m.Clone(), taps), e: e, threads: cmp.Or(l.Threads, engine.AvailableCPUs())}
+	defer w.free()
+	if err := w.rewrite(ctx); err != nil {
+		return nil, err
+	}
+	return l.Open(ctx, w.m, nil, o)
+}
+
+type bf16Writer struct {
+	m       *graph.Model
+	e       bf16Engine
+	threads int
+	packed  map[string]string // weight -> its packed form
+	maps    [][]byte
+}
+
+func (w *bf16Writer) free() {
+	for _, b := range w.maps {
+		_ = unix.Munmap(b) // our own mapping
+	}
+	w.maps = nil
+}
+
+func (w *bf16Writer) rewrite(ctx context.Context) error {
+	g := w.m.Graph
+	ix := g.Index()
+	w.packed = map[string]string{}
+	gone := map[*graph.Node]bool{}
+	for _, n := range g.Nodes {
+		t := g.Init(n.In(1))
+		if !n.Is("MatMul") || t == nil || t.Type != tensor.Float32 || len(t.Dims) != 2 || t.Len() < minProduct || g.Init(n.In(0)) != nil {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		k, cols := int(t.Dims[0]), int(t.Dims[1])
+		packed, err := w.pack(n.In(1), t, k, cols)
+		if err != nil {
+			return err
+		}
+		if packed == "" {
+			continue
+		}
+		n.Domain, n.Op, n.Attrs = domainFewbit, opMatMulBF16, nil
+		n.Attrs = append(n.Attrs, graph.AttrInt("N", int64(cols)))
+		n.Inputs[1] = packed
+		w.epilogue(n, int64(cols), ix, gone)
+	}
+	g.Nodes = slices.DeleteFunc(g.Nodes, func(n *graph.Node) bool { return gone[n] })
+	w.m.Require(domainFewbit, 1)
+	if err := g.Sort(); err != nil {
+		return err
+	}
+	g.Prune()
+	return nil
+}
+
+// pack returns the name of the packed weight, "" when it has no packed form.
+func (w *bf16Writer) pack(name string, t *tensor.Tensor, k, n int) (string, error) {
+	if p, ok := w.packed[name]; ok {
+		return p, nil
+	}
+	size := w.e.BF16Size(k, n)
+	if size == 0 {
+		return "", nil
+	}
+	v, err := t.F32()
+	if err != nil {
+		return "", fmt.Errorf("weight %q: %w", name, err)
+	}
+	b, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		return "", fmt.Errorf("%w: %d bytes for a packed weight: %w", engine.ErrMemory, size, err)
+	}
+	w.maps = append(w.maps, b)
+	if err := w.e.PackBF16(v, k, n, b, w.threads); err != nil {
+		return "", fmt.Errorf("weight %q: %w", name, err)
+	}
+	w.m.Unload() // the float weight is not read again
+	p := name + "_bf16"
+	w.packed[name] = p
+	w.m.Graph.SetInit(p, &tensor.Tensor{Type: tensor.Uint8, Dims: []int64{int64(size)}, Data: b})
+	return p, nil
+}
+
+// epilogue takes the Add of a bias and the GELU behind the product p into it.
+func (w *bf16Writer) epilogue(p *graph.Node, cols int64, ix *graph.Index, gone map[*graph.Node]bool) {
+	g := w.m.Graph
+	add := ix.Only(p.Outputs[0])
+	if add == nil || !add.Is("Add") {
+		return
+	}
+	bias := add.In(0)
+	if bias == p.Outputs[0] {
+		bias = add.In(1)
+	}
+	b := g.Init(bias)
+	if b == nil || b.Type != tensor.Float32 || len(b.Dims) != 1 || b.Dims[0] != cols {
+		return
+	}
+	p.Inputs = append(p.Inputs[:2:2], bias)
+	p.Outputs = []string{add.Outputs[0]}
+	gone[add] = true
+	if out, nodes := geluOf(g, ix, add.Outputs[0]); out != "" {
+		for _, n := range nodes {
+			gone[n] = true
+		}
+		p.Outputs = []string{out}
+		p.Attrs = append(p.Attrs, graph.AttrString("activation", "gelu"))
+	}
+}
+
+// geluOf returns the value that is GELU(x) and the nodes that compute it, when
+// all that read x do so: the operator Gelu, or 0.5 x (1 + erf(x / sqrt 2)) in
+// the orders in which exporters write it.
+func geluOf(g *graph.Graph, ix *graph.Index, x string) (string, []*graph.Node) {
+	if n := ix.Only(x); n != nil {
+		if n.Op == "Gelu" && (n.Domain == graph.DomainMS || n.Domain == graph.DomainONNX && n.Str("approximate", "none") == "none") {
+			return n.Outputs[0], []*graph.Node{n}
+		}
+		return "", nil
+	}
+	if ix.IsOutput(x) || ix.Captured(x) || len(ix.Uses(x)) != 2 {
+		return "", nil
+	}
+	// Of the two readers one scales for erf, the other multiplies.
+	for i, u := range ix.Uses(x) {
+		scale, other := u.Node, ix.Uses(x)[1-i].Node
+		if !(scale.Is("Div") && isNumber(g, scale.In(1), math.Sqrt2) && u.Input == 0 || scale.Is("Mul") && isNumber(g, operand(scale, x), math.Sqrt2/2)) {
+			continue
+		}
+		erf := ix.Only(scale.Outputs[0])
+		if erf == nil || !erf.Is("Erf") {
+			continue
+		}
+		one := ix.Only(erf.Outputs[0])
+		if one == nil || !one.Is("Add") || !isNumber(g, operand(one, erf.Outputs[0]), 1) {
+			continue
+		}
+		join := ix.Only(one.Outputs[0])
+		if join == nil || !join.Is("Mul") || !other.Is("Mul") {
+			continue
+		}
+		nodes := []*graph.Node{scale, erf, one, join, other}
+		if other == join { // x (1 + erf) 0.5
+			half := ix.Only(join.Outputs[0])
+			if half != nil && half.Is("Mul") && isNumber(g, operand(half, join.Outputs[0]), 0.5) {
+				return half.Outputs[0], append(nodes, half)
+			}
+			continue
+		}
+		// (0.5 x) (1 + erf)
+		if isNumber(g, operand(other, x), 0.5) && ix.Only(other.Outputs[0]) == join {
+			return join.Outputs[0], nodes
+		}
+	}
+	return "", nil
+}
+
+// operand returns the operand of n beside x.
+func operand(n *graph.Node, x string) string {
+	if n.In(0) == x {
+		return n.In(1)
+	}
+	return n.In(0)
+}
+
+// isNumber reports whether the initializer is the one number v, as far as floats of
+// different exporters agree.
+func isNumber(g *graph.Graph, name string, v float64) bool {
+	const tolerance = 1e-5
+	t := g.Init(name)
+	if t == nil || t.Type != tensor.Float32 || t.Len() != 1 {
+		return false
+	}
+	f, err := t.F32()
+	return err == nil && math.Abs(float64(f[0])-v) <= tolerance*v
+}
