@@ -8,22 +8,16 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
-	"io"
-	"math"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
-	"syscall"
 	"time"
 
+	"github.com/fewbit/fewbit/benchmarks/harness"
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/engine/ort"
 	"github.com/fewbit/fewbit/internal/eval"
@@ -39,6 +33,8 @@ const (
 	barMS           = 0.4
 	startTimeout    = time.Minute
 )
+
+const how = `Server overhead: one client, one connection, loopback, the small model 64 -> 256 -> 8 at batch 1; the same file in a session of this process. The three are called in turn; the client's own cost counts as the server's.`
 
 func main() {
 	serve := flag.String("serve", "bin/serve", "the server")
@@ -65,26 +61,31 @@ func run(serve, result string) error {
 	if err != nil {
 		return err
 	}
+	device, err := e.Probe(ctx)
+	if err != nil {
+		return err
+	}
 	session, err := e.OpenFile(ctx, model, engine.Options{})
 	if err != nil {
 		return err
 	}
 	defer session.Close()
 
-	base, stop, err := startServer(serve, filepath.Join(dir, "data"))
+	srv, err := harness.Start(serve, filepath.Join(dir, "data"))
 	if err != nil {
 		return err
 	}
-	defer stop()
+	defer srv.Stop()
+	base := srv.Base
 	f, err := os.Open(model)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if _, err := call(http.MethodPut, base+"/models/"+modelName, "application/octet-stream", nil, f); err != nil {
+	if _, err := harness.Call(httpClient, http.MethodPut, base+"/models/"+modelName, "application/octet-stream", nil, f); err != nil {
 		return err
 	}
-	if err := waitFor(base + "/v2/models/" + modelName + "/ready"); err != nil {
+	if err := harness.Wait(base + "/v2/models/" + modelName + "/ready"); err != nil {
 		return err
 	}
 
@@ -104,15 +105,24 @@ func run(serve, result string) error {
 	asJSON := jsonRequest(base, x)
 
 	rounds := 2000
-	if os.Getenv("FEWBIT_BENCH") == "full" {
+	if harness.Full() {
 		rounds = 20000
 	}
-	before, _ := loadAverage()
+	res := harness.NewResult("overhead", "Server overhead", how, device.Version)
 	l, err := eval.Interleave(ctx, []func(context.Context) error{inProcess, binary, asJSON}, eval.InterleaveOptions{Rounds: rounds, Warmup: 200})
 	if err != nil {
 		return err
 	}
-	return writeResult(result, e, l, before)
+	here := l.Candidates[0]
+	for i, what := range []string{"binary tensors", "JSON tensors"} {
+		c := l.Candidates[i+1]
+		added := c.P50MS - here.P50MS
+		holds := added <= barMS
+		res.Add(harness.Row{What: "server overhead, " + what, Ours: fmt.Sprintf("p50 +%.3f ms", added), Peer: fmt.Sprintf("in process: p50 %.3f ms", here.P50MS),
+			Bar: fmt.Sprintf("<= %.1f ms", barMS), Holds: &holds,
+			Details: map[string]any{"in_process": plain(here), "over_http": plain(c), "added_p50_ms": added}})
+	}
+	return res.Write(result)
 }
 
 func smallModel(path string) error {
@@ -141,65 +151,7 @@ func smallModel(path string) error {
 	return m.Save(path, onnx.SaveOptions{})
 }
 
-// startServer starts the server on a free loopback port and waits until it is ready.
-func startServer(serve, data string) (base string, stop func(), err error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", nil, err
-	}
-	addr := l.Addr().String()
-	l.Close()
-	cmd := exec.Command(serve, "--listen", addr, "--data-dir", data)
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		return "", nil, fmt.Errorf("%w; run make build", err)
-	}
-	stop = func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
-	}
-	base = "http://" + addr
-	if err := waitFor(base + "/v2/health/ready"); err != nil {
-		stop()
-		return "", nil, err
-	}
-	return base, stop, nil
-}
-
-func waitFor(url string) error {
-	for start := time.Now(); time.Since(start) < startTimeout; time.Sleep(20 * time.Millisecond) {
-		if _, err := call(http.MethodGet, url, "", nil, nil); err == nil {
-			return nil
-		}
-	}
-	return fmt.Errorf("%s did not become ready in %v", url, startTimeout)
-}
-
 var httpClient = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1}}
-
-// call sends one request over the kept-alive connection and reads the answer.
-func call(method, url, contentType string, header map[string]string, body io.Reader) ([]byte, error) {
-	req, err := http.NewRequest(method, url, body)
-	if err != nil {
-		return nil, err
-	}
-	if contentType != "" {
-		req.Header.Set("Content-Type", contentType)
-	}
-	for k, v := range header {
-		req.Header.Set(k, v)
-	}
-	resp, err := httpClient.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode/100 != 2 {
-		err = errors.New(resp.Status + ": " + strings.TrimSpace(string(b)))
-	}
-	return b, err
-}
 
 func inferURL(base string) string { return base + "/v2/models/" + modelName + "/infer" }
 
@@ -209,7 +161,7 @@ func binaryRequest(base string, data []byte) func(context.Context) error {
 	body := append([]byte(head), data...)
 	header := map[string]string{"Inference-Header-Content-Length": strconv.Itoa(len(head))}
 	return func(context.Context) error {
-		_, err := call(http.MethodPost, inferURL(base), "application/octet-stream", header, bytes.NewReader(body))
+		_, err := harness.Call(httpClient, http.MethodPost, inferURL(base), "application/octet-stream", header, bytes.NewReader(body))
 		return err
 	}
 }
@@ -218,18 +170,13 @@ func jsonRequest(base string, x []float32) func(context.Context) error {
 	data, _ := json.Marshal(x) // float32 slices always encode
 	body := []byte(fmt.Sprintf(`{"inputs":[{"name":"x","shape":[1,%d],"datatype":"FP32","data":%s}]}`, in, data))
 	return func(context.Context) error {
-		_, err := call(http.MethodPost, inferURL(base), "application/json", nil, bytes.NewReader(body))
+		_, err := harness.Call(httpClient, http.MethodPost, inferURL(base), "application/json", nil, bytes.NewReader(body))
 		return err
 	}
 }
 
-// loadAverage returns the one-minute load, and whether the system tells.
-func loadAverage() (float64, bool) {
-	b, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		return 0, false
-	}
-	var v float64
-	_, err = fmt.Sscan(string(b), &v)
-	return v, err == nil && !math.IsNaN(v)
+// plain drops the curve, which a committed result does not need.
+func plain(s eval.LatencyStats) eval.LatencyStats {
+	s.CurveMS = nil
+	return s
 }

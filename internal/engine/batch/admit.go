@@ -5,6 +5,11 @@ import (
 	"time"
 )
 
+// probeTimes is how many times its predicted duration an engine must have been
+// idle before a request runs that is predicted to end too late: what is refused
+// is not measured, and a prediction made on a busy day would hold for ever.
+const probeTimes = 4
+
 // admit refuses a request that could not be answered in time, or that too many
 // wait before. s.mu is held.
 func (q *Queue) admit(r *request) error {
@@ -14,14 +19,20 @@ func (q *Queue) admit(r *request) error {
 	}
 	own, _ := q.cost.predict(r.size())
 	wait := q.backlog(r.arrived, r.deadline, own)
-	left := r.deadline.Sub(r.arrived)
-	switch {
-	case s.waiting >= s.o.MaxWaiting && !s.yield(q, wait):
-		return &Overloaded{Why: fmt.Sprintf("%d requests wait already", s.waiting), RetryAfter: wait}
-	case r.deadline.IsZero() || own == 0 || wait+own <= left:
-		return nil
+	ends := q.cost.late(r.size()) // and what runs before it may be late as well
+	if own > 0 {
+		ends += time.Duration(float64(wait) * float64(ends) / float64(own))
 	}
-	return &Overloaded{Why: fmt.Sprintf("the answer would take about %v, the deadline is in %v", (wait + own).Round(time.Millisecond), left.Round(time.Millisecond)), RetryAfter: wait}
+	if left := r.deadline.Sub(r.arrived); !r.deadline.IsZero() && own > 0 && ends > left {
+		if s.free == 0 || s.waiting > 0 || r.arrived.Sub(q.last) <= probeTimes*own {
+			return &Overloaded{Why: fmt.Sprintf("the answer would take about %v, the deadline is in %v", ends.Round(time.Millisecond), left.Round(time.Millisecond)), RetryAfter: wait}
+		}
+		r.probe = true
+	}
+	if s.waiting >= s.o.MaxWaiting && !s.yield(q, wait) {
+		return &Overloaded{Why: fmt.Sprintf("%d requests wait already", s.waiting), RetryAfter: wait}
+	}
+	return nil
 }
 
 // yield makes a place for a request of q, at the cost of the last one of the

@@ -108,6 +108,7 @@ type Queue struct {
 	waiting []*request // by deadline, then arrival
 	start   float64    // virtual start time
 	ends    []time.Time
+	last    time.Time                   // when a run ended
 	scratch []map[string]*tensor.Tensor // buffers of joined inputs that are not in use
 }
 
@@ -168,6 +169,7 @@ type request struct {
 	arrived     time.Time
 	deadline    time.Time
 	picked      bool
+	probe       bool // runs though it is predicted to end too late
 	wake        chan struct{}
 	expected    time.Duration // of the run that it leads
 	group       []*request
@@ -366,7 +368,7 @@ func (q *Queue) hopeless(r *request, now time.Time) error {
 	if r.deadline.IsZero() {
 		return nil
 	}
-	if own, _ := q.cost.predict(r.size()); own > 0 && now.Add(own).After(r.deadline) {
+	if own := q.cost.late(r.size()); own > 0 && now.Add(own).After(r.deadline) {
 		return &Overloaded{Why: "it waited too long to be answered before its deadline"}
 	}
 	return nil
@@ -515,11 +517,15 @@ func (q *Queue) end(group []*request, took time.Duration, measured bool) {
 	s := q.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if measured && group[0].probe {
+		q.cost.corrected(batchSize(group), took)
+	}
 	if measured {
 		q.cost.observe(batchSize(group), took)
 	}
 	// A model pays for what it took, whatever was expected.
 	q.start += max(took-group[0].expected, time.Microsecond-group[0].expected).Seconds() / q.o.Weight
+	q.last = now
 	q.ends = q.ends[:len(q.ends)-1] // which of several ends is the same for a prediction
 	s.free++
 	q.tidy()

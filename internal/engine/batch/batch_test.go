@@ -365,6 +365,41 @@ func TestFairBetweenModels(t *testing.T) {
 	})
 }
 
+// Predictions that are too long are found out: a machine that was slow for a
+// while must not refuse everything from then on.
+func TestSlowTimesAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := &encoder{each: time.Millisecond}
+		q := New(Options{}).Queue(e, QueueOptions{})
+		e.fixed = 200 * time.Millisecond
+		for range 50 {
+			if _, err := ask(t.Context(), q, 1, 20, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		e.fixed = 0
+		start, refused := time.Now(), 0
+		for last := start; time.Since(start) < 5*time.Second; {
+			_, err := ask(within(50*time.Millisecond)(0), q, 1, 20, 1)
+			if errors.Is(err, ErrOverloaded) {
+				refused++
+				last = time.Now()
+				time.Sleep(10 * time.Millisecond)
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			if time.Since(last) > time.Second {
+				t.Logf("%d refused, the last after %v", refused, last.Sub(start))
+				if took := last.Sub(start); took > 3*time.Second || refused == 0 {
+					t.Errorf("%d refused, the last after %v", refused, took)
+				}
+				return
+			}
+		}
+		t.Error("requests are still refused")
+	})
+}
+
 // What counts between models is the time that their runs take, not their number.
 func TestFairByTimeTaken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -19,6 +19,8 @@ const (
 	// costSpread is the relative spread of sizes (variance over squared mean)
 	// from which on intercept and slope can be told apart.
 	costSpread = 1e-3
+	// maxLate is the largest allowance for deviations, as a share.
+	maxLate = 0.25
 )
 
 func (c *cost) observe(size float64, d time.Duration) {
@@ -59,8 +61,21 @@ func (c *cost) predict(size float64) (time.Duration, bool) {
 	return time.Duration((a + b*size) * float64(time.Second)), known
 }
 
-// late is a duration that few runs exceed.
+// late is a duration that few runs exceed: two mean deviations more than
+// predicted, but not more than maxLate of it, which a machine that was busy
+// for a while must not leave behind.
 func (c *cost) late(size float64) time.Duration {
 	d, _ := c.predict(size)
-	return d + time.Duration(2*c.dev*float64(time.Second))
+	return d + min(time.Duration(2*c.dev*float64(time.Second)), time.Duration(maxLate*float64(d)))
+}
+
+// corrected takes in a run that was tried although it was predicted to end too
+// late. Nothing else ran meanwhile, so it counts as much as all before.
+func (c *cost) corrected(size float64, d time.Duration) {
+	if e, _ := c.predict(size); e > 0 {
+		f := (1 + d.Seconds()/e.Seconds()) / 2
+		c.y *= f
+		c.xy *= f
+		c.dev *= f
+	}
 }

@@ -1,0 +1,159 @@
+package harness
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/fewbit/fewbit/internal/engine"
+)
+
+// Row is one line of the README's table; see benchmarks/common.py.
+type Row struct {
+	What    string   `json:"what"`
+	Ours    string   `json:"ours"`
+	Peer    string   `json:"peer"`
+	Ratio   *float64 `json:"ratio"`
+	Bar     string   `json:"bar"`
+	Holds   *bool    `json:"holds"`
+	Details any      `json:"details"`
+}
+
+// Full reports whether the counts that claims rest on are wanted (make
+// bench-full).
+func Full() bool { return os.Getenv("FEWBIT_BENCH") == "full" }
+
+// Say tells what was measured while the rest still runs.
+func Say(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...)
+}
+
+// Result collects the rows of one benchmark.
+type Result struct {
+	name, title, how string
+	engine           string
+	loadBefore       float64
+	busy, stolen     float64 // processor time of the machine at the start
+	Rows             []Row
+}
+
+// NewResult begins a result; engineVersion is ONNX Runtime's.
+func NewResult(name, title, how, engineVersion string) *Result {
+	r := &Result{name: name, title: title, how: how, engine: engineVersion}
+	r.loadBefore, _ = LoadAverage()
+	r.busy, r.stolen = cpuTime()
+	return r
+}
+
+// Add adds a row and says it.
+func (r *Result) Add(row Row) {
+	r.Rows = append(r.Rows, row)
+	verdict := ""
+	if row.Holds != nil {
+		verdict = map[bool]string{true: "holds", false: "MISSED"}[*row.Holds]
+	}
+	Say("%s: %s | %s | %s %s", row.What, row.Ours, row.Peer, row.Bar, verdict)
+}
+
+// Write writes the result to path, whole or not at all.
+func (r *Result) Write(path string) error {
+	loadAfter, _ := LoadAverage()
+	busy, stolen := cpuTime()
+	share := 0.0
+	if busy > r.busy {
+		share = (stolen - r.stolen) / (busy - r.busy)
+	}
+	mode := "quick"
+	if Full() {
+		mode = "full"
+	}
+	b, err := json.MarshalIndent(map[string]any{
+		"name": r.name, "title": r.title, "how": r.how, "mode": mode, "rows": r.Rows,
+		"machine":  map[string]any{"cores": engine.AvailableCPUs(), "cpu": cpuName(), "system": runtime.GOOS + "/" + runtime.GOARCH},
+		"versions": map[string]string{"onnxruntime": r.engine, "go": runtime.Version()},
+		"commit":   git("rev-parse", "HEAD"), "changed_files": len(strings.Fields(git("status", "--porcelain"))) / 2,
+		"noise": map[string]any{"load1_before": r.loadBefore, "load1_after": loadAfter, "stolen_share": share},
+		"when":  time.Now().UTC().Format(time.RFC3339),
+	}, "", " ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	tmp := path + ".part"
+	if err := os.WriteFile(tmp, append(b, '\n'), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+// LoadAverage returns the one-minute load, and whether the system tells.
+func LoadAverage() (float64, bool) {
+	b, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return 0, false
+	}
+	var v float64
+	_, err = fmt.Sscan(string(b), &v)
+	return v, err == nil
+}
+
+// cpuTime returns the machine's processor time so far, idle time included, and
+// what the hypervisor took of it (proc_stat(5): the eighth value).
+func cpuTime() (all, stolen float64) {
+	b, _ := os.ReadFile("/proc/stat")
+	line, _, _ := strings.Cut(string(b), "\n")
+	f := strings.Fields(line)
+	for i, s := range f[min(1, len(f)):] {
+		v, err := strconv.ParseFloat(s, 64)
+		if err != nil || i > 7 {
+			break
+		}
+		all += v
+		if i == 7 {
+			stolen = v
+		}
+	}
+	return all, stolen
+}
+
+// Resident returns the memory of a process in bytes (VmRSS), 0 where the system
+// does not tell.
+func Resident(pid int) int64 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == "VmRSS:" {
+			kb, _ := strconv.ParseInt(f[1], 10, 64)
+			return kb << 10
+		}
+	}
+	return 0
+}
+
+func cpuName() string {
+	b, _ := os.ReadFile("/proc/cpuinfo")
+	for _, l := range strings.Split(string(b), "\n") {
+		if name, ok := strings.CutPrefix(l, "model name"); ok {
+			return strings.TrimLeft(name, "\t :")
+		}
+	}
+	return "unknown CPU"
+}
+
+func git(args ...string) string {
+	b, err := exec.Command("git", args...).Output()
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}

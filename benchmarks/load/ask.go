@@ -1,0 +1,128 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/fewbit/fewbit/benchmarks/harness"
+	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+const sequence = 128
+
+// asker sends requests to the server's model.
+type asker struct {
+	srv   *harness.Server
+	host  string
+	conns conns
+	feeds engine.Feeds // of one text
+	spec  engine.IOSpec
+}
+
+func newAsker(srv *harness.Server, spec engine.IOSpec) (*asker, error) {
+	host := strings.TrimPrefix(srv.Base, "http://")
+	a := &asker{srv: srv, host: host, conns: conns{addr: host}, spec: spec, feeds: engine.Feeds{}}
+	for _, io := range spec.Inputs {
+		if io.Type != tensor.Int64 || len(io.Dims) != 2 {
+			return nil, fmt.Errorf("input %s is %v of %v, expected the ids of a text encoder", io.Name, io.Dims, io.Type)
+		}
+		v := make([]int64, sequence)
+		for i := range v {
+			switch io.Name {
+			case "input_ids":
+				v[i] = int64(1000 + 37*i%20000)
+			case "attention_mask":
+				v[i] = 1
+			}
+		}
+		a.feeds[io.Name] = tensor.From(v, 1, sequence)
+	}
+	return a, nil
+}
+
+// request is an inference with that deadline, 0 for none.
+func (a *asker) request(deadline time.Duration) func() error {
+	type param map[string]any
+	var inputs []param
+	var tail []byte
+	for _, io := range a.spec.Inputs {
+		t := a.feeds[io.Name]
+		inputs = append(inputs, param{"name": io.Name, "shape": t.Dims, "datatype": "INT64", "parameters": param{"binary_data_size": len(t.Data)}})
+		tail = append(tail, t.Data...)
+	}
+	params := param{"binary_data_output": true}
+	if deadline > 0 {
+		params["timeout"] = deadline.Microseconds()
+	}
+	// One output, the smallest: what is measured is the server, not loopback.
+	out := a.spec.Outputs[len(a.spec.Outputs)-1].Name
+	head, _ := json.Marshal(param{"parameters": params, "inputs": inputs, "outputs": []param{{"name": out}}}) // maps and strings always encode
+	body := append(head, tail...)
+	raw := rawRequest("POST", a.host, "/v2/models/"+modelName+"/infer", map[string]string{
+		"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": strconv.Itoa(len(head)),
+	}, body)
+	return func() error { return a.conns.do(raw) }
+}
+
+// null asks for what needs no work.
+func (a *asker) null() error {
+	return a.conns.do(rawRequest("GET", a.host, "/v2/health/live", nil, nil))
+}
+
+// sample is one request of an open loop.
+type sample struct {
+	due, took time.Duration // since the loop began, and from then to the answer
+	err       error
+}
+
+// openLoop sends requests at the rate (a second), at Poisson arrivals, for so
+// long, and waits for all answers.
+func openLoop(f func() error, rate float64, length time.Duration, seed uint64) []sample {
+	r := rand.New(rand.NewPCG(seed, 1))
+	var due []time.Duration
+	for at := 0.0; ; {
+		at += -math.Log(1-r.Float64()) / rate
+		if d := time.Duration(at * float64(time.Second)); d < length {
+			due = append(due, d)
+			continue
+		}
+		break
+	}
+	samples := make([]sample, len(due))
+	var wg sync.WaitGroup
+	start := time.Now()
+	for i, d := range due {
+		if wait := d - time.Since(start); wait > 0 {
+			time.Sleep(wait)
+		}
+		wg.Go(func() {
+			err := f()
+			samples[i] = sample{due: d, took: time.Since(start) - d, err: err}
+		})
+	}
+	wg.Wait()
+	return samples
+}
+
+// tally sorts what became of the requests of an open loop.
+type tally struct {
+	Sent     int     `json:"sent"`
+	Answered int     `json:"answered"`
+	Refused  int     `json:"refused"` // 503 or 429
+	Failed   int     `json:"failed"`  // anything else
+	P50MS    float64 `json:"p50_ms"`
+	P90MS    float64 `json:"p90_ms"`
+	P99MS    float64 `json:"p99_ms"`
+	MaxMS    float64 `json:"max_ms"`
+	// RefusedP99MS is how long a refusal took.
+	RefusedP99MS float64 `json:"refused_p99_ms,omitempty"`
+
+	example error // of the failed
+}

@@ -1,0 +1,316 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/fewbit/fewbit/benchmarks/harness"
+	"github.com/fewbit/fewbit/internal/engine"
+)
+
+// The bars, and how much is measured.
+const (
+	barSaturation = 0.97
+	barPoisson    = 3.0
+	barGoodput    = 0.90
+	barRecovery   = time.Second
+	barCycles     = 1.05
+	// barMemory is how much more memory the overloaded server may take.
+	barMemory = 1.25
+
+	clients       = 16
+	poissonShare  = 0.8
+	overloadTimes = 10
+	// afterShare is the load after the overload, by which the recovery shows.
+	afterShare = 0.5
+	recovered  = 20
+)
+
+// lengths of the measurements, for quick and full counts.
+func length(quick, full time.Duration) time.Duration {
+	if harness.Full() {
+		return full
+	}
+	return quick
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// quantile returns the value below which a share q of the durations lies
+// (nearest rank).
+func quantile(sorted []time.Duration, q float64) time.Duration {
+	if len(sorted) == 0 {
+		return 0
+	}
+	return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)]
+}
+
+func count(samples []sample) tally {
+	t := tally{Sent: len(samples)}
+	var took, refused []time.Duration
+	for _, s := range samples {
+		switch {
+		case s.err == nil:
+			took = append(took, s.took)
+		case harness.Refused(s.err):
+			refused = append(refused, s.took)
+		default:
+			t.Failed++
+			t.example = s.err
+		}
+	}
+	slices.Sort(took)
+	slices.Sort(refused)
+	t.Answered, t.Refused = len(took), len(refused)
+	t.P50MS, t.P90MS, t.P99MS = milliseconds(quantile(took, .5)), milliseconds(quantile(took, .9)), milliseconds(quantile(took, .99))
+	t.MaxMS, t.RefusedP99MS = milliseconds(quantile(took, 1)), milliseconds(quantile(refused, .99))
+	if t.Failed > 0 {
+		harness.Say("%d of %d requests failed, for example: %v", t.Failed, t.Sent, t.example)
+	}
+	return t
+}
+
+// nullEndpoint measures a request that does nothing: what the machine adds.
+func nullEndpoint(res *harness.Result, a *asker) (p99 time.Duration, err error) {
+	const rate = 100
+	openLoop(a.null, rate, time.Second, 1)
+	t := count(openLoop(a.null, rate, length(4*time.Second, 10*time.Second), 2))
+	if t.Answered == 0 {
+		return 0, errNoAnswer
+	}
+	res.Add(harness.Row{What: "null endpoint, 100 requests a second", Ours: fmt.Sprintf("p50 %.2f ms, p99 %.2f ms", t.P50MS, t.P99MS), Details: t})
+	return time.Duration(t.P99MS * float64(time.Millisecond)), nil
+}
+
+// saturation compares a closed loop of clients with the session, in turn, and
+// returns the server's rate and the session's median latency.
+func saturation(ctx context.Context, res *harness.Result, a *asker, s engine.Session) (rate float64, p50 time.Duration, err error) {
+	f := a.request(0)
+	each := length(2*time.Second, 5*time.Second) // short turns: both see the same machine
+	rounds := 9
+	inProcess := func(d time.Duration) (float64, error) {
+		var ends []time.Duration
+		for start := time.Now(); time.Since(start) < d; {
+			began := time.Now()
+			r, err := s.Run(ctx, a.feeds, []string{a.spec.Outputs[len(a.spec.Outputs)-1].Name})
+			if err != nil {
+				return 0, err
+			}
+			r.Close()
+			ends = append(ends, time.Since(start))
+			took := time.Since(began)
+			if p50 == 0 {
+				p50 = took
+			}
+			p50 += (took - p50) / 16
+		}
+		return rateOf(ends), nil
+	}
+	if _, err := inProcess(time.Second); err != nil {
+		return 0, 0, err
+	}
+	if _, err := closedLoop(f, 2*time.Second); err != nil {
+		return 0, 0, err
+	}
+	var raw, served, ratios []float64
+	for range rounds {
+		x, err := inProcess(each)
+		if err != nil {
+			return 0, 0, err
+		}
+		y, err := closedLoop(f, each)
+		if err != nil {
+			return 0, 0, err
+		}
+		raw, served, ratios = append(raw, x), append(served, y), append(ratios, y/x)
+	}
+	ratio, best := median(ratios), median(served)
+	holds := ratio >= barSaturation
+	res.Add(harness.Row{What: "BERT-base INT8 saturated, requests a second", Ours: fmt.Sprintf("%.1f", best), Peer: fmt.Sprintf("session in process: %.1f", median(raw)),
+		Ratio: &ratio, Bar: fmt.Sprintf(">= %.2fx", barSaturation), Holds: &holds,
+		Details: map[string]any{"clients": clients, "seconds_each": each.Seconds(), "in_process": raw, "served": served, "ratios": ratios, "session_ms": milliseconds(p50)}})
+	return best, p50, nil
+}
+
+func median(v []float64) float64 {
+	s := slices.Sorted(slices.Values(v))
+	return (s[len(s)/2] + s[(len(s)-1)/2]) / 2
+}
+
+// closedLoop returns the answers a second that the clients get, each asking
+// again as soon as it is answered.
+func closedLoop(f func() error, d time.Duration) (float64, error) {
+	var mu sync.Mutex
+	var ends []time.Duration
+	var failed atomic.Pointer[error]
+	var wg sync.WaitGroup
+	start := time.Now()
+	for range clients {
+		wg.Go(func() {
+			for time.Since(start) < d {
+				if err := f(); err != nil {
+					failed.Store(&err)
+					return
+				}
+				mu.Lock()
+				ends = append(ends, time.Since(start))
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	if err := failed.Load(); err != nil {
+		return 0, *err
+	}
+	slices.Sort(ends)
+	return rateOf(ends[:len(ends)-min(clients, len(ends))]), nil // the last ones were not followed by others
+}
+
+// rateOf is what ended in a second, between the first end and the last.
+func rateOf(ends []time.Duration) float64 {
+	if len(ends) < 2 {
+		return 0
+	}
+	return float64(len(ends)-1) / (ends[len(ends)-1] - ends[0]).Seconds()
+}
+
+// ideal is what the same arrivals would see at a server that does nothing but
+// run one request after the other, each for the same time (Lindley's recursion).
+func ideal(samples []sample, service time.Duration) tally {
+	took := make([]time.Duration, len(samples))
+	free := time.Duration(0)
+	for i, s := range samples {
+		free = max(free, s.due) + service
+		took[i] = free - s.due
+	}
+	slices.Sort(took)
+	return tally{Sent: len(took), Answered: len(took), P50MS: milliseconds(quantile(took, .5)), P90MS: milliseconds(quantile(took, .9)),
+		P99MS: milliseconds(quantile(took, .99)), MaxMS: milliseconds(quantile(took, 1))}
+}
+
+// poisson measures the latency at a share of what saturates the server.
+func poisson(res *harness.Result, a *asker, full float64) {
+	rate := poissonShare * full
+	samples := openLoop(a.request(0), rate, length(25*time.Second, 120*time.Second), 3)
+	t, best := count(samples), ideal(samples, time.Duration(float64(time.Second)/full))
+	ratio := t.P99MS / max(t.P50MS, 1e-3)
+	holds := ratio <= barPoisson && t.Refused+t.Failed == 0
+	res.Add(harness.Row{What: fmt.Sprintf("BERT-base INT8, Poisson arrivals at %.0f %% of saturation, p99 against p50", 100*poissonShare),
+		Ours: fmt.Sprintf("p99 %.1f ms (n = %d)", t.P99MS, t.Answered), Peer: fmt.Sprintf("p50 %.1f ms (one request after the other, nothing else: p99 %.1f, p50 %.1f)", t.P50MS, best.P99MS, best.P50MS),
+		Ratio: &ratio, Bar: fmt.Sprintf("<= %.0fx", barPoisson), Holds: &holds, Details: map[string]any{"rate": rate, "latency": t, "one_after_the_other": best}})
+}
+
+// overload sends many times what the server can do, each request with the target
+// as its deadline, then a normal load.
+func overload(res *harness.Result, a *asker, full float64, target time.Duration) {
+	f := a.request(target)
+	before := harness.Resident(a.srv.PID)
+	stop, peak := make(chan struct{}), make(chan int64)
+	go func() {
+		most := before
+		for {
+			select {
+			case <-stop:
+				peak <- most
+				return
+			case <-time.After(50 * time.Millisecond):
+				most = max(most, harness.Resident(a.srv.PID))
+			}
+		}
+	}()
+	span := length(10*time.Second, 30*time.Second)
+	storm := openLoop(f, overloadTimes*full, span, 4)
+	calm := openLoop(f, afterShare*full, 4*time.Second, 5)
+	close(stop)
+	most := <-peak
+	t := count(storm)
+	good := 0
+	for _, s := range storm {
+		if s.err == nil && s.took <= target {
+			good++
+		}
+	}
+	goodput := float64(good) / span.Seconds()
+	ratio := goodput / full
+	holds := ratio >= barGoodput
+	res.Add(harness.Row{What: fmt.Sprintf("overload %dx, answers within the target of %v a second", overloadTimes, target), Ours: fmt.Sprintf("%.1f", goodput),
+		Peer: fmt.Sprintf("saturation: %.1f", full), Ratio: &ratio, Bar: fmt.Sprintf(">= %.2fx", barGoodput), Holds: &holds,
+		Details: map[string]any{"rate": overloadTimes * full, "seconds": span.Seconds(), "latency": t}})
+	inTime := t.P99MS <= milliseconds(target) && t.Answered > 0
+	res.Add(harness.Row{What: fmt.Sprintf("overload %dx, p99 of what is answered", overloadTimes), Ours: fmt.Sprintf("%.1f ms (n = %d)", t.P99MS, t.Answered),
+		Peer: fmt.Sprintf("refusals: p99 %.1f ms (n = %d)", t.RefusedP99MS, t.Refused), Bar: fmt.Sprintf("<= %v", target), Holds: &inTime, Details: t})
+	grown := float64(most) / max(float64(before), 1)
+	bounded := grown <= barMemory
+	res.Add(harness.Row{What: fmt.Sprintf("overload %dx, resident memory of the server", overloadTimes), Ours: fmt.Sprintf("%.0f MB", float64(most)/1e6),
+		Peer: fmt.Sprintf("before: %.0f MB", float64(before)/1e6), Ratio: &grown, Bar: fmt.Sprintf("<= %.2fx", barMemory), Holds: &bounded, Details: map[string]int64{"before": before, "most": most}})
+	last, row := time.Duration(0), 0
+	for _, s := range calm {
+		if row++; s.err != nil || s.took > target {
+			row = 0
+		}
+		if row == recovered {
+			break
+		}
+		if row == 0 {
+			last = s.due
+		}
+	}
+	back := last <= barRecovery && row == recovered
+	res.Add(harness.Row{What: fmt.Sprintf("after overload, at %.0f %% of saturation, until %d in a row are in time", 100*afterShare, recovered), Ours: fmt.Sprintf("%.2f s", last.Seconds()),
+		Bar: fmt.Sprintf("<= %v", barRecovery), Holds: &back, Details: count(calm)})
+}
+
+// cycles loads, asks and unloads a model many times.
+func cycles(o options, res *harness.Result, data string) error {
+	const settled = 50
+	n := 1000
+	srv, err := harness.Start(o.serve, data, o.args...)
+	if err != nil {
+		return err
+	}
+	defer srv.Stop()
+	const dir = ".deps/models/news"
+	archive, err := zipOf(dir, "model.onnx", "model.onnx.data", "tokenizer.json", "labels.txt")
+	if err != nil {
+		return fmt.Errorf("%w; run make deps", err)
+	}
+	path := filepath.Join(data, "news.zip")
+	if err := os.WriteFile(path, archive, 0o644); err != nil {
+		return err
+	}
+	if err := upload(srv, "news", path); err != nil {
+		return err
+	}
+	post := func(route, body string) error {
+		_, err := harness.Call(http.DefaultClient, http.MethodPost, srv.Base+route, "application/json", nil, bytesOf(body))
+		return err
+	}
+	var base int64
+	start := time.Now()
+	for i := range settled + n {
+		for _, step := range [][2]string{{"/v2/repository/models/news/load", ""}, {"/v1/classify", `{"model":"news","text":"The striker scored twice"}`}, {"/v2/repository/models/news/unload", ""}} {
+			if err := post(step[0], step[1]); err != nil {
+				return fmt.Errorf("cycle %d: %w", i, err)
+			}
+		}
+		if i == settled-1 {
+			time.Sleep(2 * time.Second) // memory is given back beside the answers
+			base = harness.Resident(srv.PID)
+		}
+	}
+	took := time.Since(start)
+	time.Sleep(2 * time.Second)
+	end := harness.Resident(srv.PID)
+	ratio := float64(end) / max(float64(base), 1)
+	holds := ratio <= barCycles
+	res.Add(harness.Row{What: fmt.Sprintf("%d times load, ask and unload, resident memory", n), Ours: fmt.Sprintf("%.1f MB", float64(end)/1e6), Peer: fmt.Sprintf("after %d: %.1f MB", settled, float64(base)/1e6),
+		Ratio: &ratio, Bar: fmt.Sprintf("<= %.2fx", barCycles), Holds: &holds, Details: map[string]any{"base": base, "end": end, "seconds": took.Seconds()}})
+	return nil
+}
