@@ -18,10 +18,17 @@ import (
 // letters is a preparer whose tokens are the letters of a text.
 type letters struct{ labels []string }
 
-func (letters) Text(texts []string) (engine.Feeds, error) { return nil, nil }
-func (l letters) Labels() []string                        { return l.labels }
-func (letters) MaxTokens() int                            { return 8 }
-func (letters) Count(t TextPair) int                      { return len(t.Text) + len(t.Pair) }
+func (l letters) Text(texts []string) (engine.Feeds, error) {
+	pairs := make([]TextPair, len(texts))
+	for i, t := range texts {
+		pairs[i].Text = t
+	}
+	feeds, _, err := l.Encode(pairs)
+	return feeds, err
+}
+func (l letters) Labels() []string   { return l.labels }
+func (letters) MaxTokens() int       { return 8 }
+func (letters) Count(t TextPair) int { return len(t.Text) + len(t.Pair) }
 func (letters) Tokenize(text string, _ bool) (ids []int64) {
 	for _, c := range []byte(text) {
 		ids = append(ids, int64(c))

@@ -262,6 +262,24 @@ func TestEarliestDeadlineFirst(t *testing.T) {
 	})
 }
 
+// A request without one of the inputs is the session's to judge. It must not
+// hold up those after it.
+func TestMissingInput(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := New(Options{}).Queue(&encoder{fixed: time.Millisecond}, QueueOptions{})
+		whole := text(1, 3, 5)
+		for _, in := range []engine.Feeds{{"input_ids": whole["input_ids"]}, {"attention_mask": whole["attention_mask"]}, nil} {
+			_, _, err := q.Run(t.Context(), in, nil)
+			if in["input_ids"] == nil && !errors.Is(err, ErrPanic) { // the encoder reads it without looking
+				t.Errorf("%v: %v", in, err)
+			}
+		}
+		if _, err := ask(t.Context(), q, 1, 3, 5); err != nil {
+			t.Errorf("the next request: %v", err)
+		}
+	})
+}
+
 func TestClientsThatLeftAreDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := &encoder{fixed: 10 * time.Millisecond}

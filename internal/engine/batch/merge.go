@@ -71,7 +71,7 @@ func (r *rule) size(in engine.Feeds) (rows, width int64) {
 	width = 1
 	for _, io := range r.spec.Inputs {
 		t := in[io.Name]
-		if len(t.Dims) == 0 || t.Dims[0] < 1 {
+		if t == nil || len(t.Dims) == 0 || t.Dims[0] < 1 { // the session says what is missing
 			return 0, 0
 		}
 		if rows != 0 && rows != t.Dims[0] {
