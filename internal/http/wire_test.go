@@ -26,7 +26,7 @@ import (
 // TestBadBytes sends what no client library does. One answer comes, of the 400s
 // or none at all, and the next request is right.
 func TestBadBytes(t *testing.T) {
-	f := newFixture(t, nil, func(c *Config) { c.HeaderTimeout, c.BodyTimeout = 2*time.Second, 500*time.Millisecond })
+	f := newFixture(t, nil, func(c *Config) { c.HeaderTimeout, c.BodyTimeout = 5*time.Second, 3*time.Second })
 	const post = "POST /v2/models/echo/infer HTTP/1.1\r\nHost: x\r\n"
 	long := fmt.Sprintf("Content-Length: %d\r\n", len(echoBody))
 	for name, raw := range map[string]string{
@@ -144,8 +144,9 @@ func TestMillionChunks(t *testing.T) {
 // Many connections that send a header byte by byte, or nothing, do not keep
 // others out, and are closed when their time is over.
 func TestSlowloris(t *testing.T) {
+	t.Parallel()
 	const slow = 200
-	f := newFixture(t, nil, func(c *Config) { c.HeaderTimeout = time.Second })
+	f := newFixture(t, nil, func(c *Config) { c.HeaderTimeout = 3 * time.Second })
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var wg sync.WaitGroup
@@ -181,7 +182,7 @@ func TestSlowloris(t *testing.T) {
 		f.fine(t)
 	}
 	wg.Wait()
-	if took := time.Since(begin); took > 20*time.Second {
+	if took := time.Since(begin); took > 30*time.Second {
 		t.Errorf("slow connections were held for %v", took)
 	}
 	f.fine(t)
@@ -189,18 +190,16 @@ func TestSlowloris(t *testing.T) {
 
 // More connections than allowed wait and are served when others end.
 func TestMaxConns(t *testing.T) {
-	f := newFixture(t, nil, func(c *Config) { c.MaxConns, c.HeaderTimeout = 4, 500*time.Millisecond })
-	var held []net.Conn
+	t.Parallel()
+	f := newFixture(t, nil, func(c *Config) { c.MaxConns, c.HeaderTimeout = 4, 2*time.Second })
 	for range 4 {
 		c, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		held = append(held, c)
 	}
 	f.fine(t) // once the silent ones are closed
-	_ = held
 }
 
 // A client that leaves while its request waits for a run with others does not
@@ -309,10 +308,27 @@ func secure(t *testing.T, change func(*Config)) (*fixture, *tls.Config) {
 
 // Over TLS both versions of HTTP answer, with the same limits.
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	f, trust := secure(t, func(c *Config) {
 		c.SplitAdmin, c.MaxInferBody = true, 1<<20
-		c.HeaderTimeout, c.BodyTimeout = 500*time.Millisecond, 500*time.Millisecond
+		c.HeaderTimeout, c.BodyTimeout = 5*time.Second, 2*time.Second // a handshake has the time of a header
 	})
+	// Who does not speak TLS, or never ends the handshake, is let go.
+	var strangers sync.WaitGroup
+	for _, hello := range []string{"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n", "\x16\x03\x01\x02\x00\x01", ""} {
+		c, err := net.Dial("tcp", strings.TrimPrefix(f.url, "https://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		strangers.Go(func() {
+			defer c.Close()
+			_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+			_, _ = io.WriteString(c, hello)
+			if b, err := io.ReadAll(c); err != nil && strings.Contains(err.Error(), "timeout") || strings.Contains(string(b), "200 OK") {
+				t.Errorf("%q: %.100q, %v", hello, b, err)
+			}
+		})
+	}
 	for proto, h2 := range map[string]bool{"HTTP/1.1": false, "HTTP/2.0": true} {
 		client := &http.Client{Transport: &http.Transport{TLSClientConfig: trust.Clone(), ForceAttemptHTTP2: h2, TLSHandshakeTimeout: 30 * time.Second}}
 		do := func(url string, body io.Reader) (int, string) {
@@ -359,19 +375,7 @@ func TestTLS(t *testing.T) {
 		}
 		client.CloseIdleConnections()
 	}
-	// Who does not speak TLS, or never ends the handshake, is let go.
-	for _, hello := range []string{"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n", "\x16\x03\x01\x02\x00\x01", ""} {
-		c, err := net.Dial("tcp", strings.TrimPrefix(f.url, "https://"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
-		_, _ = io.WriteString(c, hello)
-		if b, err := io.ReadAll(c); err != nil && strings.Contains(err.Error(), "timeout") || strings.Contains(string(b), "200 OK") {
-			t.Errorf("%q: %.100q, %v", hello, b, err)
-		}
-		c.Close()
-	}
+	strangers.Wait()
 }
 
 // A connection of HTTP/2 that opens and resets streams without end, or floods
