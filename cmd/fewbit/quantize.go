@@ -27,6 +27,7 @@ type quantizeFlags struct {
 	scheme, method, weights, granularity       string
 	target, precision                          string
 	exclude                                    []string
+	operators                                  rulesValue
 	samples, evalSamples, maxTokens            int
 	symmetric, noSmooth, noBias, force, asJSON bool
 	noLatency, timePasses                      bool
@@ -54,6 +55,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 		Example: `  fewbit quantize model.onnx -o small.onnx --calib texts.jsonl --eval labelled.jsonl
   fewbit quantize model.onnx -o small.onnx --scheme int8-dynamic --report run.html
   fewbit quantize model.onnx -o small.onnx --recipe recipe.yaml
+  fewbit quantize model.onnx -o small.onnx --calib texts.jsonl --operators 'Gather=int4,/encoder/layer.11/*=fp32'
   fewbit quantize model.onnx -o small.onnx --calib images/ --target qdq --exclude Conv_0,Gemm`,
 		Args: exactArgs("MODEL.onnx"),
 		RunE: func(cmd *cobra.Command, args []string) error { return q.run(cmd, args[0]) },
@@ -61,7 +63,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	f := cmd.Flags()
 	f.StringVarP(&q.out, "out", "o", "", "where the quantized model goes")
 	f.StringVar(&q.recipe, "recipe", "", "read settings from this YAML file: the names of these flags; flags given here win")
-	f.StringVar(&q.scheme, "scheme", "", "int8 (static, needs --calib), int8-dynamic, int4 or fp16 (weights only) (default int8)")
+	f.StringVar(&q.scheme, "scheme", "", "int8 (static, needs --calib), int8-dynamic, int4 or fp16 (weights only), mixed (int8 with --operators) (default int8)")
 	f.StringVar(&q.calib, "calib", "", "calibration data, or a calibration table")
 	f.StringVar(&q.method, "method", "", "range method: auto, minmax, entropy, percentile[:P], mse or moving-average (default auto: per tensor by the operator's output error)")
 	f.StringVar(&q.weights, "weights", "", "how weights are rounded: auto, rtn, mse or gptq (default auto: gptq with calibration data, else rtn for 8 bits and mse for 4)")
@@ -71,6 +73,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	f.IntVar(&q.samples, "samples", 0, fmt.Sprintf("calibrate with this many samples, spread over the data (0: %d)", pipeline.DefaultSamples))
 	f.StringVar(&q.precision, "precision", "", precisionHelp)
 	f.StringSliceVar(&q.exclude, "exclude", nil, "operator names or types that stay in float")
+	f.Var(&q.operators, "operators", "precision of single operators, MATCH=int8|int8-dynamic|int4|fp16|fp32 by name or type, * for any characters; later ones win")
 	f.StringVar(&q.eval, "eval", "", "evaluation data, labelled or not")
 	f.IntVar(&q.evalSamples, "eval-samples", 0, "evaluate on this many samples (0: all)")
 	f.IntVar(&q.maxTokens, "max-tokens", 0, fmt.Sprintf("cut texts to this many tokens (0: %d)", task.DefaultMaxTokens))
@@ -147,7 +150,7 @@ func (q *quantizeFlags) run(cmd *cobra.Command, model string) error {
 func (q *quantizeFlags) config() (quant.Config, error) {
 	return quant.Config{
 		Scheme: quant.Scheme(q.scheme), Target: quant.Target(q.target), Granularity: quant.Granularity(q.granularity), Symmetric: q.symmetric,
-		Method: q.method, Weights: quant.WeightMethod(q.weights), Exclude: q.exclude, NoSmooth: q.noSmooth, NoBiasCorrection: q.noBias, ReduceRange: pipeline.SaturatesU8S8(),
+		Method: q.method, Weights: quant.WeightMethod(q.weights), Exclude: q.exclude, Rules: q.operators.rules, NoSmooth: q.noSmooth, NoBiasCorrection: q.noBias, ReduceRange: pipeline.SaturatesU8S8(),
 	}.WithDefaults()
 }
 
@@ -163,7 +166,7 @@ func (q *quantizeFlags) check(model string, cfg quant.Config) error {
 		return usagef("quantize: --samples %d, --eval-samples %d, --max-tokens %d: none may be negative", q.samples, q.evalSamples, q.maxTokens)
 	case q.slo < 0:
 		return usagef("quantize: --slo %v: it must not be negative", q.slo)
-	case cfg.Scheme.Static() && q.calib == "":
+	case cfg.NeedsCalibration() && q.calib == "":
 		return usagef("quantize: scheme %s needs calibration data: give --calib DATA, or use --scheme %s", cfg.Scheme, quant.INT8Dynamic)
 	case q.dumpPass != "" && q.dumpPass != "all" && !slices.Contains(pipeline.PassNames(cfg), q.dumpPass):
 		return usagef("quantize: --dump-pass %s: no such pass; use all, or one of %s", q.dumpPass, strings.Join(pipeline.PassNames(cfg), ", "))

@@ -84,7 +84,17 @@ func setRecipe(flags *pflag.FlagSet, b []byte) error {
 func setField(flag *pflag.Flag, value *yaml.Node, given bool) error {
 	var items []string
 	list, isList := flag.Value.(pflag.SliceValue)
+	rules, isRules := flag.Value.(*rulesValue)
+	if !isRules || value.Kind != yaml.MappingNode {
+		rules = nil
+	}
 	switch {
+	case rules != nil:
+		for _, v := range value.Content {
+			if v.Kind != yaml.ScalarNode {
+				return fmt.Errorf("line %d: expected lines such as \"Gather: int4\"", v.Line)
+			}
+		}
 	case value.Kind == yaml.ScalarNode && value.Tag != "!!null":
 		items = []string{value.Value}
 	case value.Kind == yaml.SequenceNode && isList:
@@ -101,6 +111,16 @@ func setField(flag *pflag.Flag, value *yaml.Node, given bool) error {
 	}
 	if given {
 		return nil // the command line wins
+	}
+	if rules != nil {
+		for i := 0; i+1 < len(value.Content); i += 2 {
+			k, v := value.Content[i], value.Content[i+1]
+			if err := rules.put(k.Value, v.Value, k.Line); err != nil {
+				return fmt.Errorf("line %d: %w", k.Line, err)
+			}
+		}
+		flag.Changed = true
+		return nil
 	}
 	if isList {
 		return list.Replace(items)

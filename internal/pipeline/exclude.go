@@ -17,12 +17,17 @@ type UnknownOperator struct {
 	Name string
 	Near []string // what may have been meant, best first
 	Gone bool     // it is in the model's file, and not left when that is prepared
+	Rule string   // of a recipe that names it; "" is an exclusion
 }
 
 func (e *UnknownOperator) Error() string {
-	text := fmt.Sprintf("%v: exclude %q names no operator and no operator type of the model", quant.ErrConfig, e.Name)
+	subject := e.Rule
+	if subject == "" {
+		subject = fmt.Sprintf("exclude %q", e.Name)
+	}
+	text := fmt.Sprintf("%v: %s names no operator and no operator type of the model", quant.ErrConfig, subject)
 	if e.Gone {
-		text = fmt.Sprintf("%v: exclude %q: preparing the model folds or drops it, nothing of it is left to quantize", quant.ErrConfig, e.Name)
+		text = fmt.Sprintf("%v: %s: preparing the model folds or drops it, nothing of it is left to quantize", quant.ErrConfig, subject)
 	}
 	if len(e.Near) > 0 {
 		text += `; did you mean "` + strings.Join(e.Near, `" or "`) + `"?`

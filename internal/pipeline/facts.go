@@ -117,11 +117,18 @@ var nan = math.NaN()
 
 // cover records, before the plan is written into the graph, which operators run in integers and what rule the others broke.
 func (r *run) cover() {
+	precision := map[string]quant.Precision{}
+	for _, op := range r.plan.Ops {
+		precision[op.Node.Outputs[0]] = op.Precision
+	}
 	for _, c := range r.plan.Cover(r.m, r.shapes()) {
 		op := report.Operator{Name: c.Node.Name, Op: c.Node.Op, Integer: c.Integer, Rule: c.Rule, MACs: c.MACs, Precision: "fp32", SQNR: report.Num(nan), Cosine: report.Num(nan)}
+		if r.rules[c.Node] == quant.PrecisionFP16 {
+			op.Precision = "fp16"
+		}
 		if c.Integer {
 			op.Precision = "int8"
-			if r.req.Config.Scheme == quant.INT4 {
+			if precision[c.Node.Outputs[0]] == quant.PrecisionINT4 {
 				op.Precision = "int4"
 			}
 		}

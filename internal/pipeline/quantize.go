@@ -33,7 +33,7 @@ func (p *Pipeline) Quantize(ctx context.Context, req Request, progress Progress)
 		return nil, err
 	}
 	req.Config = cfg
-	if cfg.Scheme.Static() && req.Calib == "" {
+	if cfg.NeedsCalibration() && req.Calib == "" {
 		return nil, fmt.Errorf("%w: give %s, or use scheme %s, which measures ranges as it runs", ErrNeedsCalibration, req.Words.calib(), quant.INT8Dynamic)
 	}
 	if cfg.Weights == quant.GPTQ && req.Calib == "" {
@@ -69,7 +69,10 @@ type run struct {
 	m        *graph.Model // becomes the quantized model
 	float    *graph.Model // the prepared float model
 	qdq      *graph.Model // the form whose inner tensors compare with float's
-	plan     *quant.Plan
+	named    operators    // of the model's file
+	rules    assignment
+	plans    []*quant.Plan // one a precision
+	plan     *quant.Plan   // of all of them
 	spec     engine.IOSpec
 	evidence *Evidence
 	tabled   bool // the evidence comes from a calibration table: there are no samples
@@ -93,22 +96,10 @@ func (r *run) quantize(ctx context.Context) error {
 	if op := r.m.Quantized(); op != "" {
 		return fmt.Errorf("%w: it contains %s; give the float model it was made from", quant.ErrQuantized, op)
 	}
+	if err := r.prepare(ctx); err != nil {
+		return err
+	}
 	cfg := r.req.Config
-	r.progress.say("prepare", 0)
-	ops := operatorsOf(r.m)
-	if err := r.passes(ctx, quant.Prepare(cfg)...); err != nil {
-		return err
-	}
-	var err error
-	if cfg.Exclude, err = ops.resolve(r.m, cfg.Exclude); err != nil {
-		return err
-	}
-	r.req.Config = cfg
-	r.float = r.m.Clone()
-	r.spec = SpecOf(r.m)
-	if err := r.checkEval(); err != nil {
-		return err
-	}
 	if cfg.Scheme == quant.FP16 {
 		r.plan = &quant.Plan{Config: cfg}
 		if err := r.passes(ctx, quant.Half{Config: cfg}); err != nil {
@@ -118,7 +109,7 @@ func (r *run) quantize(ctx context.Context) error {
 		r.stamp()
 		return nil
 	}
-	if r.plan, err = quant.NewPlan(r.m, cfg); err != nil {
+	if err := r.planned(); err != nil {
 		return err
 	}
 	if r.req.Calib != "" {
@@ -144,22 +135,42 @@ func (r *run) quantize(ctx context.Context) error {
 // choosing returns the passes that decide from calibration data.
 func (r *run) choosing() []quant.Pass {
 	cfg := r.req.Config
-	var table []quant.Pass
-	if cfg.Scheme != quant.INT4 {
-		table = append(table, &quant.Ranges{Plan: r.plan, Stats: r.evidence, GEMM: r.lab, Choices: r.choices,
+	var table, late []quant.Pass
+	// The static plan comes last: where operators of two precisions read one
+	// tensor, its choice is the one that has a range.
+	for _, p := range byScheme(r.plans, quant.INT8Dynamic, quant.INT8) {
+		table = append(table, &quant.Ranges{Plan: p, Stats: r.evidence, GEMM: r.lab, Choices: r.choices,
 			Progress: func(f float64) { r.progress.say("choose ranges", f) }})
 	}
-	if cfg.Method == quant.Auto && cfg.Scheme.Static() && !r.tabled {
-		table = append(table, &autoPass{r.lab, r.plan, r.choices, r.openCalib, r.progress})
+	for _, p := range r.plans {
+		static := p.Config.Scheme.Static() && !r.tabled
+		if static && cfg.Method == quant.Auto {
+			table = append(table, &autoPass{r.lab, p, r.choices, r.openCalib, r.progress})
+		}
+		if (cfg.Weights == quant.AutoWeights || cfg.Weights == quant.GPTQ) && !r.tabled {
+			late = append(late, &weightsPass{lab: r.lab, plan: p, choices: r.choices, samples: r.openCalib, progress: r.progress, solved: r.solved,
+				strict: cfg.Weights == quant.GPTQ, warn: func(s string) { r.rep.Warnings = append(r.rep.Warnings, s) }})
+		}
 	}
-	if (cfg.Weights == quant.AutoWeights || cfg.Weights == quant.GPTQ) && !r.tabled {
-		table = append(table, &weightsPass{lab: r.lab, plan: r.plan, choices: r.choices, samples: r.openCalib, progress: r.progress, solved: r.solved,
-			strict: cfg.Weights == quant.GPTQ, warn: func(s string) { r.rep.Warnings = append(r.rep.Warnings, s) }})
-	}
-	if !cfg.NoBiasCorrection && cfg.Scheme.Static() && !r.tabled {
-		table = append(table, &biasPass{r.lab, r.plan, r.choices, r.solved, r.openCalib, r.progress})
+	table = append(table, late...)
+	for _, p := range byScheme(r.plans, quant.INT8) {
+		if !cfg.NoBiasCorrection && !r.tabled {
+			table = append(table, &biasPass{r.lab, p, r.choices, r.solved, r.openCalib, r.progress})
+		}
 	}
 	return table
+}
+
+// byScheme returns the plans of the schemes, in the order of these.
+func byScheme(all []*quant.Plan, schemes ...quant.Scheme) (out []*quant.Plan) {
+	for _, s := range schemes {
+		for _, p := range all {
+			if p.Config.Scheme == s {
+				out = append(out, p)
+			}
+		}
+	}
+	return out
 }
 
 // rewriting returns the passes that write the plan into the graph.
@@ -167,22 +178,27 @@ func (r *run) rewriting() []quant.Pass {
 	cfg := r.req.Config
 	var table []quant.Pass
 	if !cfg.NoEmbeddings {
-		table = append(table, quant.Embeddings{Config: cfg})
+		table = append(table, quant.Embeddings{Config: cfg, Precision: r.rules})
 	}
 	if cfg.Target.Encoder() {
 		table = append(table, quant.Residuals{})
 	}
-	if cfg.Scheme == quant.INT4 {
-		p := &quant.BlockWeights{Plan: r.plan, Solved: r.solved}
+	if half := r.rules.with(quant.PrecisionFP16); len(half) > 0 {
+		table = append(table, quant.Half{Config: cfg, Only: half})
+	}
+	for _, plan := range byScheme(r.plans, quant.INT4) {
+		p := &quant.BlockWeights{Plan: plan, Solved: r.solved}
 		if r.evidence != nil {
 			p.Stats = r.evidence
 		}
-		return append(table, p)
+		table = append(table, p)
 	}
-	r.insert = &quant.Insert{Plan: r.plan, Choices: r.choices, Solved: r.solved}
-	table = append(table, r.insert)
-	if cfg.Lowered() {
-		table = append(table, snapshot{&r.qdq}, quant.Lower{})
+	for _, plan := range byScheme(r.plans, quant.INT8Dynamic, quant.INT8) {
+		r.insert = &quant.Insert{Plan: plan, Choices: r.choices, Solved: r.solved}
+		table = append(table, r.insert)
+		if plan.Config.Lowered() {
+			table = append(table, snapshot{&r.qdq}, quant.Lower{})
+		}
 	}
 	return table
 }

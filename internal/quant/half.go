@@ -19,7 +19,11 @@ const (
 // Half is the pass that stores float weights in FP16, with a Cast in front of
 // their readers. CPUs compute in FP32: the engine converts when it loads the
 // model, so the file is half the size and the speed that of FP32.
-type Half struct{ Config Config }
+type Half struct {
+	Config Config
+	// Only, when it is not nil, selects the operators whose weights are stored.
+	Only map[*graph.Node]bool
+}
 
 var _ Pass = Half{}
 
@@ -64,6 +68,9 @@ func (h Half) Run(_ context.Context, m *graph.Model) (Stats, error) {
 
 func (h Half) excluded(uses []graph.Use) bool {
 	for _, u := range uses {
+		if h.Only != nil && !h.Only[u.Node] {
+			return true
+		}
 		for _, e := range h.Config.Exclude {
 			if e == u.Node.Name || e == u.Node.Op {
 				return true

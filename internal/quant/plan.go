@@ -50,6 +50,8 @@ type Op struct {
 	Act *graph.Node
 	// Out is the tensor that holds the result: after Add and Act.
 	Out string
+	// Precision of its weight and, but for 4 bits, of its input.
+	Precision Precision
 	// QuantOut: Out gets a range and a quantized form.
 	QuantOut bool
 }
@@ -87,7 +89,11 @@ var throughOps = map[string]bool{
 
 // NewPlan decides which operators of the model run in integers. The model must
 // have gone through Prepare.
-func NewPlan(m *graph.Model, c Config) (*Plan, error) {
+func NewPlan(m *graph.Model, c Config) (*Plan, error) { return NewPlanOf(m, c, nil) }
+
+// NewPlanOf is NewPlan without the operators for which leave, where it is not nil,
+// gives a rule that they break. With ErrNothing the plan lists the rules.
+func NewPlanOf(m *graph.Model, c Config, leave func(*graph.Node) string) (*Plan, error) {
 	if op := m.Quantized(); op != "" {
 		return nil, fmt.Errorf("%w: it contains %s; give the float model it was made from", ErrQuantized, op)
 	}
@@ -105,6 +111,13 @@ func NewPlan(m *graph.Model, c Config) (*Plan, error) {
 			continue
 		}
 		op, rule := b.consider(n)
+		if op != nil && leave != nil {
+			if why := leave(n); why != "" {
+				if op = nil; hasMACs(n) {
+					rule = why
+				}
+			}
+		}
 		switch {
 		case op != nil:
 			b.accept(op)
@@ -123,7 +136,7 @@ func NewPlan(m *graph.Model, c Config) (*Plan, error) {
 	}
 	b.collect()
 	if len(p.Ops) == 0 {
-		return nil, fmt.Errorf("%w: %s", ErrNothing, p.whyNothing())
+		return p, fmt.Errorf("%w: %s", ErrNothing, p.whyNothing())
 	}
 	return p, nil
 }
@@ -432,6 +445,7 @@ func (b *planner) through(n *graph.Node) *Op {
 }
 
 func (b *planner) accept(op *Op) {
+	op.Precision = Precision(b.Config.Scheme)
 	b.Ops = append(b.Ops, op)
 	b.taken[op.Node] = true
 	for _, n := range []*graph.Node{op.Add, op.Act} {
@@ -492,6 +506,18 @@ func (p *Plan) whyNothing() string {
 		return rules[i] < rules[j]
 	})
 	return rules[0]
+}
+
+// Filter returns the plan of those operators that keep accepts.
+func (p *Plan) Filter(keep func(*Op) bool) *Plan {
+	c := *p
+	c.Ops = nil
+	for _, op := range p.Ops {
+		if keep(op) {
+			c.Ops = append(c.Ops, op)
+		}
+	}
+	return &c
 }
 
 // On returns the same plan for a clone of the model that it was made for.

@@ -129,7 +129,7 @@ func rewrite(t *testing.T, m *graph.Model, c Config, smooth string) (*graph.Mode
 	if err != nil {
 		t.Fatal(err)
 	}
-	table := []Pass{Embeddings{c}, &Insert{Plan: p, Choices: fixed(p, smooth)}}
+	table := []Pass{Embeddings{Config: c}, &Insert{Plan: p, Choices: fixed(p, smooth)}}
 	if c.Lowered() {
 		table = append(table, Lower{})
 	}

@@ -126,7 +126,14 @@ const minTableRows = 1024
 // by their scale afterwards, so neither file nor memory holds the float table.
 //
 //	Gather(table, ids)  ->  Cast(Gather(codes, ids)) * Gather(scales, ids)
-type Embeddings struct{ Config Config }
+//
+// In 4 bits (Precision) a table whose width is a multiple of Int4Block becomes
+// com.microsoft's GatherBlockQuantized instead.
+type Embeddings struct {
+	Config Config
+	// Precision of the Gather nodes that are not to be INT8; may be nil.
+	Precision map[*graph.Node]Precision
+}
 
 var _ Pass = Embeddings{}
 
@@ -138,18 +145,29 @@ func (e Embeddings) Run(_ context.Context, m *graph.Model) (Stats, error) {
 	g := m.Graph
 	ix := g.Index()
 	var nodes []*graph.Node
-	count, saved := 0, int64(0)
+	count, small, saved := 0, 0, int64(0)
 	for _, n := range g.Nodes {
 		name := n.In(0)
 		t := g.Init(name)
 		if !n.Is("Gather") || n.Int("axis", 0) != 0 || t == nil || t.Type != tensor.Float32 || len(t.Dims) != 2 ||
-			t.Dims[0] < minTableRows || len(ix.Uses(name)) != 1 || ix.Captured(name) || g.Init(n.In(1)) != nil || e.excluded(n) {
+			t.Dims[0] < minTableRows || len(ix.Uses(name)) != 1 || ix.Captured(name) || g.Init(n.In(1)) != nil || e.excluded(n) ||
+			e.Precision[n] == PrecisionFP16 || e.Precision[n] == PrecisionFP32 {
 			nodes = append(nodes, n)
 			continue
 		}
 		v, err := t.F32()
 		if err != nil {
 			return Stats{}, err
+		}
+		if e.Precision[n] == PrecisionINT4 {
+			q, err := gatherInt4(m, n, v, t.Dims)
+			if err != nil {
+				return Stats{}, fmt.Errorf("table %q: %w", name, err)
+			}
+			nodes = append(nodes, q)
+			small++
+			saved += int64(len(t.Data)) - int64(len(g.Init(q.Inputs[0]).Data)+len(g.Init(q.Inputs[2]).Data))
+			continue
 		}
 		s := e.Config.weightScheme()
 		s.ReduceRange = false // nothing accumulates
@@ -170,7 +188,30 @@ func (e Embeddings) Run(_ context.Context, m *graph.Model) (Stats, error) {
 	}
 	g.Nodes = nodes
 	g.Prune()
-	return Stats{Changed: count, Note: fmt.Sprintf("%d tables in INT8 by row, %.1f MB saved", count, float64(saved)/1e6)}, nil
+	note := fmt.Sprintf("%d tables in INT8 by row", count)
+	if small > 0 {
+		note += fmt.Sprintf(", %d in 4 bits", small)
+	}
+	return Stats{Changed: count + small, Note: fmt.Sprintf("%s, %.1f MB saved", note, float64(saved)/1e6)}, nil
+}
+
+// gatherInt4 returns the lookup of n in a table of 4-bit blocks. The scale of
+// each block has the least squared error.
+func gatherInt4(m *graph.Model, n *graph.Node, v []float32, dims []int64) (*graph.Node, error) {
+	rows, width := int(dims[0]), int(dims[1])
+	if width%Int4Block != 0 {
+		return nil, fmt.Errorf("%w: rows of %d do not divide into blocks of %d; use int8", ErrConfig, width, Int4Block)
+	}
+	q, err := QuantizeInt4(transpose2D(v, rows, width), width, rows, nil)
+	if err != nil {
+		return nil, err
+	}
+	name := n.In(0)
+	m.Graph.SetInit(name+"_int4", tensor.From(q.Codes, dims[0], dims[1]/2))
+	m.Graph.SetInit(name+"_int4_scale", tensor.From(q.Scales, dims[0], dims[1]/Int4Block))
+	m.Require(graph.DomainMS, 1)
+	return graph.NewNode(graph.DomainMS, "GatherBlockQuantized", n.Name, []string{name + "_int4", n.In(1), name + "_int4_scale"}, []string{n.Outputs[0]},
+		graph.AttrInt("gather_axis", 0), graph.AttrInt("quantize_axis", 1), graph.AttrInt("block_size", Int4Block), graph.AttrInt("bits", 4)), nil
 }
 
 func (e Embeddings) excluded(n *graph.Node) bool {

@@ -44,6 +44,8 @@ const (
 	INT4 Scheme = "int4"
 	// FP16 stores all weights in half precision.
 	FP16 Scheme = "fp16"
+	// Mixed is INT8 with Rules; WithDefaults makes INT8 of it.
+	Mixed Scheme = "mixed"
 )
 
 // Static reports whether activations get ranges from calibration data.
@@ -125,6 +127,8 @@ type Config struct {
 	Method string
 	// Weights says how the codes of weights are found; default AutoWeights.
 	Weights WeightMethod
+	// Rules give operators a precision other than the scheme's; later ones win.
+	Rules []Rule
 	// Exclude lists operator names and operator types that stay in float.
 	Exclude []string
 	// NoSmooth, NoBiasCorrection and NoEmbeddings switch accuracy and size
@@ -157,8 +161,11 @@ func (c Config) WithDefaults() (Config, error) {
 	}
 	switch c.Scheme {
 	case INT8, INT8Dynamic, INT4, FP16:
-	case "mixed":
-		return c, fmt.Errorf("%w: scheme %q is not built yet; use int8 and exclude the operators that must stay in float", ErrConfig, c.Scheme)
+	case Mixed:
+		if len(c.Rules) == 0 {
+			return c, fmt.Errorf("%w: scheme %s is int8 with other precisions for some operators: say which, such as %q: int4", ErrConfig, Mixed, "/encoder/layer.0/*")
+		}
+		c.Scheme = INT8
 	default:
 		return c, fmt.Errorf("%w: unknown scheme %q; use %s, %s, %s or %s", ErrConfig, c.Scheme, INT8, INT8Dynamic, INT4, FP16)
 	}
@@ -171,6 +178,9 @@ func (c Config) WithDefaults() (Config, error) {
 	}
 	if (c.Scheme == INT8Dynamic || c.Scheme == INT4) && !c.Target.Encoder() {
 		return c, fmt.Errorf("%w: scheme %s needs target cpu or cuda; %s has no form of it", ErrConfig, c.Scheme, c.Target)
+	}
+	if err := c.checkRules(); err != nil {
+		return c, err
 	}
 	if c.Granularity != PerChannel && c.Granularity != PerTensor {
 		return c, fmt.Errorf("%w: unknown granularity %q; use %s or %s", ErrConfig, c.Granularity, PerChannel, PerTensor)

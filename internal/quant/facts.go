@@ -1,0 +1,73 @@
+package quant
+
+import (
+	"math"
+
+	"github.com/fewbit/fewbit/internal/graph"
+)
+
+// WeightStats describes a weight before and after it was quantized. Smoothed
+// weights are described as smoothing leaves them.
+type WeightStats struct {
+	Elements int
+	// Std and Max are of the float values, AfterStd of those that the codes stand for.
+	Std, Max, AfterStd float64
+	// SQNR of the codes in dB.
+	SQNR float64
+}
+
+// maxWeightSQNR stands for a weight without any error.
+const maxWeightSQNR = 200
+
+// WeightFacts describes the weight of op as s, or rounding by c, makes it.
+func WeightFacts(g *graph.Graph, op *Op, choices Choices, s *Solved, c Config) (WeightStats, error) {
+	t := g.Init(op.W)
+	v, err := t.F32()
+	if err != nil {
+		return WeightStats{}, err
+	}
+	out := op.Node.Outputs[0]
+	var after []float32
+	if op.Precision == PrecisionINT4 {
+		k, n := int(t.Dims[op.InAxis]), int(t.Dims[op.OutAxis])
+		if op.InAxis == 1 {
+			v = transpose2D(v, n, k)
+		}
+		q := s.Int4[out]
+		if q == nil {
+			if q, err = QuantizeInt4(v, k, n, nil); err != nil {
+				return WeightStats{}, err
+			}
+		}
+		after = q.Dequantize()
+	} else {
+		if ch := choices[op.X[0]]; op.Kind == Linear && ch != nil && ch.Smooth != nil {
+			v = scaleInputs(v, t.Dims, op.InAxis, ch.Smooth)
+		}
+		q := s.Int8[out]
+		if q == nil {
+			if q, err = QuantizeWeight(v, t.Dims, op.OutAxis, c.Granularity, c.weightScheme()); err != nil {
+				return WeightStats{}, err
+			}
+		}
+		after = q.Dequantize()
+	}
+	w := WeightStats{Elements: len(v), SQNR: maxWeightSQNR}
+	var sum, power, afterSum, afterPower, noise float64
+	for i, x := range v {
+		a, b := float64(x), float64(after[i])
+		sum += a
+		power += a * a
+		afterSum += b
+		afterPower += b * b
+		noise += (a - b) * (a - b)
+		w.Max = math.Max(w.Max, math.Abs(a))
+	}
+	n := float64(len(v))
+	w.Std = math.Sqrt(math.Max(0, power/n-sum*sum/n/n))
+	w.AfterStd = math.Sqrt(math.Max(0, afterPower/n-afterSum*afterSum/n/n))
+	if noise > 0 {
+		w.SQNR = math.Min(maxWeightSQNR, 10*math.Log10(math.Max(power, math.SmallestNonzeroFloat64)/noise))
+	}
+	return w, nil
+}
