@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 // Changes whenever a function here, a packed layout or an operator changes.
-#define FEWBIT_CPU_ABI 1
+#define FEWBIT_CPU_ABI 2
 
 #ifdef __cplusplus
 extern "C" {
@@ -35,9 +35,14 @@ typedef struct fewbit_cpu_api {
   // multiple of FEWBIT_CPU_PANEL may be packed by different threads; the one
   // with first = 0 writes the header.
   void (*bf16_pack)(const float *w, int64_t k, int64_t n, int64_t first, int64_t last, void *to);
+  // The same for INT8 weights with one scale a column, for LinearRows; k is at
+  // most FEWBIT_CPU_INT8_MAX_K.
+  size_t (*int8_packed_size)(int64_t k, int64_t n);
+  void (*int8_pack)(const int8_t *w, const float *scales, int64_t k, int64_t n, int64_t first, int64_t last, void *to);
 } fewbit_cpu_api;
 
 #define FEWBIT_CPU_MAX_DIM (1 << 20)
+#define FEWBIT_CPU_INT8_MAX_K 65792
 #define FEWBIT_CPU_PANEL 48
 
 // The functions of this process's processor, NULL when the library has another

@@ -5,5 +5,6 @@
 namespace fewbit {
 
 const Operator &matmul_bf16();
+const Operator &linear_rows();
 
 } // namespace fewbit

@@ -94,6 +94,31 @@ int Node::threads() const {
   return n < 1 ? 1 : n > most ? most : n;
 }
 
+void shapes_with_columns(OrtShapeInferContext *c) {
+  OrtTensorTypeAndShapeInfo *x = nullptr; // the context's
+  const OrtOpAttr *attribute = nullptr;
+  check(ort->ShapeInferContext_GetInputTypeShape(c, 0, &x));
+  check(ort->ShapeInferContext_GetAttribute(c, "N", &attribute));
+  int64_t n = 0;
+  size_t bytes = 0, rank = 0;
+  check(ort->ReadOpAttr(attribute, ORT_OP_ATTR_INT, &n, sizeof n, &bytes));
+  check(ort->GetDimensionsCount(x, &rank));
+  if (rank == 0) return;
+  std::vector<int64_t> dims(rank);
+  std::vector<const char *> names(rank);
+  check(ort->GetDimensions(x, dims.data(), rank));
+  check(ort->GetSymbolicDimensions(x, names.data(), rank));
+  dims.back() = n, names.back() = "";
+  OrtTensorTypeAndShapeInfo *y = nullptr;
+  check(ort->CreateTensorTypeAndShapeInfo(&y));
+  std::unique_ptr<OrtTensorTypeAndShapeInfo, void (*)(OrtTensorTypeAndShapeInfo *)> owned(
+      y, [](OrtTensorTypeAndShapeInfo *i) { ort->ReleaseTensorTypeAndShapeInfo(i); });
+  check(ort->SetTensorElementType(y, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT));
+  check(ort->SetDimensions(y, dims.data(), rank));
+  check(ort->SetSymbolicDimensions(y, names.data(), rank));
+  check(ort->ShapeInferContext_SetOutputTypeShape(c, 0, y));
+}
+
 namespace {
 
 const Operator &self(const OrtCustomOp *op) { return *static_cast<const Operator *>(op); }

@@ -111,4 +111,7 @@ struct Operator : OrtCustomOp {
            void (*shapes)(OrtShapeInferContext *));
 };
 
+// The output has the input's dimensions, but attribute N columns.
+void shapes_with_columns(OrtShapeInferContext *);
+
 } // namespace fewbit

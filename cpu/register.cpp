@@ -1,5 +1,6 @@
 // The library's entries.
 #include "bf16.hpp"
+#include "int8.hpp"
 #include "level.hpp"
 #include "operators.hpp"
 
@@ -17,7 +18,7 @@ OrtCustomOpDomain *domain() {
   static OrtCustomOpDomain *const d = [] {
     OrtCustomOpDomain *made = nullptr;
     check(ort->CreateCustomOpDomain("fewbit", &made));
-    for (const Operator *op : {&matmul_bf16()}) check(ort->CustomOpDomain_Add(made, op));
+    for (const Operator *op : {&matmul_bf16(), &linear_rows()}) check(ort->CustomOpDomain_Add(made, op));
     return made;
   }();
   return d;
@@ -39,6 +40,7 @@ FEWBIT_EXPORT OrtStatus *ORT_API_CALL RegisterCustomOps(OrtSessionOptions *optio
 
 FEWBIT_EXPORT const fewbit_cpu_api *fewbit_cpu_get_api(uint32_t abi) {
   using namespace fewbit;
-  static const fewbit_cpu_api api = {FEWBIT_CPU_ABI, level(), level_name(level()), bf16_packed_size, bf16_pack};
+  static const fewbit_cpu_api api = {FEWBIT_CPU_ABI, level(), level_name(level()), bf16_packed_size, bf16_pack,
+                                     int8_packed_size, int8_pack};
   return abi == FEWBIT_CPU_ABI ? &api : nullptr;
 }

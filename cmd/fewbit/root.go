@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fewbit/fewbit/internal/app"
+	"github.com/fewbit/fewbit/internal/engine/native"
 	"github.com/fewbit/fewbit/internal/engine/ort"
 	"github.com/fewbit/fewbit/internal/pipeline"
 	"github.com/fewbit/fewbit/internal/task"
@@ -102,7 +103,7 @@ func (f *engineFlags) pipeline() (*pipeline.Pipeline, error) {
 	if f.kernels != "" {
 		child = append(child, "--cpu-lib", f.kernels)
 	}
-	return &pipeline.Pipeline{Engine: e, Threads: f.threads, Version: version, PeakMemory: pipeline.PeakInChild(child...)}, nil
+	return &pipeline.Pipeline{Engine: native.New(e, ""), Threads: f.threads, Version: version, PeakMemory: pipeline.PeakInChild(child...)}, nil
 }
 
 // deviceFlags are the flags of the commands that calibrate.

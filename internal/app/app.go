@@ -21,6 +21,7 @@ import (
 
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/engine/batch"
+	"github.com/fewbit/fewbit/internal/engine/native"
 	"github.com/fewbit/fewbit/internal/engine/ort"
 	"github.com/fewbit/fewbit/internal/grpc"
 	"github.com/fewbit/fewbit/internal/http"
@@ -104,10 +105,11 @@ func (a *App) open(ctx context.Context, version string) error {
 	if a.capture, err = capture.Open(filepath.Join(a.cfg.DataDir, captureDir), captureKey); err != nil {
 		return fmt.Errorf("data directory %s: %w", a.cfg.DataDir, err)
 	}
-	e, err := ort.New(ort.Config{Library: a.cfg.ORTLib, Threads: a.cfg.Threads, NoSpin: !a.cfg.Spin})
+	cpu, err := ort.New(ort.Config{Library: a.cfg.ORTLib, Threads: a.cfg.Threads, NoSpin: !a.cfg.Spin})
 	if err != nil {
 		return err
 	}
+	e := native.New(cpu, "")
 	a.registry, err = registry.Open(ctx, filepath.Join(a.cfg.DataDir, registryDir), registry.Options{
 		MaxUpload:       a.cfg.MaxUpload,
 		Keep:            a.kept,

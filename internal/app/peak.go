@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/fewbit/fewbit/internal/engine/native"
 	"github.com/fewbit/fewbit/internal/engine/ort"
 	"github.com/fewbit/fewbit/internal/pipeline"
 )
@@ -31,7 +32,7 @@ func NewPeakMemoryCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			p := pipeline.Pipeline{Engine: e}
+			p := pipeline.Pipeline{Engine: native.New(e, "")}
 			peak, err := p.PeakOf(cmd.Context(), args[0])
 			if err != nil {
 				return err

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -188,78 +187,11 @@ func (w *bf16Writer) epilogue(p *graph.Node, cols int64, ix *graph.Index, gone m
 	p.Inputs = append(p.Inputs[:2:2], bias)
 	p.Outputs = []string{add.Outputs[0]}
 	gone[add] = true
-	if out, nodes := geluOf(g, ix, add.Outputs[0]); out != "" {
+	if out, nodes := graph.GeluOf(g, ix, add.Outputs[0]); out != "" {
 		for _, n := range nodes {
 			gone[n] = true
 		}
 		p.Outputs = []string{out}
 		p.Attrs = append(p.Attrs, graph.AttrString("activation", "gelu"))
 	}
-}
-
-// geluOf returns the value that is GELU(x) and the nodes that compute it, when
-// all that read x do so: the operator Gelu, or 0.5 x (1 + erf(x / sqrt 2)) in
-// the orders in which exporters write it.
-func geluOf(g *graph.Graph, ix *graph.Index, x string) (string, []*graph.Node) {
-	if n := ix.Only(x); n != nil {
-		if n.Op == "Gelu" && (n.Domain == graph.DomainMS || n.Domain == graph.DomainONNX && n.Str("approximate", "none") == "none") {
-			return n.Outputs[0], []*graph.Node{n}
-		}
-		return "", nil
-	}
-	if ix.IsOutput(x) || ix.Captured(x) || len(ix.Uses(x)) != 2 {
-		return "", nil
-	}
-	// Of the two readers one scales for erf, the other multiplies.
-	for i, u := range ix.Uses(x) {
-		scale, other := u.Node, ix.Uses(x)[1-i].Node
-		if !(scale.Is("Div") && isNumber(g, scale.In(1), math.Sqrt2) && u.Input == 0 || scale.Is("Mul") && isNumber(g, operand(scale, x), math.Sqrt2/2)) {
-			continue
-		}
-		erf := ix.Only(scale.Outputs[0])
-		if erf == nil || !erf.Is("Erf") {
-			continue
-		}
-		one := ix.Only(erf.Outputs[0])
-		if one == nil || !one.Is("Add") || !isNumber(g, operand(one, erf.Outputs[0]), 1) {
-			continue
-		}
-		join := ix.Only(one.Outputs[0])
-		if join == nil || !join.Is("Mul") || !other.Is("Mul") {
-			continue
-		}
-		nodes := []*graph.Node{scale, erf, one, join, other}
-		if other == join { // x (1 + erf) 0.5
-			half := ix.Only(join.Outputs[0])
-			if half != nil && half.Is("Mul") && isNumber(g, operand(half, join.Outputs[0]), 0.5) {
-				return half.Outputs[0], append(nodes, half)
-			}
-			continue
-		}
-		// (0.5 x) (1 + erf)
-		if isNumber(g, operand(other, x), 0.5) && ix.Only(other.Outputs[0]) == join {
-			return join.Outputs[0], nodes
-		}
-	}
-	return "", nil
-}
-
-// operand returns the operand of n beside x.
-func operand(n *graph.Node, x string) string {
-	if n.In(0) == x {
-		return n.In(1)
-	}
-	return n.In(0)
-}
-
-// isNumber reports whether the initializer is the one number v, as far as floats of
-// different exporters agree.
-func isNumber(g *graph.Graph, name string, v float64) bool {
-	const tolerance = 1e-5
-	t := g.Init(name)
-	if t == nil || t.Type != tensor.Float32 || t.Len() != 1 {
-		return false
-	}
-	f, err := t.F32()
-	return err == nil && math.Abs(float64(f[0])-v) <= tolerance*v
 }

@@ -177,16 +177,40 @@ func (e *Engine) PackBF16(w []float32, k, n int, to []byte, threads int) error {
 	if size := e.BF16Size(k, n); size == 0 || size != len(to) || len(w) != k*n {
 		return fmt.Errorf("%w: a weight [%d,%d] of %d values does not pack into %d bytes", engine.ErrModel, k, n, len(w), len(to))
 	}
+	inPanels(n, threads, func(first, last C.int64_t) {
+		C.fbort_bf16_pack((*C.float)(unsafe.Pointer(unsafe.SliceData(w))), C.int64_t(k), C.int64_t(n), first, last, unsafe.Pointer(unsafe.SliceData(to)))
+	})
+	return nil
+}
+
+// Int8Size returns the size in bytes of an INT8 weight [k,n] packed for
+// fewbit.LinearRows, 0 when it cannot be.
+func (e *Engine) Int8Size(k, n int) int {
+	return int(C.fbort_int8_packed_size(C.int64_t(k), C.int64_t(n)))
+}
+
+// PackInt8 packs w, [k,n] row by row with one scale a column, into to, which has
+// Int8Size(k, n) bytes, on as many threads.
+func (e *Engine) PackInt8(w []int8, scales []float32, k, n int, to []byte, threads int) error {
+	if size := e.Int8Size(k, n); size == 0 || size != len(to) || len(w) != k*n || len(scales) != n {
+		return fmt.Errorf("%w: a weight [%d,%d] of %d values with %d scales does not pack into %d bytes", engine.ErrModel, k, n, len(w), len(scales), len(to))
+	}
+	inPanels(n, threads, func(first, last C.int64_t) {
+		C.fbort_int8_pack((*C.int8_t)(unsafe.Pointer(unsafe.SliceData(w))), (*C.float)(unsafe.Pointer(unsafe.SliceData(scales))),
+			C.int64_t(k), C.int64_t(n), first, last, unsafe.Pointer(unsafe.SliceData(to)))
+	})
+	return nil
+}
+
+// inPanels calls f for ranges of the n columns that begin at a panel, on as many
+// threads.
+func inPanels(n, threads int, f func(first, last C.int64_t)) {
 	panels := (n + C.FEWBIT_CPU_PANEL - 1) / C.FEWBIT_CPU_PANEL
 	threads = max(1, min(threads, panels))
 	var wg sync.WaitGroup
 	for t := range threads {
 		first, last := panels*t/threads*C.FEWBIT_CPU_PANEL, min(n, panels*(t+1)/threads*C.FEWBIT_CPU_PANEL)
-		wg.Go(func() {
-			C.fbort_bf16_pack((*C.float)(unsafe.Pointer(unsafe.SliceData(w))), C.int64_t(k), C.int64_t(n), C.int64_t(first), C.int64_t(last),
-				unsafe.Pointer(unsafe.SliceData(to)))
-		})
+		wg.Go(func() { f(C.int64_t(first), C.int64_t(last)) })
 	}
 	wg.Wait()
-	return nil
 }

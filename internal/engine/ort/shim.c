@@ -171,6 +171,10 @@ int fbort_kernels_load(const char *lib, int *level, char *name, size_t name_len,
 
 OrtStatus *fbort_kernels_register(OrtSessionOptions *o) { return kernels ? register_operators(o, base) : NULL; }
 size_t fbort_bf16_packed_size(int64_t k, int64_t n) { return kernels ? kernels->bf16_packed_size(k, n) : 0; }
+size_t fbort_int8_packed_size(int64_t k, int64_t n) { return kernels ? kernels->int8_packed_size(k, n) : 0; }
+void fbort_int8_pack(const int8_t *w, const float *scales, int64_t k, int64_t n, int64_t first, int64_t last, void *to) {
+  kernels->int8_pack(w, scales, k, n, first, last, to);
+}
 void fbort_bf16_pack(const float *w, int64_t k, int64_t n, int64_t first, int64_t last, void *to) {
   kernels->bf16_pack(w, k, n, first, last, to);
 }

@@ -1,0 +1,139 @@
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+
+#include "int8.hpp"
+#include "level.hpp"
+#include "test.hpp"
+
+using namespace fewbit;
+
+namespace {
+
+struct Packed {
+  std::unique_ptr<void, decltype(&std::free)> memory{nullptr, std::free};
+  size_t bytes;
+  Int8Weight w;
+
+  Packed(const std::vector<int8_t> &v, const std::vector<float> &scales, int64_t k, int64_t n, int parts = 1)
+      : bytes(int8_packed_size(k, n)) {
+    memory.reset(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+    const int64_t panels = (n + kPanel - 1) / kPanel;
+    for (int i = 0; i < parts; i++)
+      if (const int64_t a = panels * i / parts, b = panels * (i + 1) / parts; a < b)
+        int8_pack(v.data(), scales.data(), k, n, a * kPanel, std::min(n, b * kPanel), memory.get());
+    CHECK(int8_view(memory.get(), bytes, &w) == nullptr);
+  }
+};
+
+std::vector<int8_t> codes(size_t n, uint32_t seed) {
+  std::mt19937 r(seed);
+  std::vector<int8_t> v(n);
+  for (auto &x : v) x = int8_t(int(r() % 256) - 128);
+  return v;
+}
+
+std::vector<float> run(const Int8Kernels &kn, Int8Product p, int64_t m, int64_t height, int64_t group) {
+  std::vector<float> y(size_t(m * p.w.n), -1);
+  p.y = y.data();
+  std::vector<uint8_t> q(size_t(height * p.w.padded_k()));
+  std::vector<RowScale> s(static_cast<size_t>(height));
+  for (int64_t r = 0; r < m; r += height) {
+    const int64_t r1 = std::min(m, r + height);
+    kn.quantize(p, r, r1, q.data(), s.data());
+    for (int64_t i = 0; i < p.w.panel_count(); i += group)
+      kn.multiply(p, r, r1, i, std::min(p.w.panel_count(), i + group), q.data(), s.data());
+  }
+  return y;
+}
+
+bool same_bits(const std::vector<float> &a, const std::vector<float> &b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+} // namespace
+
+TEST(int8_equal_bit_for_bit) {
+  struct Shape {
+    int64_t m, k, n;
+  };
+  std::vector<Shape> shapes;
+  for (int64_t m : {1, 2, 7, 8, 9, 17, 65})
+    for (int64_t k : {1, 3, 15, 16, 17, 64, 100})
+      for (int64_t n : {1, 15, 16, 17, 47, 48, 49, 97}) shapes.push_back({m, k, n});
+  shapes.push_back({3, 4096, 100});
+  shapes.push_back({2, kInt8MaxK, 49});
+  shapes.push_back({4096, 33, 50});
+  for (const Shape &s : shapes) {
+    auto x = gauss(size_t(s.m * s.k), 1, 3);
+    for (int64_t i = 0; i < s.k; i++) x[size_t(i)] = std::fabs(x[size_t(i)]); // a row without a negative value
+    auto divisor = gauss(size_t(s.k), 2), scales = gauss(size_t(s.n), 3, 0.01f);
+    for (float &v : divisor) v = std::fabs(v) + 0.1f;
+    const auto bias = gauss(size_t(s.n), 4), residual = gauss(size_t(s.m * s.n), 5);
+    const Packed packed(codes(size_t(s.k * s.n), 6), scales, s.k, s.n, 3);
+    for (int form = 0; form < 4; form++) {
+      Int8Product p;
+      p.x = x.data(), p.w = packed.w;
+      if (form & 1) p.bias = bias.data(), p.divisor = divisor.data();
+      if (form & 2) p.residual = residual.data();
+      const auto want = run(int8_plain, p, s.m, s.m, packed.w.panel_count());
+      CHECK(same_bits(want, run(int8_kernels(), p, s.m, s.m, packed.w.panel_count())));
+      CHECK(same_bits(want, run(int8_kernels(), p, s.m, std::min<int64_t>(s.m, 5), 1)));
+    }
+  }
+}
+
+TEST(int8_gelu) {
+  const int64_t k = 40, n = 60, m = 9;
+  const auto x = gauss(m * k, 1);
+  const Packed w(codes(k * n, 2), std::vector<float>(n, 0.003f), k, n);
+  Int8Product p;
+  p.x = x.data(), p.w = w.w;
+  const auto y = run(int8_kernels(), p, m, m, 2);
+  p.act = Activation::gelu;
+  const auto g = run(int8_kernels(), p, m, m, 2);
+  constexpr double tolerance = 5e-7; // of the approximation of erf
+  for (size_t i = 0; i < y.size(); i++) {
+    const double want = y[i] * 0.5 * (1 + std::erf(y[i] / std::sqrt(2.0)));
+    CHECK(std::fabs(g[i] - want) <= tolerance * std::max(1.0, std::fabs(double(y[i]))));
+  }
+}
+
+TEST(int8_rows_that_are_not_finite) {
+  const int64_t k = 20, n = 50;
+  const Packed w(codes(k * n, 4), std::vector<float>(n, 1), k, n);
+  const float huge = std::numeric_limits<float>::max(), inf = std::numeric_limits<float>::infinity();
+  for (float bad : {std::numeric_limits<float>::quiet_NaN(), inf, -inf, huge}) {
+    auto x = gauss(3 * k, 5);
+    x[k + 7] = bad, x[k + 8] = -huge; // of row 1; huge - -huge is no float
+    for (int64_t i = 2 * k; i < 3 * k; i++) x[size_t(i)] = 0;
+    Int8Product p;
+    p.x = x.data(), p.w = w.w;
+    for (const Int8Kernels *kn : {&int8_plain, &int8_kernels()}) {
+      const auto y = run(*kn, p, 3, 3, 1);
+      for (int64_t i = 0; i < 3 * n; i++) {
+        CHECK(std::isnan(y[size_t(i)]) == (i / n == 1));
+        if (i / n == 2) CHECK(y[size_t(i)] == 0); // a row of zeros
+      }
+    }
+  }
+}
+
+TEST(int8_refuses_what_it_did_not_pack) {
+  const Packed p(codes(100, 6), std::vector<float>(10, 1), 10, 10);
+  std::vector<char> bytes(p.bytes);
+  std::memcpy(bytes.data(), p.memory.get(), p.bytes);
+  Int8Weight w;
+  for (size_t n : {size_t(0), size_t(63), size_t(64), bytes.size() - 1}) CHECK(int8_view(bytes.data(), n, &w) != nullptr);
+  std::mt19937 r(7);
+  for (int i = 0; i < 2000; i++) {
+    auto bent = bytes;
+    bent[r() % 32] ^= char(1 << r() % 8);
+    Int8Header h;
+    std::memcpy(&h, bent.data(), sizeof h);
+    const bool fits = std::memcmp(h.magic, kInt8Magic, sizeof h.magic) == 0 && int8_packed_size(h.k, h.n) == bytes.size();
+    CHECK((int8_view(bent.data(), bent.size(), &w) == nullptr) == fits);
+  }
+  CHECK(int8_packed_size(kInt8MaxK + 1, 1) == 0);
+}

@@ -1,0 +1,79 @@
+// Package native opens models in the native form (docs/ops.md) with fewbit's
+// kernels for the CPU: what stands in the file as a few operators with bodies
+// of standard ones becomes one operator of libfewbit_cpu for each projection.
+// Other models, and all where the library is missing, open as they are.
+package native
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fewbit/fewbit/internal/bare"
+	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/engine/ort"
+	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/onnx"
+	"github.com/fewbit/fewbit/internal/ops"
+)
+
+// Engine is ONNX Runtime with the native form.
+type Engine struct {
+	*ort.Engine
+	scratch string
+}
+
+var _ engine.Engine = (*Engine)(nil)
+
+// New wraps e. Rewritten models lie in a folder of scratch ("" is the system's)
+// while they are opened.
+func New(e *ort.Engine, scratch string) *Engine { return &Engine{Engine: e, scratch: scratch} }
+
+// OpenFile implements engine.Engine. What cannot be rewritten runs as the file
+// says it.
+func (e *Engine) OpenFile(ctx context.Context, path string, o engine.Options) (engine.Session, error) {
+	if !e.Kernels().BF16 || o.DisableOptimization {
+		return e.Engine.OpenFile(ctx, path, o)
+	}
+	m, err := graph.Open(path)
+	if err != nil {
+		return e.Engine.OpenFile(ctx, path, o) // whose error says what is wrong
+	}
+	defer m.Close()
+	if m.Function(ops.Domain, ops.OpMatMulQuantized) == nil || ops.Verify(m) != nil {
+		return e.Engine.OpenFile(ctx, path, o)
+	}
+	l := lowering{m: m, e: e.Engine, threads: cmp.Or(o.Threads, e.Threads())}
+	defer l.free()
+	if n, err := l.run(ctx); err != nil || n == 0 {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return e.Engine.OpenFile(ctx, path, o)
+	}
+	dir, err := os.MkdirTemp(e.scratch, ".fewbit-native-")
+	if err != nil {
+		return nil, fmt.Errorf("make a scratch folder: %w", bare.Error(err))
+	}
+	defer os.RemoveAll(dir) // the engine maps what it needs
+	// The model's own name, for errors.
+	file := filepath.Join(dir, filepath.Base(path))
+	if err := m.Save(file, onnx.SaveOptions{External: true, Scratch: true}); err != nil {
+		return nil, err
+	}
+	l.free()
+	m.Unload()
+	return e.Engine.OpenFile(ctx, file, o)
+}
+
+func alloc(bytes int) ([]byte, error) {
+	b, err := unix.Mmap(-1, 0, bytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %d bytes for a packed weight: %w", engine.ErrMemory, bytes, err)
+	}
+	return b, nil
+}

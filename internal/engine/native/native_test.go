@@ -1,0 +1,223 @@
+package native
+
+import (
+	"context"
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/engine/ort"
+	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/ops"
+	"github.com/fewbit/fewbit/internal/ops/opstest"
+	"github.com/fewbit/fewbit/internal/quant"
+	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+func newEngine(t *testing.T) *Engine {
+	t.Helper()
+	e, err := ort.New(ort.Config{})
+	if err != nil {
+		t.Skipf("needs ONNX Runtime (make deps): %v", err)
+	}
+	if k := e.Kernels(); !k.BF16 {
+		t.Skipf("needs bin/libfewbit_cpu.so (make build) and a processor that it has kernels for: %s", k.Reason)
+	}
+	return New(e, t.TempDir())
+}
+
+// Dimensions of the projections: neither is a multiple of a tile's.
+const inner, outer = 70, 100
+
+// projections is x -> [Div] -> QuantizeRows -> two products, with everything
+// that may stand behind.
+func projections(t *testing.T, smooth bool) *graph.Model {
+	t.Helper()
+	r := rand.New(rand.NewPCG(1, 1))
+	floats := func(n int) []float32 {
+		v := make([]float32, n)
+		for i := range v {
+			v[i] = float32(r.NormFloat64())
+		}
+		return v
+	}
+	dims := func(last int64) []graph.Dim {
+		return []graph.Dim{{N: -1, Name: "batch"}, {N: -1, Name: "row"}, {N: last}}
+	}
+	node := func(domain, op string, in, out []string) *graph.Node {
+		return graph.NewNode(domain, op, out[0], in, out)
+	}
+	g := &graph.Graph{Name: "g", Info: map[string]*graph.Value{},
+		Inputs:  []*graph.Value{{Name: "x", Type: tensor.Float32, Dims: dims(inner)}, {Name: "r", Type: tensor.Float32, Dims: dims(outer)}},
+		Outputs: []*graph.Value{{Name: "y", Type: tensor.Float32, Dims: dims(outer)}, {Name: "z", Type: tensor.Float32, Dims: dims(outer)}}}
+	m := &graph.Model{IR: 8, Opsets: map[string]int64{"": 17}, Metadata: map[string]string{"kept": "yes"}, Graph: g}
+	x := "x"
+	if smooth {
+		s := floats(inner)
+		for i := range s {
+			s[i] = float32(math.Abs(float64(s[i]))) + 0.1
+		}
+		g.SetInit("s", tensor.From(s, inner))
+		g.Nodes = append(g.Nodes, node("", "Div", []string{"x", "s"}, []string{"xs"}))
+		x = "xs"
+	}
+	q := []string{"q", "scale", "zero"}
+	g.Nodes = append(g.Nodes, node(ops.Domain, ops.OpQuantizeRows, []string{x}, q))
+	for _, p := range []string{"a", "b"} {
+		w := make([]int8, inner*outer)
+		for i := range w {
+			w[i] = int8(r.IntN(255) - 127)
+		}
+		sums, err := ops.ColumnSums(w, inner, outer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.SetInit(p+"w", tensor.From(w, inner, outer))
+		g.SetInit(p+"scale", tensor.From(floats(outer), outer))
+		g.SetInit(p+"sum", tensor.From(sums, outer))
+		g.SetInit(p+"bias", tensor.From(floats(outer), outer))
+		in := append(append([]string(nil), q...), p+"w", p+"scale", p+"sum")
+		g.Nodes = append(g.Nodes, node(ops.Domain, ops.OpMatMulQuantized, in, []string{p + "p"}))
+	}
+	g.Nodes = append(g.Nodes,
+		node("", "Add", []string{"abias", "ap"}, []string{"av"}), node("", "Sum", []string{"r", "av"}, []string{"y"}),
+		node("", "Add", []string{"bp", "bbias"}, []string{"z"}))
+	if err := ops.Install(m); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func outputs(t *testing.T, e engine.Engine, path string, feeds engine.Feeds) map[string]*tensor.Tensor {
+	t.Helper()
+	return opstest.Run(t, e, path, feeds)
+}
+
+func operators(t *testing.T, e *Engine, m *graph.Model) map[string]int {
+	t.Helper()
+	l := lowering{m: m.Clone(), e: e.Engine, threads: 2}
+	defer l.free()
+	if _, err := l.run(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	count := map[string]int{}
+	for _, n := range l.m.Graph.Nodes {
+		count[n.Op]++
+	}
+	return count
+}
+
+// TestBitsOfTheBodies: the kernel gives what ONNX Runtime computes from the
+// functions in the file, bit for bit.
+func TestBitsOfTheBodies(t *testing.T) {
+	e := newEngine(t)
+	r := rand.New(rand.NewPCG(2, 2))
+	for _, smooth := range []bool{false, true} {
+		m := projections(t, smooth)
+		if got := operators(t, e, m); len(got) != 1 || got[opLinearRows] != 2 {
+			t.Errorf("smooth %v: %v, want two LinearRows", smooth, got)
+		}
+		path := opstest.Save(t, m)
+		for _, shape := range [][2]int64{{1, 1}, {2, 9}, {1, 130}, {0, 3}} {
+			x, res := make([]float32, shape[0]*shape[1]*inner), make([]float32, shape[0]*shape[1]*outer)
+			for i := range x {
+				x[i] = float32(r.NormFloat64() * 3)
+			}
+			for i := range res {
+				res[i] = float32(r.NormFloat64())
+			}
+			feeds := engine.Feeds{"x": tensor.From(x, shape[0], shape[1], inner), "r": tensor.From(res, shape[0], shape[1], outer)}
+			want, got := outputs(t, e.Engine, path, feeds), outputs(t, e, path, feeds)
+			for name, w := range want {
+				a, b := tensor.View[float32](w), tensor.View[float32](got[name])
+				if len(a) != len(b) {
+					t.Fatalf("%s: %v, want %v", name, got[name].Dims, w.Dims)
+				}
+				for i := range a {
+					if math.Float32bits(a[i]) != math.Float32bits(b[i]) {
+						t.Fatalf("smooth %v, %v: %s[%d] is %v, the body says %v", smooth, shape, name, i, b[i], a[i])
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestKeepsWhatDoesNotFit: projections that are not as docs/ops.md says, and
+// values that others read, stay.
+func TestKeepsWhatDoesNotFit(t *testing.T) {
+	e := newEngine(t)
+	for name, tc := range map[string]struct {
+		edit func(m *graph.Model)
+		want map[string]int
+	}{
+		"sums that do not add up": {func(m *graph.Model) {
+			m.Graph.SetInit("asum", tensor.From(make([]int32, outer), outer))
+		}, map[string]int{ops.OpQuantizeRows: 1, ops.OpMatMulQuantized: 1, "Add": 1, "Sum": 1, opLinearRows: 1}},
+		"a scale of another size": {func(m *graph.Model) {
+			m.Graph.SetInit("bscale", tensor.From(make([]float32, 1), 1))
+		}, map[string]int{ops.OpQuantizeRows: 1, ops.OpMatMulQuantized: 1, "Add": 1, opLinearRows: 1}},
+		"a product that is an output": {func(m *graph.Model) {
+			m.Graph.Outputs = append(m.Graph.Outputs, &graph.Value{Name: "ap", Type: tensor.Float32})
+		}, map[string]int{opLinearRows: 2, "Add": 1, "Sum": 1}},
+		"a residual of unknown shape": {func(m *graph.Model) {
+			m.Graph.Inputs[1].Dims = []graph.Dim{{N: -1}, {N: -1}, {N: outer}}
+		}, map[string]int{opLinearRows: 2, "Sum": 1}},
+	} {
+		m := projections(t, false)
+		tc.edit(m)
+		got := operators(t, e, m)
+		if len(got) != len(tc.want) {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
+		}
+		for op, n := range tc.want {
+			if got[op] != n {
+				t.Errorf("%s: %v, want %v", name, got, tc.want)
+			}
+		}
+	}
+}
+
+// encoderTolerance: GELU differs in the last places, and a value on the edge
+// between two codes then gets the other one.
+const encoderTolerance = 2e-3
+
+func TestEncoder(t *testing.T) {
+	e := newEngine(t)
+	for _, decomposed := range []bool{false, true} {
+		c := opstest.TinyBERT
+		c.Decomposed = decomposed
+		m := opstest.Native(t, c.Model(), quant.INT8Dynamic)
+		got := operators(t, e, m)
+		if got[opLinearRows] != 6*c.Layers || got[ops.OpMatMulQuantized] != 0 || got["Erf"] != 0 || got["Gelu"] != 0 {
+			t.Errorf("decomposed %v: %v", decomposed, got)
+		}
+		path, feeds := opstest.Save(t, m), c.Feeds(3, 2, 17)
+		want, out := outputs(t, e.Engine, path, feeds), outputs(t, e, path, feeds)
+		for name, w := range want {
+			a, b := tensor.View[float32](w), tensor.View[float32](out[name])
+			var d, s float64
+			for i := range a {
+				d += float64(a[i]-b[i]) * float64(a[i]-b[i])
+				s += float64(a[i]) * float64(a[i])
+			}
+			if len(a) != len(b) || math.Sqrt(d/s) > encoderTolerance {
+				t.Errorf("decomposed %v: %s is off by %.2g", decomposed, name, math.Sqrt(d/s))
+			}
+		}
+	}
+}
+
+// TestOthers: what is no native model opens as it is, errors included.
+func TestOthers(t *testing.T) {
+	e := newEngine(t)
+	path, feeds := opstest.Save(t, opstest.TinyBERT.Model()), opstest.TinyBERT.Feeds(1, 1, 5)
+	if got := outputs(t, e, path, feeds); len(got) == 0 {
+		t.Error("no outputs")
+	}
+	_, want := e.Engine.OpenFile(context.Background(), path+".missing", engine.Options{})
+	if _, got := e.OpenFile(context.Background(), path+".missing", engine.Options{}); got == nil || got.Error() != want.Error() {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
