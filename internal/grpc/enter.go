@@ -60,8 +60,7 @@ func callIn(ctx context.Context) *call { c, _ := ctx.Value(callKey{}).(*call); r
 var errUnseen = errors.New("grpc: a call reached its handler past the tap")
 
 // receiving sees a call when its header has arrived: it lets the caller in
-// before the request takes memory, and gives the request, unless it is a stream,
-// a time to arrive. It runs on the connection's own goroutine and must not wait.
+// before the request takes memory, and gives the request a time to arrive. It runs on the connection's own goroutine and must not wait.
 func (s *Server) receiving(ctx context.Context, info *tap.Info) (context.Context, error) {
 	c := &call{began: time.Now(), arrived: func() {}}
 	c.caller = fhttp.Caller{Loopback: s.loopback, Key: fhttp.KeyOf(func(name string) string {
@@ -89,14 +88,6 @@ func (s *Server) receiving(ctx context.Context, info *tap.Info) (context.Context
 		return nil, err
 	}
 	ctx = context.WithValue(ctx, callKey{}, c)
-	if info.FullMethodName == pb.GRPCInferenceService_ModelStreamInfer_FullMethodName {
-		if s.streams.Add(1) > maxOpenStreams {
-			s.streams.Add(-1)
-			return nil, status.Error(codes.Unavailable, "too many streams are open; retry later")
-		}
-		context.AfterFunc(ctx, func() { s.streams.Add(-1) })
-		return ctx, nil
-	}
 	if s.arriving.Add(1) > maxReceiving {
 		s.arriving.Add(-1)
 		return nil, status.Error(codes.Unavailable, "too many requests are arriving; retry later")

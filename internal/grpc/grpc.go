@@ -182,8 +182,14 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 }
 
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) (err error) {
-	if callIn(ss.Context()) == nil {
+	c := callIn(ss.Context())
+	if c == nil {
 		return s.status(ss.Context(), info.FullMethod, errUnseen)
+	}
+	c.arrived() // a stream may rest for as long as its client likes
+	defer s.streams.Add(-1)
+	if s.streams.Add(1) > maxOpenStreams {
+		return status.Error(codes.Unavailable, "too many streams are open; retry later")
 	}
 	ctx, id := named(ss.Context())
 	_ = ss.SetHeader(metadata.Pairs(idHeader, id))

@@ -267,6 +267,11 @@ func TestSlowRequests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	c := dial(t, addr, insecure.NewCredentials())
+	resting, err := c.ModelStreamInfer(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	w := dialWire(t, addr)
 	w.call(t, 1, inferMethod, false)
 	if err := w.WriteData(1, false, message(0, uint32(len(good)), good[:4])); err != nil {
@@ -304,9 +309,15 @@ func TestSlowRequests(t *testing.T) {
 	if ended != 360 || refused > 360-maxReceiving || refused == 0 && time.Since(begin) < 2*patience {
 		t.Errorf("%d of 360 calls ended, %d were refused at once; %d may wait", ended, refused, maxReceiving)
 	}
-	c := dial(t, addr, insecure.NewCredentials())
 	if _, err := c.ModelInfer(t.Context(), right()); err != nil {
 		t.Errorf("the next request: %v", err)
+	}
+	// A stream may rest longer than a request may take to arrive.
+	if err := resting.Send(right()); err != nil {
+		t.Fatal(err)
+	}
+	if ans, err := resting.Recv(); err != nil || ans.GetErrorMessage() != "" {
+		t.Errorf("a stream that rested: %v, %v", ans, err)
 	}
 }
 
