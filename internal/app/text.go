@@ -42,6 +42,9 @@ func (p *textPreparer) Encode(texts []http.TextPair) (engine.Feeds, []int, error
 	return p.enc.Encode(in...)
 }
 
+func (p *textPreparer) Token(id int64) (string, bool) { return p.enc.Token(id) }
+func (p *textPreparer) Pooling() string               { return string(p.pooling) }
+
 func (p *textPreparer) Tokens(ids [][]int64) (engine.Feeds, []int, error) { return p.enc.Tokens(ids) }
 func (p *textPreparer) Count(t http.TextPair) int                         { return p.enc.CountTokens(task.Text(t)) }
 func (p *textPreparer) MaxTokens() int                                    { return p.enc.MaxTokens() }

@@ -28,8 +28,18 @@ import (
 type httpError struct {
 	status int
 	msg    string
-	retry  int // Retry-After in seconds, 0 for none
+	retry  int  // Retry-After in seconds, 0 for none
+	kind   kind // where another protocol tells 400s apart
 }
+
+// kind of a 400.
+type kind int
+
+const (
+	kindOther kind = iota
+	kindEmpty      // there is nothing in it
+	kindLimit      // there is too much in it
+)
 
 func (e *httpError) Error() string { return e.msg }
 
@@ -39,6 +49,15 @@ func failf(status int, format string, args ...any) error {
 
 // badf is a 400.
 func badf(format string, args ...any) error { return failf(http.StatusBadRequest, format, args...) }
+
+// emptyf is a 400 for a request with nothing in it, limitf one for too much.
+func emptyf(format string, args ...any) error {
+	return &httpError{status: http.StatusBadRequest, msg: fmt.Sprintf(format, args...), kind: kindEmpty}
+}
+
+func limitf(format string, args ...any) error {
+	return &httpError{status: http.StatusBadRequest, msg: fmt.Sprintf(format, args...), kind: kindLimit}
+}
 
 func busyf(format string, args ...any) error {
 	return &httpError{status: http.StatusServiceUnavailable, msg: fmt.Sprintf(format, args...), retry: 1}

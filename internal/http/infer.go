@@ -306,7 +306,7 @@ func batchOf(spec engine.IOSpec, feeds engine.Feeds) int64 {
 func checkTokens(feeds engine.Feeds) error {
 	for name, t := range feeds {
 		if (t.Type == tensor.Int64 || t.Type == tensor.Int32) && len(t.Dims) == 2 && t.Len() > MaxTokens {
-			return badf("input %s has %d tokens, at most %d are allowed in one request: send fewer rows", clip([]byte(name)), t.Len(), MaxTokens)
+			return limitf("input %s has %d tokens, at most %d are allowed in one request: send fewer rows", clip([]byte(name)), t.Len(), MaxTokens)
 		}
 	}
 	return nil

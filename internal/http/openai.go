@@ -143,11 +143,11 @@ func readInput(field string, raw json.RawMessage) ([]TextPair, [][]int64, error)
 	}
 	if lists != nil {
 		if len(lists) > MaxTexts {
-			return nil, nil, badf("%d inputs, at most %d are allowed in one request", len(lists), MaxTexts)
+			return nil, nil, limitf("%d inputs, at most %d are allowed in one request", len(lists), MaxTexts)
 		}
 		for i, l := range lists {
 			if len(l) == 0 {
-				return nil, nil, badf("input %d has no token", i)
+				return nil, nil, emptyf("input %d has no token", i)
 			}
 		}
 		return nil, lists, nil
@@ -164,24 +164,27 @@ func readInput(field string, raw json.RawMessage) ([]TextPair, [][]int64, error)
 
 // openAIError words errors as OpenAI's clients read them.
 func (s *Server) openAIError(h func(*gin.Context) error) func(*gin.Context) error {
-	return s.worded(h, func(e *httpError) any {
-		kind := "invalid_request_error"
-		if e.status >= http.StatusInternalServerError {
+	return s.worded(h, func(e *httpError, _ error) any {
+		kind, code := "invalid_request_error", any(nil)
+		switch {
+		case e.status >= http.StatusInternalServerError:
 			kind = "server_error"
+		case e.status == http.StatusNotFound:
+			code = "model_not_found"
 		}
-		return map[string]any{"error": map[string]any{"message": e.msg, "type": kind, "param": nil, "code": nil}}
+		return map[string]any{"error": map[string]any{"message": e.msg, "type": kind, "param": nil, "code": code}}
 	})
 }
 
 // worded answers a handler's error in the form of another API.
-func (s *Server) worded(h func(*gin.Context) error, form func(*httpError) any) func(*gin.Context) error {
+func (s *Server) worded(h func(*gin.Context) error, form func(*httpError, error) any) func(*gin.Context) error {
 	return func(c *gin.Context) error {
 		err := h(c)
 		if err == nil || c.Writer.Written() {
 			return err
 		}
 		e := *explain(err)
-		b, merr := json.Marshal(form(&e))
+		b, merr := json.Marshal(form(&e, err))
 		if merr != nil {
 			return err
 		}

@@ -71,7 +71,7 @@ func (s *Server) routes() []route {
 	tei := func(path string, h func(*gin.Context) error, summary string, body, answer any) route {
 		return route{method: "POST", path: path, handler: h, words: s.teiError, tag: tagTasks, summary: summary + ", in the form of Text Embeddings Inference",
 			query: []parameter{{"model", "the model, when several take texts", false}},
-			body:  body, limit: MaxJSONBody, answer: answer, fails: []int{408, 415, 422, 429}}
+			body:  body, limit: MaxJSONBody, answer: answer, fails: []int{400, 404, 408, 413, 415, 422, 424, 429, 503}}
 	}
 	open := func(r route) route {
 		r.open = true
@@ -127,7 +127,7 @@ func (s *Server) routes() []route {
 		tei("/predict", s.teiPredict, "Labels and scores of texts or pairs of texts", teiPredictRequest{}, []teiScore{}),
 		tei("/rerank", s.teiRerank, "Texts by how well they answer a query", teiRerankRequest{}, []teiRank{}),
 		tei("/tokenize", s.teiTokenize, "Token ids of texts", teiTokenizeRequest{}, [][]teiToken{}),
-		route{method: "GET", path: "/info", handler: s.teiInfo, words: s.teiError, tag: tagTasks, summary: "The model that takes texts", answer: teiInfo{}, fails: []int{422, 429}},
+		route{method: "GET", path: "/info", handler: s.teiInfo, words: s.teiError, tag: tagTasks, summary: "The model that takes texts", answer: teiInfo{}, fails: []int{404, 422, 429, 503}},
 
 		admin(route{method: "POST", path: "/quantize", handler: s.quantize, tag: tagJobs, summary: "Start a quantization job",
 			query: []parameter{{"Idempotency-Key", "the same key returns the same job", true}},
@@ -165,6 +165,8 @@ func (s *Server) routes() []route {
 			body: []byte{}, bodyType: "application/octet-stream", limit: s.cfg.MaxUpload, status: http.StatusCreated, answer: DatasetInfo{}, fails: []int{400, 408, 413, 415, 507}}),
 		admin(get("/datasets/:dataset", s.getDataset, tagUploads, "One dataset", DatasetInfo{}, 400, 404)),
 		admin(route{method: "DELETE", path: "/datasets/:dataset", handler: s.deleteDataset, tag: tagUploads, summary: "Delete a dataset", status: http.StatusNoContent, fails: []int{400, 404, 409}}),
+
+		get("/health", s.ready, tagTasks, "Whether requests would be served now, where clients of Text Embeddings Inference ask", health{}, 503),
 
 		get("/telemetry", s.telemetrySnapshot, tagOperate, "Latency against the targets; power, temperature and memory", telemetry.Snapshot{}),
 		route{method: "GET", path: "/metrics", handler: s.prometheus, tag: tagOperate, summary: "Prometheus metrics", media: "text/plain", answer: ""},

@@ -3,14 +3,17 @@ package http
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"net/http"
 	"slices"
+	"strings"
 
 	"github.com/gin-gonic/gin"
 
 	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/registry"
 )
 
 // The routes of Text Embeddings Inference. It serves one model, so its requests
@@ -18,19 +21,18 @@ import (
 
 type (
 	teiEmbedRequest struct {
-		Model     string          `json:"model,omitempty" doc:"may be left out when one model takes texts"`
-		Inputs    json.RawMessage `json:"inputs" doc:"a text, a list of texts, a list of token ids, or a list of such lists"`
-		Normalize *bool           `json:"normalize,omitempty" doc:"default true"`
-		Truncate  bool            `json:"truncate,omitempty" doc:"cut texts that are too long instead of refusing them"`
-		// accepted where they change nothing
-		Direction  string `json:"truncation_direction,omitempty" doc:"right"`
-		Dimensions int    `json:"dimensions,omitempty" doc:"keeps the first so many dimensions"`
+		Model      string          `json:"model,omitempty" doc:"may be left out when one model takes texts"`
+		Inputs     json.RawMessage `json:"inputs" doc:"a text, a list of texts, a list of token ids, or a list of such lists"`
+		Normalize  *bool           `json:"normalize,omitempty" doc:"default true"`
+		Truncate   bool            `json:"truncate,omitempty" doc:"cut texts that are too long instead of refusing them"`
+		Direction  string          `json:"truncation_direction,omitempty" doc:"right (default) or left: which end is cut"`
+		Dimensions int             `json:"dimensions,omitempty" doc:"keeps the first so many dimensions"`
 	}
 	teiPredictRequest struct {
 		Model     string          `json:"model,omitempty" doc:"may be left out when one model takes texts"`
 		Inputs    json.RawMessage `json:"inputs" doc:"a text, a pair of texts as a list of two, or a list of lists of one or two"`
 		Truncate  bool            `json:"truncate,omitempty"`
-		Direction string          `json:"truncation_direction,omitempty" doc:"right"`
+		Direction string          `json:"truncation_direction,omitempty" doc:"right (default) or left: which end is cut"`
 		Raw       bool            `json:"raw_scores,omitempty" doc:"the model's numbers instead of probabilities"`
 	}
 	teiScore struct {
@@ -42,7 +44,7 @@ type (
 		Query     string   `json:"query"`
 		Texts     []string `json:"texts"`
 		Truncate  bool     `json:"truncate,omitempty"`
-		Direction string   `json:"truncation_direction,omitempty" doc:"right"`
+		Direction string   `json:"truncation_direction,omitempty" doc:"right (default) or left: which end is cut"`
 		Raw       bool     `json:"raw_scores,omitempty" doc:"the model's number instead of its sigmoid"`
 		Return    bool     `json:"return_text,omitempty"`
 	}
@@ -59,8 +61,10 @@ type (
 		MaxRequests  int            `json:"max_concurrent_requests"`
 		MaxLength    int            `json:"max_input_length"`
 		MaxBatch     int            `json:"max_batch_tokens"`
+		MaxRows      *int           `json:"max_batch_requests" doc:"null: bounded by tokens"`
 		MaxClient    int            `json:"max_client_batch_size"`
 		AutoTruncate bool           `json:"auto_truncate"`
+		Workers      int            `json:"tokenization_workers"`
 		Version      string         `json:"version"`
 	}
 	teiTokenizeRequest struct {
@@ -69,33 +73,59 @@ type (
 		Special *bool           `json:"add_special_tokens,omitempty" doc:"default true"`
 	}
 	teiToken struct {
-		ID int64 `json:"id"`
+		ID      int64  `json:"id"`
+		Text    string `json:"text"`
+		Special bool   `json:"special"`
+		Start   *int   `json:"start" doc:"null: where a token stands in its text is not told"`
+		Stop    *int   `json:"stop"`
 	}
 )
 
-// teiError words errors as TEI's clients read them: 422 for what is wrong with
-// the input, 429 when too much is waiting.
+// teiError words errors as TEI's clients read them, with the statuses of its
+// router: 400 for nothing, 413 for too much, 422 for what cannot be understood,
+// 424 for the model's own failures, 429 when too much is waiting, 503 when the
+// model is not there.
 func (s *Server) teiError(h func(*gin.Context) error) func(*gin.Context) error {
-	return s.worded(h, func(e *httpError) any {
-		kind := "Backend"
+	return s.worded(h, func(e *httpError, err error) any {
+		kind := "Validation"
 		switch {
-		case e.status == http.StatusBadRequest || e.status == http.StatusNotFound || e.status == http.StatusRequestEntityTooLarge:
-			e.status, kind = http.StatusUnprocessableEntity, "Validation"
+		case e.kind == kindEmpty:
+			kind = "Empty"
+		case e.kind == kindLimit, e.status == http.StatusRequestEntityTooLarge:
+			e.status = http.StatusRequestEntityTooLarge
+		case e.status == http.StatusBadRequest:
+			e.status = http.StatusUnprocessableEntity
+		case e.status == http.StatusServiceUnavailable && (errors.Is(err, registry.ErrNotReady) || errors.Is(err, engine.ErrUnavailable)):
+			kind = "Unhealthy"
 		case e.status == http.StatusServiceUnavailable:
 			e.status, kind = http.StatusTooManyRequests, "Overloaded"
-		case e.status == http.StatusTooManyRequests:
-			kind = "Overloaded"
-		case e.status == http.StatusUnauthorized || e.status == http.StatusForbidden:
-			kind = "Unauthorized"
+		case e.status == http.StatusUnprocessableEntity || e.status == http.StatusInternalServerError:
+			e.status, kind = http.StatusFailedDependency, "Backend"
 		}
 		return map[string]string{"error": e.msg, "error_type": kind}
 	})
 }
 
-// teiModel is the model that a request names in its query or body.
-func (s *Server) teiModel(c *gin.Context, field, direction string) (Lease, Texts, error) {
-	if direction != "" && direction != "right" && direction != "Right" {
-		return nil, nil, badf("field \"truncation_direction\": texts are cut on the right only")
+// cutLeft reads "truncation_direction".
+func cutLeft(direction string) (bool, error) {
+	switch strings.ToLower(direction) {
+	case "", "right":
+		return false, nil
+	case "left":
+		return true, nil
+	}
+	return false, badf("field \"truncation_direction\": expected \"right\" or \"left\", got %s", clip([]byte(direction)))
+}
+
+// teiModel is the model that a request names in its query or body; texts are
+// marked for how they are cut.
+func (s *Server) teiModel(c *gin.Context, field, direction string, texts []TextPair) (Lease, Texts, error) {
+	left, err := cutLeft(direction)
+	if err != nil {
+		return nil, nil, err
+	}
+	for i := range texts {
+		texts[i].CutLeft = left
 	}
 	return s.textModel(c.Request.Context(), cmp.Or(field, c.Query("model")), "")
 }
@@ -110,7 +140,7 @@ func (s *Server) teiEmbed(c *gin.Context) error {
 	if err != nil {
 		return err
 	}
-	lease, prep, err := s.teiModel(c, req.Model, req.Direction)
+	lease, prep, err := s.teiModel(c, req.Model, req.Direction, texts)
 	if err != nil {
 		return err
 	}
@@ -145,7 +175,7 @@ func (s *Server) teiPredict(c *gin.Context) error {
 	if err != nil {
 		return err
 	}
-	lease, prep, err := s.teiModel(c, req.Model, req.Direction)
+	lease, prep, err := s.teiModel(c, req.Model, req.Direction, texts)
 	if err != nil {
 		return err
 	}
@@ -191,21 +221,21 @@ func (s *Server) teiRerank(c *gin.Context) error {
 		return err
 	}
 	if err := checkTexts(1, func(int) string { return req.Query }); err != nil {
-		return badf("field \"query\" is missing or too long")
+		return fmt.Errorf("field \"query\": %w", err)
 	}
-	lease, prep, err := s.teiModel(c, req.Model, req.Direction)
+	pairs := make([]TextPair, len(req.Texts))
+	for i, t := range req.Texts {
+		pairs[i] = TextPair{Text: req.Query, Pair: t, HasPair: true}
+	}
+	lease, prep, err := s.teiModel(c, req.Model, req.Direction, pairs)
 	if err != nil {
 		return err
 	}
 	defer lease.Release()
-	pairs := make([]TextPair, len(req.Texts))
-	for i, t := range req.Texts {
-		pairs[i] = TextPair{req.Query, t, true}
-	}
 	return s.runTexts(c, lease, encoder(prep, pairs, req.Truncate), func(out engine.Feeds, lengths []int) error {
 		rows, err := scoreRows(lease.Spec(), out, len(lengths), 1, false)
 		if err != nil {
-			return badf("model %q is no reranker: it does not give one score for a pair of texts", lease.Name())
+			return fmt.Errorf("%w: model %q is no reranker: it does not give one score for a pair of texts", engine.ErrModel, lease.Name())
 		}
 		ans := make([]teiRank, len(rows))
 		for i, row := range rows {
@@ -239,7 +269,7 @@ func (s *Server) teiTokenize(c *gin.Context) error {
 	if ids != nil {
 		return badf("field \"inputs\": expected a text or a list of texts")
 	}
-	lease, prep, err := s.teiModel(c, req.Model, "")
+	lease, prep, err := s.teiModel(c, req.Model, "", nil)
 	if err != nil {
 		return err
 	}
@@ -248,7 +278,8 @@ func (s *Server) teiTokenize(c *gin.Context) error {
 	for i, t := range texts {
 		ans[i] = []teiToken{}
 		for _, id := range prep.Tokenize(t.Text, req.Special == nil || *req.Special) {
-			ans[i] = append(ans[i], teiToken{id})
+			text, special := prep.Token(id)
+			ans[i] = append(ans[i], teiToken{ID: id, Text: text, Special: special})
 		}
 	}
 	return s.reply(c, http.StatusOK, ans)
@@ -256,21 +287,25 @@ func (s *Server) teiTokenize(c *gin.Context) error {
 
 // teiInfo answers GET /info.
 func (s *Server) teiInfo(c *gin.Context) error {
-	lease, prep, err := s.teiModel(c, "", "")
+	lease, prep, err := s.teiModel(c, "", "", nil)
 	if err != nil {
 		return err
 	}
 	defer lease.Release()
 	info := teiInfo{ModelID: lease.Name(), DType: "float32", MaxRequests: s.cfg.MaxInFlight, MaxLength: prep.MaxTokens(),
-		MaxBatch: MaxTokens, MaxClient: MaxTexts, Version: s.cfg.Version}
-	if labels := prep.Labels(); len(labels) > 0 {
-		byID, ids := map[string]string{}, map[string]int{}
-		for i, l := range labels {
-			byID[fmt.Sprint(i)], ids[l] = l, i
-		}
-		info.Type = map[string]any{"classifier": map[string]any{"id2label": byID, "label2id": ids}}
-	} else {
-		info.Type = map[string]any{"embedding": map[string]any{}}
+		MaxBatch: MaxTokens, MaxClient: MaxTexts, Workers: engine.AvailableCPUs(), Version: s.cfg.Version}
+	byID, ids := map[string]string{}, map[string]int{}
+	for i, l := range prep.Labels() {
+		byID[fmt.Sprint(i)], ids[l] = l, i
+	}
+	what := map[string]any{"id2label": byID, "label2id": ids}
+	switch {
+	case len(ids) > 0:
+		info.Type = map[string]any{"classifier": what}
+	case slices.ContainsFunc(lease.Spec().Outputs, func(io engine.IO) bool { return io.Type.IsFloat() && len(io.Dims) == 2 && io.Dims[1] == 1 }):
+		info.Type = map[string]any{"reranker": what}
+	default:
+		info.Type = map[string]any{"embedding": map[string]any{"pooling": prep.Pooling()}}
 	}
 	return s.reply(c, http.StatusOK, info)
 }
@@ -303,10 +338,13 @@ func readPairs(raw json.RawMessage) (texts []TextPair, single bool, err error) {
 		return nil, false, badf("field \"inputs\": expected a text, a pair of texts, or a list of lists of one or two texts")
 	}
 	if len(many) > MaxTexts {
-		return nil, false, badf("%d texts, at most %d are allowed in one request", len(many), MaxTexts)
+		return nil, false, limitf("%d texts, at most %d are allowed in one request", len(many), MaxTexts)
 	}
 	for i, m := range many {
-		if len(m) < 1 || len(m) > 2 {
+		if len(m) == 0 {
+			return nil, false, emptyf("input %d has no text", i)
+		}
+		if len(m) > 2 {
 			return nil, false, badf("input %d has %d texts, expected one or two", i, len(m))
 		}
 		if err := checkTexts(len(m), func(j int) string { return m[j] }); err != nil {
@@ -319,7 +357,7 @@ func readPairs(raw json.RawMessage) (texts []TextPair, single bool, err error) {
 		texts = append(texts, t)
 	}
 	if len(texts) == 0 {
-		return nil, false, badf("there is no text")
+		return nil, false, emptyf("there is no text")
 	}
 	return texts, single, nil
 }

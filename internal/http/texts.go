@@ -13,6 +13,8 @@ import (
 type TextPair struct {
 	Text, Pair string
 	HasPair    bool
+	// CutLeft: what is too long loses its beginning, not its end.
+	CutLeft bool
 }
 
 // Texts is an optional ability of a Preparer: what the routes of OpenAI and of
@@ -26,9 +28,13 @@ type Texts interface {
 	Tokens(ids [][]int64) (engine.Feeds, []int, error)
 	// Tokenize returns the ids of a text, whatever their number.
 	Tokenize(text string, special bool) []int64
+	// Token returns the text of an id, and whether it is a special one.
+	Token(id int64) (text string, special bool)
 	// Count returns the number of a text's tokens before it is cut.
 	Count(t TextPair) int
 	MaxTokens() int
+	// Pooling names how tokens become a text's vector: mean, cls or max.
+	Pooling() string
 	// Embed makes one vector of each text of the model's outputs, not
 	// normalized. Errors: engine.ErrModel when they are no embeddings.
 	Embed(out engine.Feeds, lengths []int) ([][]float32, error)
@@ -87,14 +93,18 @@ func (s *Server) onlyTextModel(ctx context.Context) (string, error) {
 // checkTexts bounds the texts of a request; the engine is not asked about more.
 func checkTexts(n int, text func(int) string) error {
 	if n == 0 {
-		return badf("there is no text")
+		return emptyf("there is no text")
 	}
 	if n > MaxTexts {
-		return badf("%d texts, at most %d are allowed in one request", n, MaxTexts)
+		return limitf("%d texts, at most %d are allowed in one request", n, MaxTexts)
 	}
 	for i := range n {
-		if t := text(i); t == "" || len(t) > MaxTextBytes {
-			return badf("text %d has %d bytes, expected 1 to %d", i, len(t), MaxTextBytes)
+		t := text(i)
+		if t == "" {
+			return emptyf("text %d is empty", i)
+		}
+		if len(t) > MaxTextBytes {
+			return limitf("text %d has %d bytes, expected 1 to %d", i, len(t), MaxTextBytes)
 		}
 	}
 	return nil
@@ -124,7 +134,7 @@ func (s *Server) runTexts(c *gin.Context, lease Lease, encode func() (engine.Fee
 func tooLong(prep Texts, texts []TextPair) error {
 	for i, t := range texts {
 		if n := prep.Count(t); n > prep.MaxTokens() {
-			return badf("text %d has %d tokens, the model takes %d: shorten it, or let it be cut with \"truncate\": true", i, n, prep.MaxTokens())
+			return limitf("text %d has %d tokens, the model takes %d: shorten it, or let it be cut with \"truncate\": true", i, n, prep.MaxTokens())
 		}
 	}
 	return nil

@@ -4,7 +4,6 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
-	"fmt"
 	"math"
 	"strings"
 	"testing"
@@ -40,6 +39,9 @@ func (l letters) Encode(texts []TextPair) (engine.Feeds, []int, error) {
 	var ids [][]int64
 	for _, t := range texts {
 		all := l.Tokenize(t.Text+t.Pair, true)
+		if n := len(all) - l.MaxTokens(); n > 0 && t.CutLeft {
+			all = all[n:]
+		}
 		ids = append(ids, all[:min(len(all), l.MaxTokens())])
 	}
 	return l.Tokens(ids)
@@ -57,6 +59,9 @@ func (letters) Tokens(ids [][]int64) (engine.Feeds, []int, error) {
 	}
 	return engine.Feeds{"ids": tensor.From(flat, int64(len(ids)), int64(width))}, lens, nil
 }
+
+func (letters) Token(id int64) (string, bool) { return string(rune(id)), false }
+func (letters) Pooling() string               { return "mean" }
 
 func (letters) Embed(out engine.Feeds, lengths []int) ([][]float32, error) {
 	return task.MeanPooling.Pool(out["tokens"], lengths)
@@ -178,23 +183,39 @@ func TestTEIRoutes(t *testing.T) {
 	if len(ranks) != 2 || ranks[0].Index != 0 || ranks[0].Text != "a" || ranks[0].Score != 1/(1+math.Exp(-4)) {
 		t.Errorf("rerank: %v", ranks)
 	}
-	if ids := answerOf[[][]teiToken](t, f.call(t, "POST", "/tokenize", `{"inputs":["ab"]}`)); fmt.Sprint(ids) != "[[{97} {98}]]" {
+	if ids := answerOf[[][]teiToken](t, f.call(t, "POST", "/tokenize", `{"inputs":["ab"]}`)); len(ids) != 1 || len(ids[0]) != 2 || ids[0][1] != (teiToken{ID: 'b', Text: "b"}) {
 		t.Errorf("tokenize: %v", ids)
 	}
 	if info := answerOf[teiInfo](t, f.call(t, "GET", "/info", nil)); info.ModelID != "letters" || info.MaxLength != 8 || info.Type["classifier"] == nil {
 		t.Errorf("info: %+v", info)
 	}
-	for _, c := range []struct{ path, body string }{
-		{"/embed", `{"inputs":""}`}, {"/embed", `{"inputs":"abcdefghi"}`}, {"/embed", `{"inputs":"a","truncation_direction":"left"}`},
-		{"/predict", `{"inputs":[["a","b","c"]]}`}, {"/rerank", `{"query":"","texts":["a"]}`}, {"/rerank", `{"query":"q","texts":[]}`}, {"/tokenize", `{"inputs":[[1]]}`},
+	// Of what is cut on the left the last 8 are left.
+	if v := answerOf[[][]float64](t, f.call(t, "POST", "/embed", `{"inputs":"aaaacdefghij","truncate":true,"truncation_direction":"Left","normalize":false}`)); v[0][0] != ('c'+'d'+'e'+'f'+'g'+'h'+'i'+'j')/8.0 {
+		t.Errorf("embed, cut on the left: %v", v)
+	}
+	if a := f.call(t, "GET", "/health", nil); a.status != 200 {
+		t.Errorf("health: %d %s", a.status, a.body)
+	}
+	for _, c := range []struct {
+		path, body string
+		status     int
+		kind       string
+	}{
+		{"/embed", `{"inputs":""}`, 400, "Empty"}, {"/embed", `{"inputs":[]}`, 400, "Empty"}, {"/embed", `{"inputs":[[]]}`, 400, "Empty"},
+		{"/rerank", `{"query":"","texts":["a"]}`, 400, "Empty"}, {"/rerank", `{"query":"q","texts":[]}`, 400, "Empty"}, {"/predict", `{"inputs":[[]]}`, 400, "Empty"},
+		{"/embed", `{"inputs":"abcdefghi"}`, 413, "Validation"}, {"/embed", `{"inputs":["a"` + strings.Repeat(`,"a"`, 300) + `]}`, 413, "Validation"},
+		{"/embed", `{"inputs":"` + strings.Repeat("a", 1<<20) + `"}`, 413, "Validation"}, {"/rerank", `{"query":"abcdefghi","texts":["a"]}`, 413, "Validation"},
+		{"/embed", `{"inputs":"a","truncation_direction":"up"}`, 422, "Validation"}, {"/embed", `{"inputs":{}}`, 422, "Validation"}, {"/embed", `{`, 422, "Validation"},
+		{"/embed", `{"inputs":"a","colour":1}`, 422, "Validation"}, {"/predict", `{"inputs":[["a","b","c"]]}`, 422, "Validation"}, {"/tokenize", `{"inputs":[[1]]}`, 422, "Validation"},
+		{"/embed?model=nobody", `{"inputs":"a"}`, 404, "Validation"},
 	} {
 		a := f.call(t, "POST", c.path, c.body)
 		var e struct {
 			Error string
 			Type  string `json:"error_type"`
 		}
-		if err := json.Unmarshal(a.body, &e); err != nil || a.status != 422 || e.Type != "Validation" || e.Error == "" {
-			t.Errorf("%s %s: %d %s, want 422 in TEI's form", c.path, c.body, a.status, a.body)
+		if err := json.Unmarshal(a.body, &e); err != nil || a.status != c.status || e.Type != c.kind || e.Error == "" {
+			t.Errorf("%s %.60s: %d %.200s, want %d %s in TEI's form", c.path, c.body, a.status, a.body, c.status, c.kind)
 		}
 	}
 	f.models.balanced(t)

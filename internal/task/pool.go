@@ -159,7 +159,7 @@ func Normalize(v []float32) {
 // any is cut off.
 func (e *TextEncoder) CountTokens(t Text) int {
 	if t.HasPair {
-		return len(e.tok.EncodePair(t.Text, t.Pair, 0).IDs)
+		return len(e.tok.EncodePair(t.Text, t.Pair, 0, false).IDs)
 	}
 	return len(e.tok.Encode(t.Text, 0))
 }

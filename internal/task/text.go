@@ -94,6 +94,7 @@ type TextEncoder struct {
 type Text struct {
 	Text, Pair string
 	HasPair    bool
+	CutLeft    bool // what is too long loses its beginning, not its end
 }
 
 // NewTextEncoder reads the tokenizer from dir, the folder of the model.
@@ -217,9 +218,9 @@ func (e *TextEncoder) Encode(texts ...Text) (engine.Feeds, []int, error) {
 		case t.HasPair && !e.tok.HasPairs():
 			return nil, nil, fmt.Errorf("%w: the tokenizer has no template for pairs of texts", engine.ErrInput)
 		case t.HasPair:
-			enc[i] = e.tok.EncodePair(t.Text, t.Pair, e.max)
+			enc[i] = e.tok.EncodePair(t.Text, t.Pair, e.max, t.CutLeft)
 		default:
-			enc[i] = e.tok.EncodeSingle(t.Text, e.max)
+			enc[i] = e.tok.EncodeSingle(t.Text, e.max, t.CutLeft)
 		}
 	}
 	feeds, lens := e.batch(enc)
@@ -257,6 +258,10 @@ func (e *TextEncoder) Tokenize(text string, special bool) []int64 {
 	}
 	return e.tok.Plain(text)
 }
+
+// Token returns the text of an id, "" for one outside the vocabulary, and
+// whether it is a special one.
+func (e *TextEncoder) Token(id int64) (text string, special bool) { return e.tok.Token(id) }
 
 // batch pads encodings to one batch.
 func (e *TextEncoder) batch(enc []wordpiece.Encoding) (engine.Feeds, []int) {

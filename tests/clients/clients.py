@@ -305,8 +305,20 @@ class TEI(unittest.TestCase):
         self.assertEqual((status, len(vectors)), (200, 2))
         status, tokens = post("/tokenize", {"inputs": "hello world"})
         self.assertEqual((status, [t["id"] for t in tokens[0]]), (200, [101, 7592, 2088, 102]))
-        status, error = post("/embed", {"inputs": ""})
-        self.assertEqual((status, error["error_type"]), (422, "Validation"))
+        self.assertEqual([(t["text"], t["special"]) for t in tokens[0]], [("[CLS]", True), ("hello", False), ("world", False), ("[SEP]", True)])
+        long = "one " * 600
+        for body, wanted in (
+            ({"inputs": ""}, (400, "Empty")),
+            ({"inputs": ["one"] * 300}, (413, "Validation")),
+            ({"inputs": long}, (413, "Validation")),
+            ({"inputs": 7}, (422, "Validation")),
+        ):
+            status, error = post("/embed", body)
+            self.assertEqual((status, error["error_type"]), wanted)
+        for direction in ("Left", "Right"):
+            self.assertEqual(post("/embed", {"inputs": long, "truncate": True, "truncation_direction": direction})[0], 200)
+        with urllib.request.urlopen(f"http://{HTTP}/health") as answer:
+            self.assertEqual(answer.status, 200)
         with urllib.request.urlopen(f"http://{HTTP}/info") as answer:
             self.assertEqual(json.load(answer)["model_id"], MODEL)
 

@@ -30,6 +30,9 @@ type goldenCase struct {
 	IDs       [][]int64
 	Cut       []json.RawMessage // [maxLen, ids]
 	Pairs     []json.RawMessage // [a, b, maxLen, ids, type ids]
+	// Left and LeftPairs are the same, cut on the left.
+	Left      []json.RawMessage
+	LeftPairs []json.RawMessage `json:"left_pairs"`
 }
 
 func readGolden(t testing.TB, path string) goldenFile {
@@ -82,19 +85,27 @@ func checkCase(t *testing.T, tok *Tokenizer, texts []string, c goldenCase) {
 		var n int
 		var want []int64
 		unpack(t, raw, &n, &want)
-		if got := tok.EncodeSingle(texts[i], n); !slices.Equal(got.IDs, want) || len(got.TypeIDs) != len(got.IDs) {
+		if got := tok.EncodeSingle(texts[i], n, false); !slices.Equal(got.IDs, want) || len(got.TypeIDs) != len(got.IDs) {
 			differ("cut text "+quote(texts[i]), got, want)
 		}
 	}
-	for _, raw := range c.Pairs {
+	for i, raw := range c.Left {
+		var n int
+		var want []int64
+		unpack(t, raw, &n, &want)
+		if got := tok.EncodeSingle(texts[i], n, true); !slices.Equal(got.IDs, want) || len(got.TypeIDs) != len(got.IDs) {
+			differ("text cut on the left "+quote(texts[i]), got, want)
+		}
+	}
+	for k, raw := range slices.Concat(c.Pairs, c.LeftPairs) {
 		var i, j, n int
 		var ids, types []int64
 		unpack(t, raw, &i, &j, &n, &ids, &types)
-		if got := tok.EncodePair(texts[i], texts[j], n); !slices.Equal(got.IDs, ids) || !slices.Equal(got.TypeIDs, types) {
+		if got := tok.EncodePair(texts[i], texts[j], n, k >= len(c.Pairs)); !slices.Equal(got.IDs, ids) || !slices.Equal(got.TypeIDs, types) {
 			differ("pair "+quote(texts[i])+" + "+quote(texts[j]), got, Encoding{ids, types})
 		}
 	}
-	t.Logf("compared %d texts, %d cut, %d pairs: %d differ", len(c.IDs), len(c.Cut), len(c.Pairs), bad)
+	t.Logf("compared %d texts, %d cut, %d pairs: %d differ", len(c.IDs), len(c.Cut)+len(c.Left), len(c.Pairs)+len(c.LeftPairs), bad)
 	if bad > 0 {
 		t.Errorf("%d of %d differ", bad, len(c.IDs)+len(c.Cut)+len(c.Pairs))
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync"
 	"unicode/utf8"
 )
 
@@ -78,6 +79,7 @@ type addedJSON struct {
 	LStrip     bool   `json:"lstrip"`
 	RStrip     bool   `json:"rstrip"`
 	Normalized bool   `json:"normalized"`
+	Special    bool   `json:"special"`
 }
 
 // Parse reads the bytes of a tokenizer.json: a WordPiece model with
@@ -92,12 +94,23 @@ func Parse(b []byte) (*Tokenizer, error) {
 	if err := json.Unmarshal(b, &f); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
 	}
-	t := &Tokenizer{padID: -1}
+	t := &Tokenizer{padID: -1, special: map[int32]bool{}}
 	for _, step := range []func(*fileJSON) error{t.readModel, t.readNormalizer, t.readPreTokenizer, t.readAdded, t.readPostProcessor, t.readPadding} {
 		if err := step(&f); err != nil {
 			return nil, err
 		}
 	}
+	addedTokens := f.AddedTokens // not all of f: it would be kept
+	t.names = sync.OnceValue(func() map[int32]string {
+		names := make(map[int32]string, len(t.first)+len(addedTokens))
+		for token, id := range t.first {
+			names[id] = token
+		}
+		for _, a := range addedTokens {
+			names[int32(a.ID)] = a.Content
+		}
+		return names
+	})
 	return t, nil
 }
 
@@ -253,6 +266,9 @@ func (t *Tokenizer) readAdded(f *fileJSON) error {
 		}
 		seen[a.Content] = true
 		t.size = max(t.size, int(a.ID)+1)
+		if a.Special {
+			t.special[int32(a.ID)] = true
+		}
 		tok := added{text: a.Content, id: int32(a.ID), lstrip: a.LStrip, rstrip: a.RStrip}
 		if a.Normalized {
 			tok.text = string(t.norm.append(nil, a.Content))

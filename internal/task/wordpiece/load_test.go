@@ -132,7 +132,7 @@ func TestDefaults(t *testing.T) {
 	if tok.PadID() != 0 || tok.VocabSize() != 7 || !tok.HasPairs() {
 		t.Error(tok.PadID(), tok.VocabSize(), tok.HasPairs())
 	}
-	if e := tok.EncodePair("a", "ab", 0); !slices.Equal(e.IDs, []int64{4, 6}) || !slices.Equal(e.TypeIDs, []int64{0, 1}) {
+	if e := tok.EncodePair("a", "ab", 0, false); !slices.Equal(e.IDs, []int64{4, 6}) || !slices.Equal(e.TypeIDs, []int64{0, 1}) {
 		t.Errorf("%+v", e)
 	}
 }
@@ -174,7 +174,7 @@ func FuzzEncode(f *testing.F) {
 	f.Fuzz(func(t *testing.T, a, b string, n int) {
 		n = n % 64
 		for _, tok := range toks {
-			full := tok.EncodeSingle(a, 0)
+			full := tok.EncodeSingle(a, 0, false)
 			for _, id := range full.IDs {
 				if id < 0 || int(id) >= tok.VocabSize() {
 					t.Fatalf("id %d of %d", id, tok.VocabSize())
@@ -194,7 +194,7 @@ func FuzzEncode(f *testing.F) {
 					t.Fatalf("cut to %v, of %v", cut, full.IDs)
 				}
 			}
-			p := tok.EncodePair(a, b, max(n, 0))
+			p := tok.EncodePair(a, b, max(n, 0), false)
 			if len(p.IDs) != len(p.TypeIDs) || n > 0 && len(p.IDs) > max(n, tok.Special(true)) {
 				t.Fatalf("pair of %d ids, at most %d", len(p.IDs), n)
 			}
@@ -218,7 +218,7 @@ func FuzzParse(f *testing.F) {
 		}
 		tok.Encode("Hello ab [CLS] wörld 你好", 16)
 		if tok.HasPairs() {
-			tok.EncodePair("ab", "b", 5)
+			tok.EncodePair("ab", "b", 5, true)
 		}
 	})
 }

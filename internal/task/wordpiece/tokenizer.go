@@ -25,6 +25,9 @@ type Tokenizer struct {
 	addedNorm addedSet // searched in the normalized text
 
 	single, pair []piece
+
+	special map[int32]bool
+	names   func() map[int32]string // made when first asked for
 }
 
 // piece is one element of a post-processing template: fixed ids, or the
@@ -89,17 +92,36 @@ func putScratch(s *scratch) {
 // Encode returns the ids of text with the template's special tokens, cut on
 // the right to at most maxLen ids; maxLen 0 is no limit. A maxLen too small
 // for the special tokens leaves only these.
-func (t *Tokenizer) Encode(text string, maxLen int) []int64 {
+func (t *Tokenizer) Encode(text string, maxLen int) []int64 { return t.encode(text, maxLen, false) }
+
+// encode is Encode, cut on the left where asked.
+func (t *Tokenizer) encode(text string, maxLen int, left bool) []int64 {
 	s := scratchPool.Get().(*scratch)
 	defer putScratch(s)
 	budget := t.budget(false, maxLen)
-	s.a = t.tokens(s, s.a[:0], text, budget)
-	n := t.Special(false) + len(s.a)
+	a := []int32(nil)
+	if left && budget >= 0 {
+		s.a = t.tokens(s, s.a[:0], text, -1) // the end decides
+		a = s.a[max(len(s.a)-budget, 0):]
+	} else {
+		s.a = t.tokens(s, s.a[:0], text, budget)
+		a = s.a
+	}
+	n := t.Special(false) + len(a)
 	ids := make([]int64, 0, n)
 	for _, p := range t.single {
-		ids = appendPiece(ids, p, s.a, nil)
+		ids = appendPiece(ids, p, a, nil)
 	}
 	return ids
+}
+
+// Token returns the text of an id, "" for one outside the vocabulary, and
+// whether the file calls it special.
+func (t *Tokenizer) Token(id int64) (text string, special bool) {
+	if id < 0 || id > maxTokenID {
+		return "", false
+	}
+	return t.names()[int32(id)], t.special[int32(id)]
 }
 
 // Plain returns the ids of text without special tokens.
@@ -117,8 +139,8 @@ func (t *Tokenizer) Plain(text string) []int64 {
 // EncodePair returns the ids and type ids of two texts by the pair template;
 // HasPairs must hold, otherwise the result is empty. A pair longer than
 // maxLen loses tokens of the longer text first, as the library's strategy
-// longest_first does.
-func (t *Tokenizer) EncodePair(a, b string, maxLen int) Encoding {
+// longest_first does: from its end, or where left is set from its beginning.
+func (t *Tokenizer) EncodePair(a, b string, maxLen int, left bool) Encoding {
 	s := scratchPool.Get().(*scratch)
 	defer putScratch(s)
 	budget := t.budget(true, maxLen)
@@ -126,14 +148,19 @@ func (t *Tokenizer) EncodePair(a, b string, maxLen int) Encoding {
 	// odd token.
 	s.a = t.tokens(s, s.a[:0], a, -1)
 	s.b = t.tokens(s, s.b[:0], b, -1)
+	x, y := s.a, s.b
 	if budget >= 0 {
-		na, nb := longestFirst(len(s.a), len(s.b), budget)
-		s.a, s.b = s.a[:na], s.b[:nb]
+		na, nb := longestFirst(len(x), len(y), budget)
+		if left {
+			x, y = x[len(x)-na:], y[len(y)-nb:]
+		} else {
+			x, y = x[:na], y[:nb]
+		}
 	}
-	n := t.Special(true) + len(s.a) + len(s.b)
+	n := t.Special(true) + len(x) + len(y)
 	e := Encoding{IDs: make([]int64, 0, n), TypeIDs: make([]int64, 0, n)}
 	for _, p := range t.pair {
-		e.IDs = appendPiece(e.IDs, p, s.a, s.b)
+		e.IDs = appendPiece(e.IDs, p, x, y)
 		for len(e.TypeIDs) < len(e.IDs) {
 			e.TypeIDs = append(e.TypeIDs, p.typeID)
 		}
@@ -141,9 +168,9 @@ func (t *Tokenizer) EncodePair(a, b string, maxLen int) Encoding {
 	return e
 }
 
-// EncodeSingle is Encode with type ids.
-func (t *Tokenizer) EncodeSingle(text string, maxLen int) Encoding {
-	e := Encoding{IDs: t.Encode(text, maxLen)}
+// EncodeSingle is Encode with type ids, cut on the left where asked.
+func (t *Tokenizer) EncodeSingle(text string, maxLen int, left bool) Encoding {
+	e := Encoding{IDs: t.encode(text, maxLen, left)}
 	e.TypeIDs = make([]int64, 0, len(e.IDs))
 	body := len(e.IDs) - t.Special(false)
 	for _, p := range t.single {

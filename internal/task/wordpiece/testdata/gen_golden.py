@@ -96,16 +96,18 @@ def case(name, spec, lines, rnd):
     t = Tokenizer.from_str(spec)
     t.no_padding()
     t.no_truncation()
-    c = {"name": name, "ids": [t.encode(x).ids for x in lines], "cut": [], "pairs": []}
-    for x in lines[:200]:
-        n = rnd.randint(3, 24)
-        t.enable_truncation(n)
-        c["cut"].append([n, t.encode(x).ids])
-    for _ in range(300):
-        i, j, n = rnd.randrange(len(lines)), rnd.randrange(len(lines)), rnd.randint(4, 40)
-        t.enable_truncation(n)
-        e = t.encode(lines[i], lines[j])
-        c["pairs"].append([i, j, n, e.ids, e.type_ids])
+    c = {"name": name, "ids": [t.encode(x).ids for x in lines]}
+    for kind, pairs, direction in (("cut", "pairs", "right"), ("left", "left_pairs", "left")):
+        c[kind], c[pairs] = [], []
+        for x in lines[:200]:
+            n = rnd.randint(3, 24)
+            t.enable_truncation(n, direction=direction)
+            c[kind].append([n, t.encode(x).ids])
+        for _ in range(300):
+            i, j, n = rnd.randrange(len(lines)), rnd.randrange(len(lines)), rnd.randint(4, 40)
+            t.enable_truncation(n, direction=direction)
+            e = t.encode(lines[i], lines[j])
+            c[pairs].append([i, j, n, e.ids, e.type_ids])
     return c
 
 def main():
