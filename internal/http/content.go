@@ -99,7 +99,7 @@ func codingError(err error, coding string) error {
 
 // readBody reads a request's whole body, decoded, into buf.b[pad:]. It never
 // holds more than limit bytes, and never allocates much on the word of
-// Content-Length. charge, when set, is asked for every byte allocated.
+// Content-Length. charge, when set, is asked for every byte of the buffer.
 func (s *Server) readBody(c *gin.Context, buf *buffer, pad int, limit int64, charge func(n int) error) error {
 	req := c.Request
 	if req.ContentLength > limit {
@@ -124,6 +124,11 @@ func (s *Server) readBody(c *gin.Context, buf *buffer, pad int, limit int64, cha
 		}
 	}
 	defer free()
+	if charge != nil { // a buffer that was used before is memory as well
+		if err := charge(cap(buf.b)); err != nil {
+			return err
+		}
+	}
 	b := buf.b[:pad]
 	want := pad + 512
 	if coding == "" && req.ContentLength > 0 {

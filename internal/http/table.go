@@ -166,7 +166,7 @@ func (s *Server) routes() []route {
 		admin(get("/datasets/:dataset", s.getDataset, tagUploads, "One dataset", DatasetInfo{}, 400, 404)),
 		admin(route{method: "DELETE", path: "/datasets/:dataset", handler: s.deleteDataset, tag: tagUploads, summary: "Delete a dataset", status: http.StatusNoContent, fails: []int{400, 404, 409}}),
 
-		get("/health", s.ready, tagTasks, "Whether requests would be served now, where clients of Text Embeddings Inference ask", health{}, 503),
+		open(get("/health", s.ready, tagTasks, "Whether requests would be served now, where clients of Text Embeddings Inference ask", health{}, 503)),
 
 		get("/telemetry", s.telemetrySnapshot, tagOperate, "Latency against the targets; power, temperature and memory", telemetry.Snapshot{}),
 		route{method: "GET", path: "/metrics", handler: s.prometheus, tag: tagOperate, summary: "Prometheus metrics", media: "text/plain", answer: ""},

@@ -99,6 +99,10 @@ func (s *Server) teiError(h func(*gin.Context) error) func(*gin.Context) error {
 			kind = "Unhealthy"
 		case e.status == http.StatusServiceUnavailable:
 			e.status, kind = http.StatusTooManyRequests, "Overloaded"
+		case e.status == http.StatusTooManyRequests:
+			kind = "Overloaded"
+		case e.status == http.StatusUnauthorized || e.status == http.StatusForbidden:
+			kind = "Unauthorized"
 		case e.status == http.StatusUnprocessableEntity || e.status == http.StatusInternalServerError:
 			e.status, kind = http.StatusFailedDependency, "Backend"
 		}
