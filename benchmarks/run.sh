@@ -5,10 +5,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export FEWBIT_BENCH=${1:-quick} PYTHONPATH=benchmarks PYTHONDONTWRITEBYTECODE=1
 failed=0
-for name in ${ONLY:-bert_speed calibration fidelity vision news overhead load}; do
+for name in ${ONLY:-bert_speed calibration fidelity vision news overhead load loadgen}; do
   echo "== $name ($FEWBIT_BENCH)" >&2
   if [ "$name" = overhead ] || [ "$name" = load ]; then
     ${GO:-go} run "./benchmarks/$name" || { failed=1; echo "bench: $name failed" >&2; }
+  elif [ "$name" = loadgen ]; then
+    .deps/venv-peers/bin/python benchmarks/loadgen/driver.py || { failed=1; echo "bench: $name failed" >&2; }
   else
     .deps/venv-peers/bin/python "benchmarks/$name.py" || { failed=1; echo "bench: $name failed" >&2; }
   fi

@@ -1,0 +1,37 @@
+"""Reads what LoadGen writes; needs the standard library only."""
+import json
+import struct
+
+PREFIX = ":::MLLOG "
+
+
+def detail(text):
+    """mlperf_log_detail.txt as key -> last value: one JSON object a line behind :::MLLOG."""
+    found = {}
+    for line in text.splitlines():
+        if line.startswith(PREFIX):
+            e = json.loads(line[len(PREFIX):])
+            found[e["key"]] = e["value"]
+    return found
+
+
+def classes(text):
+    """mlperf_log_accuracy.json as sample index -> class, an int32 in hexadecimal digits; failed samples are left out."""
+    return {e["qsl_idx"]: struct.unpack("<i", bytes.fromhex(e["data"]))[0] for e in json.loads(text) if e["data"]}
+
+
+def latency_ms(entries, percentile):
+    """A percentile of the queries' latency, from when they were scheduled."""
+    return entries["result_%.2f_percentile_latency_ns" % percentile] / 1e6
+
+
+def void(failures, first_error, load, cores, null_p99_ms, allowed_ms):
+    """Why the numbers of a run must not be used; empty when they may."""
+    why = []
+    if failures:
+        why.append("%d queries failed, first: %s" % (failures, first_error))
+    if load > cores:
+        why.append("load average %.1f on %d cores before it began" % (load, cores))
+    if null_p99_ms > allowed_ms:
+        why.append("an endpoint that does nothing took %.1f ms at the 99th percentile" % null_p99_ms)
+    return why

@@ -1,0 +1,32 @@
+import unittest
+
+import log
+
+# Lines as LoadGen 6.0 writes them, shortened.
+DETAIL = """:::MLLOG {"key": "loadgen_version", "value": "6.0.17 @ b1ac5a8", "time_ms": 0.01, "namespace": "mlperf::logging"}
+:::MLLOG {"key": "result_validity", "value": "INVALID", "time_ms": 1.0}
+not a log line
+:::MLLOG {"key": "result_99.00_percentile_latency_ns", "value": 61743211, "time_ms": 1.0}
+:::MLLOG {"key": "result_validity", "value": "VALID", "time_ms": 2.0}
+"""
+
+
+class TestLog(unittest.TestCase):
+    def test_detail(self):
+        d = log.detail(DETAIL)
+        self.assertEqual(d["result_validity"], "VALID")  # the last one counts
+        self.assertAlmostEqual(log.latency_ms(d, 99), 61.743211)
+        with self.assertRaises(KeyError):
+            log.latency_ms(d, 90)
+
+    def test_classes(self):
+        text = '[{"seq_id": 0, "qsl_idx": 7, "data": "03000000"}, {"seq_id": 1, "qsl_idx": 2, "data": ""}, {"seq_id": 2, "qsl_idx": 5, "data": "FFFFFFFF"}]'
+        self.assertEqual(log.classes(text), {7: 3, 5: -1})
+
+    def test_void(self):
+        self.assertEqual(log.void(0, None, 1.5, 2, 0.2, 5), [])
+        self.assertEqual(len(log.void(3, "HTTP 503", 9.1, 2, 6.0, 5)), 3)
+
+
+if __name__ == "__main__":
+    unittest.main()
