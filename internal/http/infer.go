@@ -113,6 +113,9 @@ func (s *Server) counted(client context.Context, origin trace.Origin, lease Leas
 			t.phases[telemetry.Total] = time.Since(t.arrival)
 			m.failed(reason, t.phases[telemetry.Total])
 		}
+		if reason != failCanceled {
+			s.cfg.Telemetry.Ended(m.name, t.phases[telemetry.Total], reason < 0)
+		}
 		s.ended(origin, m, &t, reason)
 	}()
 	err := f(m, &t)

@@ -114,6 +114,8 @@ var (
 	descBudget   = desc("fewbit_model_memory_budget_bytes", "Memory that all models together may take; 0 is unbounded.")
 	descUsed     = desc("fewbit_model_memory_used_bytes", "Memory charged for the models that are loaded.")
 	descMemory   = desc("fewbit_model_memory_bytes", "Memory charged for a loaded version.", modelLabels...)
+	descSwapP99  = desc("fewbit_model_swap_p99_seconds", "99th percentile of requests through the last change of the model's default version.", "model")
+	descSwapFail = desc("fewbit_model_swap_failed_requests", "Requests that failed through the last change of the model's default version.", "model")
 	descLoads    = desc("fewbit_model_loads_total", "Versions loaded.")
 	descEvicted  = desc("fewbit_model_evictions_total", "Versions unloaded to make room for others.")
 	descEngine   = desc("fewbit_engine_requests_total", "Requests that the GPU and the CPU answered.", "model", "version", "engine")
@@ -159,6 +161,16 @@ func (t *tritonCollector) Collect(ch chan<- prometheus.Metric) {
 			count(descEngine, float64(m.Engine.GPU), m.Name, m.Version, "gpu")
 			count(descEngine, float64(m.Engine.CPU), m.Name, m.Version, "cpu")
 		}
+	}
+	last := map[string]telemetry.Swap{}
+	for _, w := range t.s.cfg.Telemetry.Swaps() {
+		last[w.Name] = w
+	}
+	for name, w := range last {
+		if w.Latencies.P99 != nil {
+			gauge(descSwapP99, *w.Latencies.P99/1000, name)
+		}
+		gauge(descSwapFail, float64(w.Failed), name)
 	}
 	if b, ok := t.s.cfg.Models.(Budget); ok {
 		m := b.Memory()

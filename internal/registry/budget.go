@@ -89,6 +89,7 @@ func (l *Loaded) reserve(ctx context.Context, m *model, v Version, with room) (i
 		}
 		select {
 		case <-freed:
+		case <-time.After(lookAgain): // a model that was being changed is no longer
 		case <-ctx.Done():
 			return 0, context.Cause(ctx)
 		case <-late:
@@ -100,6 +101,9 @@ func (l *Loaded) reserve(ctx context.Context, m *model, v Version, with room) (i
 // memoryWait bounds how long a load waits for the memory of models whose
 // requests have not ended.
 const memoryWait = 10 * time.Second
+
+// lookAgain is how often a load that waits looks for models that may make room.
+const lookAgain = 20 * time.Millisecond
 
 // fits reports whether n more bytes are within the budget. l.mu is held.
 func (l *Loaded) fits(n int64) bool { return l.used+n <= l.o.Budget }

@@ -145,6 +145,23 @@ func TestGrownMemoryMakesIdleModelsGo(t *testing.T) {
 	busy.Release()
 }
 
+// A model that is just being changed makes room once it is not.
+func TestRoomIsLookedForAgain(t *testing.T) {
+	r, l, _ := newLoaded(t, LoadedOptions{Budget: roomFor(0), readMemory: noMemory})
+	uploads(t, r, 2)
+	acquire(t, l, "a", "").Release()
+	m, err := l.lockModel(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(50*time.Millisecond, m.unlock)
+	begin := time.Now()
+	acquire(t, l, "b", "").Release()
+	if took := time.Since(begin); took > memoryWait/2 {
+		t.Errorf("it took %v", took)
+	}
+}
+
 // A request that gives up does not stop the load that others wait for.
 func TestColdLoadGoesOn(t *testing.T) {
 	r, l, e := newLoaded(t, LoadedOptions{})

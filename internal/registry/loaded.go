@@ -94,6 +94,10 @@ type LoadedOptions struct {
 	Pinned []string
 	// Lazy leaves every model that is not pinned to its first request.
 	Lazy bool
+	// OnSwitch learns that a model begins to change from one version to another
+	// under its requests; end is called when they reach the new one, or with the
+	// zero time when they never will. May be nil.
+	OnSwitch func(model, from, to string) (end func(switched time.Time))
 	// Trim gives memory that a closed session has freed back to the system. May
 	// be nil.
 	Trim func()
@@ -327,19 +331,26 @@ func (l *Loaded) switchTo(ctx context.Context, v Version, load bool, with room, 
 	defer m.unlock()
 	l.mu.Lock()
 	off, in, closed := m.off && !load, m.def, l.closed
+	old := in // only whoever holds the busy slot takes it away
 	if in == nil || !same(in.v, v) {
 		if in = m.extra[v.Number]; in != nil && !same(in.v, v) {
 			in = nil
 		}
 	}
 	l.mu.Unlock()
-	switch {
-	case closed:
+	if closed {
 		return fmt.Errorf("model %s: %w: the server is stopping", v.Model, ErrNotReady)
-	case off:
+	}
+	if off {
 		return commit()
-	case in == nil:
-		with.keep = m.def // only whoever holds the busy slot takes it away
+	}
+	var switched time.Time
+	if old != nil && old != in && l.o.OnSwitch != nil {
+		end := l.o.OnSwitch(v.Model, old.v.ID(), v.ID())
+		defer func() { end(switched) }()
+	}
+	if in == nil {
+		with.keep = old
 		if in, err = l.open(ctx, m, v, with); err != nil {
 			return err
 		}
@@ -363,7 +374,8 @@ func (l *Loaded) switchTo(ctx context.Context, v Version, load bool, with room, 
 		m.def = in
 	}
 	m.reason, m.off, m.evicted, m.failed = "", false, false, time.Time{}
-	in.used = time.Now()
+	switched = time.Now()
+	in.used = switched
 	return nil
 }
 

@@ -207,15 +207,17 @@ func newWindow(phases *[numPhases]Histogram, over int64, throttle uint64) Window
 		w.OverTargetShare = &share
 	}
 	for p := range phases {
-		h := &phases[p]
-		var q Quantiles
-		if h.Count() > 0 {
-			ms := func(d time.Duration) *float64 { v := millis(d); return &v }
-			q = Quantiles{ms(h.Quantile(.5)), ms(h.Quantile(.9)), ms(h.Quantile(.99)), ms(h.Quantile(.999)), ms(h.Mean()), ms(h.Max())}
-		}
-		w.Phases[Phase(p).String()] = q
+		w.Phases[Phase(p).String()] = quantiles(&phases[p])
 	}
 	return w
+}
+
+func quantiles(h *Histogram) Quantiles {
+	if h.Count() == 0 {
+		return Quantiles{}
+	}
+	ms := func(d time.Duration) *float64 { v := millis(d); return &v }
+	return Quantiles{ms(h.Quantile(.5)), ms(h.Quantile(.9)), ms(h.Quantile(.99)), ms(h.Quantile(.999)), ms(h.Mean()), ms(h.Max())}
 }
 
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

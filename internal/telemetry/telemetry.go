@@ -48,6 +48,8 @@ type Collector struct {
 	mu     sync.RWMutex // guards models
 	models map[modelKey]*Latency
 
+	swaps swaps
+
 	sample  sync.Mutex // guards what follows, and serialises reading sensors
 	taken   time.Time
 	gpus    []GPU
@@ -152,6 +154,7 @@ type Snapshot struct {
 	UptimeSeconds float64        `json:"uptime_seconds"`
 	Models        []ModelLatency `json:"models"`
 	Engines       []ModelEngine  `json:"engines,omitempty" doc:"which engine answers for each loaded version; absent where there is only ONNX Runtime on the CPU"`
+	Swaps         []Swap         `json:"swaps,omitempty" doc:"the last changes of a model's default version, and how its requests fared through them"`
 	ModelMemory   *ModelMemory   `json:"model_memory,omitempty" doc:"what the loaded models occupy of the memory that they share"`
 	GPU           []GPU          `json:"gpu" null:"true" doc:"one entry per GPU; null when there is none, with reasons.gpu"`
 	CPU           CPU            `json:"cpu"`
@@ -228,6 +231,7 @@ func (c *Collector) sampleLocked(now time.Time) {
 func (c *Collector) Snapshot() Snapshot {
 	now := time.Now()
 	s := Snapshot{Time: now.UTC(), UptimeSeconds: now.Sub(c.start).Seconds(), Models: []ModelLatency{}}
+	s.Swaps = c.Swaps()
 	for _, l := range c.latencies() {
 		m := l.Snapshot(now)
 		m.Energy = c.opts.Energy.Model(l.name, l.version)
