@@ -62,7 +62,7 @@ func (s *Server) server(h http.Handler, l listener) *http.Server {
 		ReadHeaderTimeout: s.cfg.HeaderTimeout,
 		IdleTimeout:       s.cfg.IdleTimeout,
 		MaxHeaderBytes:    MaxHeaderBytes,
-		TLSConfig:         s.cfg.TLS,
+		TLSConfig:         s.cfg.TLS.Clone(), // net/http adds to it
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		BaseContext:       func(net.Listener) context.Context { return context.WithValue(context.Background(), listenerKey{}, l) },
 		ErrorLog:          s.cfg.ErrorLog,
