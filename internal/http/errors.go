@@ -78,9 +78,10 @@ var errorStatus = []struct {
 	{tensor.ErrShape, http.StatusBadRequest, 0},
 	{vision.ErrDecode, http.StatusBadRequest, 0},
 	{vision.ErrTooLarge, http.StatusRequestEntityTooLarge, 0},
-	{vision.ErrConfig, http.StatusUnprocessableEntity, 0},
 	{registry.ErrName, http.StatusBadRequest, 0},
 	{registry.ErrInvalid, http.StatusBadRequest, 0},
+	// Behind ErrInvalid: in an upload it is the content that is wrong.
+	{vision.ErrConfig, http.StatusUnprocessableEntity, 0},
 	{jobs.ErrSpec, http.StatusBadRequest, 0},
 	{logs.ErrSetting, http.StatusBadRequest, 0},
 	{trace.ErrSetting, http.StatusBadRequest, 0},
