@@ -52,7 +52,7 @@ func TestReportsSpeakToClients(t *testing.T) {
 			}
 		}
 	}
-	s.refused(t, s.do("POST", "/quantize", jobs.Spec{Model: "m", Scheme: "mixed", Calibration: &jobs.Calibration{Dataset: "calib"}}), 400, "exclude")
+	s.refused(t, s.do("POST", "/quantize", jobs.Spec{Model: "m", Scheme: "mixed", Calibration: &jobs.Calibration{Dataset: "calib"}}), 400, "scheme mixed", "say which")
 	if a := s.do("POST", "/quantize", jobs.Spec{Model: "m", Scheme: "mixed", Calibration: &jobs.Calibration{Dataset: "calib"}}); flag.Match(a.body) {
 		t.Errorf("%v", a)
 	}
