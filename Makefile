@@ -107,8 +107,8 @@ cuda: ## bin/fewbit and bin/serve with the CUDA kernels, for machines with and w
 check-cuda: cuda ## look at the machine code of the kernels: no spills, the instructions they were written for
 	$(GO) run ./tools/cudacheck
 
-gpu-check: cuda ## build/gpu-check.tar.gz for a machine with a GPU; runs it when there is one here
-	@GO='$(GO)' tools/gpucheck/bundle.sh build/gpu-check.tar.gz
+gpu-check: cuda ## build/gpu-check.tar.xz for a machine with a GPU; runs it when there is one here
+	@GO='$(GO)' PYTHON='$(PYTHON)' tools/gpucheck/bundle.sh build/gpu-check.tar.xz
 	@build/gpu-check/run.sh build/gpu-check.json
 
 test-clients: build deps ## the server driven by tritonclient, kserve, openai, grpcurl and curl

@@ -6,6 +6,8 @@ package cuda
 #cgo CXXFLAGS: -DFB_EMU -Wno-unknown-pragmas -Wno-unused-variable
 #include "emulate/emulate_api.h"
 const char *fb_emu_selftest(int defect);
+int fb_emu_cublaslt_double(int on, int fail);
+int fb_emu_cublaslt_products(void);
 */
 import "C"
 
@@ -31,3 +33,13 @@ func EmulatorMessage() string {
 // defect runs the self-test kernel with the given defect and returns what was
 // found; cgo is not for test files.
 func defect(n int) string { return C.GoString(C.fb_emu_selftest(C.int(n))) }
+
+// cublasLtDouble puts a library of host memory in cuBLASLt's place, or takes it
+// away; with fail 1 it finds no algorithm, with 2 its products fail. It returns how
+// many of the library's objects are open.
+func cublasLtDouble(on bool, fail int) int {
+	return int(C.fb_emu_cublaslt_double(cbool(on), C.int(fail)))
+}
+
+// cublasLtProducts is how many products the double has computed since then.
+func cublasLtProducts() int { return int(C.fb_emu_cublaslt_products()) }

@@ -187,10 +187,18 @@ typedef struct fb_gemm_float {
   int out;      /* FB_F32, FB_F16 */
   int act; float act_min, act_max;
   float alpha;
+  int own;      /* 1: never cuBLASLt */
 } fb_gemm_float;
 /* y = act(alpha * sum_k A*B + bias[n]) + residual, for each item of the batch. bias and residual (f32, which lies as C) may be NULL; C may be
- * the residual. Any alignment and shape; rows of multiples of 16 bytes are fast. The same bits every time. */
+ * the residual. Any alignment and shape; rows of multiples of 16 bytes are fast. The same bits every time. More than 8 rows of FB_F16 or tf32 go
+ * through cuBLASLt where it is installed and out is FB_F32, without an activation or with FB_ACT_RELU and no residual. */
 int fb_gemm_float_run(const fb_gemm_float *d, const void *a, const void *b, const float *bias, const void *residual_f32, void *c, fb_stream s);
+
+/* ---- cublaslt.cu: NVIDIA's library, opened at run time -------------------------------------------------------------- */
+/* 1 where it is used; text (host) gets its version, or why not. A device must be current. */
+int fb_cublaslt(char *text, size_t text_bytes);
+/* Before the device's context goes: with lost, after it went. */
+void fb_cublaslt_reset(int lost);
 
 /* ---- attention.cu ----------------------------------------------------------------------------------------------- */
 typedef struct fb_attention {

@@ -64,9 +64,9 @@ func BenchmarkGemmFloat(b *testing.B) {
 		m, n, k := s[0], s[1], s[2]
 		a, w := in(b, make([]float32, m*k)), in(b, make([]float32, n*k))
 		c := device[float32](b, int(m*n))
-		for _, g := range []GemmFloat{{In: F32}, {In: F32, TF32: true}, {In: F16}} {
+		for _, g := range []GemmFloat{{In: F32}, {In: F32, TF32: true}, {In: F32, TF32: true, Own: true}, {In: F16}, {In: F16, Own: true}} {
 			g.M, g.N, g.K, g.TransB = m, n, k, true
-			b.Run(fmt.Sprintf("%dx%dx%d/%v/tf32=%v", m, n, k, g.In, g.TF32), func(b *testing.B) {
+			b.Run(fmt.Sprintf("%dx%dx%d/%v/tf32=%v/own=%v", m, n, k, g.In, g.TF32, g.Own), func(b *testing.B) {
 				perLaunch(b, 0, func() error { return g.Run(a, w, 0, 0, c, 0) })
 				b.ReportMetric(2*float64(m*n*k)*float64(b.N)/b.Elapsed().Seconds()/1e12, "TFLOPS")
 			})

@@ -1,6 +1,7 @@
 // gemm_float.cu: matrix products that stay in float. FP32 by fma
 // (gemm_float.cuh); TF32 and F16 on tensor cores: copies run three steps ahead
 // of the mma instructions (cp.async, ldmatrix, mma; sm_80 and later).
+#include "cublaslt.h"
 #include "gemm_float.cuh"
 
 namespace {
@@ -194,6 +195,8 @@ extern "C" int fb_gemm_float_run(const fb_gemm_float *d, const void *a, const vo
   if (d->m == 0 || d->n == 0) return FB_OK;
   fb_device_info dev;
   if (int e = fb_device(&dev)) return e;
+  const Choice choice = pick(*d, dev);
+  if (choice.kernel == kMma && !d->own && fb_cublaslt_run(d, a, b, bias, static_cast<const float *>(residual_f32), c, s) == FB_OK) return FB_OK;
 
   FbGemmFloat p = {};
   p.d = *d;
@@ -212,7 +215,6 @@ extern "C" int fb_gemm_float_run(const fb_gemm_float *d, const void *a, const vo
   p.e.out = d->out;
   p.e.vector = fb_epilogue_vector(p.e) && (d->batch == 1 || d->stride_c % 4 == 0);
   const int64_t size = d->in == FB_F16 ? 2 : 4, b_cols = d->trans_b ? d->k : d->n;
-  const Choice choice = pick(*d, dev);
   p.vector_a = chunks(a, d->lda, d->stride_a, d->batch, d->k, size, 4 * size);
   p.vector_b = chunks(b, d->ldb, d->stride_b, d->batch, b_cols, size, 4 * size);
   const bool aligned = chunks(a, d->lda, d->stride_a, d->batch, d->k, size, 16) && chunks(b, d->ldb, d->stride_b, d->batch, b_cols, size, 16);

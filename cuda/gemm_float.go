@@ -25,7 +25,20 @@ type GemmFloat struct {
 	Alpha          float32
 	Act            Act
 	ActMin, ActMax float32
+
+	Own bool // never cuBLASLt
 }
+
+// CublasLt reports whether the machine's cuBLASLt is used, and its version or why not.
+func CublasLt() (used bool, about string) {
+	var text [128]C.char
+	used = C.fb_cublaslt(&text[0], C.size_t(len(text))) != 0
+	return used, C.GoString(&text[0])
+}
+
+// ResetCublasLt gives up what the library holds of a device: before the context
+// goes, or with lost after it went.
+func ResetCublasLt(lost bool) { C.fb_cublaslt_reset(cbool(lost)) }
 
 // Run launches it. bias [N] f32 and residual f32, which lies as C does, may be 0.
 func (g *GemmFloat) Run(a, b, bias, residual, c Ptr, s Stream) error {
@@ -38,7 +51,7 @@ func (g *GemmFloat) Run(a, b, bias, residual, c Ptr, s Stream) error {
 	cols := g.N
 	d := C.fb_gemm_float{
 		m: C.int64_t(g.M), n: C.int64_t(g.N), k: C.int64_t(g.K), in: C.int(g.In), out: C.int(g.Out), act: C.int(g.Act), act_min: C.float(g.ActMin), act_max: C.float(g.ActMax),
-		batch: or(g.Batch, 1), stride_a: C.int64_t(g.StrideA), stride_b: C.int64_t(g.StrideB), stride_c: C.int64_t(g.StrideC), alpha: C.float(g.Alpha), trans_b: cbool(g.TransB), tf32: cbool(g.TF32),
+		batch: or(g.Batch, 1), stride_a: C.int64_t(g.StrideA), stride_b: C.int64_t(g.StrideB), stride_c: C.int64_t(g.StrideC), alpha: C.float(g.Alpha), trans_b: cbool(g.TransB), tf32: cbool(g.TF32), own: cbool(g.Own),
 	}
 	if g.TransB {
 		cols = g.K

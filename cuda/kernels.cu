@@ -36,6 +36,7 @@ const fb_entry kEntries[] = {
     {"fb_gemm_w4_pick", "gemm_w4"},
     {"fb_gemm_w4_configs", "gemm_w4"},
     {"fb_gemm_float_run", "gemm_float"},
+    {"fb_cublaslt", "cublaslt"},
     {"fb_attention_run", "attention"},
     {"fb_conv_s8_run", "conv"},
     {"fb_conv_s8_workspace", "conv"},

@@ -40,6 +40,7 @@ type result struct {
 	OK         bool            `json:"ok"`
 	Device     device.Info     `json:"device"`
 	FreeBytes  int64           `json:"free_bytes"`
+	CublasLt   string          `json:"cublaslt"` // its version, or why it is not used
 	Before     []telemetry.GPU `json:"nvml_before"`
 	After      []telemetry.GPU `json:"nvml_after"`
 	NVMLError  string          `json:"nvml_error,omitempty"`
@@ -140,6 +141,7 @@ func describe(r *result) error {
 	}
 	r.Device = d.Info()
 	r.FreeBytes, _, err = d.MemInfo()
+	r.CublasLt = cublasLt(d)
 	return errors.Join(err, d.Close())
 }
 

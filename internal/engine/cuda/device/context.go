@@ -156,6 +156,15 @@ func (d *Device) Close() error {
 		return nil
 	}
 	delete(opened.devices, d.info.Ordinal)
+	lost := d.lost.Load() != nil
+	if lost {
+		cuda.ResetCublasLt(true)
+	} else {
+		_ = d.Do(func() error { // it keeps handles of the context
+			cuda.ResetCublasLt(false)
+			return nil
+		})
+	}
 	d.closed.Store(true)
 	err := d.dev.ReleasePrimaryCtx()
 	if d.lost.Load() != nil {
