@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks/results"
 BEGIN, END = "<!-- benchmarks: made by make bench -->", "<!-- /benchmarks -->"
-ORDER = ("bert_speed", "calibration", "fidelity", "vision", "news", "overhead", "load", "loadgen")
+ORDER = ("bert_speed", "calibration", "fidelity", "vision", "news", "overhead", "load", "loadgen", "servers")
 
 
 def table(results):

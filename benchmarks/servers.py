@@ -1,0 +1,201 @@
+"""The server against LitServe, BentoML, MLServer and NVIDIA's pytriton (its tritonserver).
+
+The same INT8 news classifier (all-MiniLM-L6-v2, sequence 128, batch 1, 2 threads) and the same onnxruntime behind each,
+one worker each; pytriton and fewbit get binary tensors, the others the JSON that they take (fewbit then too). All servers
+are up at once; clients in closed loops over kept-alive connections ask one after the other, in turn, several rounds. First
+a null endpoint shows what the client itself costs.
+"""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+
+import common as c
+
+sys.path.insert(0, str(Path(__file__).parent / "servers"))
+import load  # noqa: E402
+
+HERE = Path(__file__).parent / "servers"
+THREADS, SEQUENCE, PORT = 2, 128, 18200
+PEERS = ("litserve", "bentoml", "mlserver", "pytriton")
+ROUNDS, SECONDS = (5, 3.0) if c.FULL else (3, 2.0)
+MANY = 8
+
+
+def venv(peer):
+    """An environment of the peer's own, made from its pinned requirements."""
+    path, want = c.DEPS / ("venv-" + peer), c.sha256(HERE / (peer + ".txt"))
+    stamp = path / "requirements.sha256"
+    if not stamp.exists() or stamp.read_text() != want:
+        c.say("installing " + peer)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(path)], check=True)
+        subprocess.run([str(path / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "--only-binary=:all:",
+                        "--no-deps", "-r", str(HERE / (peer + ".txt"))], check=True)
+        stamp.write_text(want)
+    return path / "bin"
+
+
+def model():
+    out = c.WORK / "servers-news-int8.onnx"
+    if not out.exists():
+        c.fewbit("quantize", c.NEWS / "model.onnx", "-o", out, "--calib", c.BBC / "calib.jsonl", "--scheme", "int8", "--target", "ort-cpu", "--force", "--no-latency")
+    return out
+
+
+def start(peer, port, path, work):
+    env = dict(os.environ, MODEL=str(path), THREADS=str(THREADS), BENTOML_HOME=str(work / "bentoml"), BENTOML_DO_NOT_TRACK="True", PYTHONPATH=str(HERE))
+    if peer == "pytriton":  # its stub needs the libpython of this interpreter, not of another of the same version
+        env["LD_LIBRARY_PATH"] = os.path.join(sys.base_prefix, "lib")
+    if peer == "fewbit":
+        argv = [c.ROOT / "bin/serve", "--listen", "127.0.0.1:%d" % port, "--grpc-listen", "", "--data-dir", work / "data", "--threads", THREADS]
+    elif peer == "bentoml":
+        argv = [venv(peer) / "bentoml", "serve", "serve_bentoml:Model", "--host", "127.0.0.1", "--port", port]
+    elif peer == "mlserver":
+        folder = work / "mlserver"
+        folder.mkdir()
+        (folder / "settings.json").write_text(json.dumps({"host": "127.0.0.1", "http_port": port, "grpc_port": port + 1, "metrics_port": port + 2, "parallel_workers": 0}))
+        (folder / "model-settings.json").write_text(json.dumps({"name": "news", "implementation": "serve_mlserver.Model"}))
+        argv = [venv(peer) / "mlserver", "start", folder]
+    else:
+        argv = [venv(peer) / "python", HERE / ("serve_%s.py" % peer), port, path, THREADS]
+    log = open(work / (peer + ".log"), "wb")
+    return subprocess.Popen([str(a) for a in argv], stdout=log, stderr=subprocess.STDOUT, env=env, cwd=HERE)
+
+
+def bodies(feeds):
+    """The request of each server, and of fewbit in both forms."""
+    lists = {k: v.tolist() for k, v in feeds.items()}
+    plain = json.dumps(lists).encode()
+    inputs = [{"name": k, "shape": list(v.shape), "datatype": "INT64"} for k, v in feeds.items()]
+    protocol = json.dumps({"inputs": [dict(i, data=feeds[i["name"]].ravel().tolist()) for i in inputs]}).encode()
+    head = json.dumps({"parameters": {"binary_data_output": True}, "inputs": [dict(i, parameters={"binary_data_size": feeds[i["name"]].nbytes}) for i in inputs]}).encode()
+    binary = head + b"".join(v.tobytes() for v in feeds.values())
+    j, b = ["Content-Type: application/json"], ["Content-Type: application/octet-stream", "Inference-Header-Content-Length: %d" % len(head)]
+    infer = "/v2/models/news/infer"
+    return {"litserve": load.request("/predict", plain, j), "bentoml": load.request("/predict", plain, j), "mlserver": load.request(infer, protocol, j),
+            "pytriton": load.request(infer, binary, b), "fewbit": load.request(infer, protocol, j), "fewbit binary": load.request(infer, binary, b), "null": load.request("/", binary, b)}
+
+
+def wait(port, message, process, seconds=90):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise RuntimeError("it ended with status %d" % process.returncode)
+        try:
+            return load.Connection(port).ask(message)
+        except (OSError, RuntimeError):
+            time.sleep(0.3)
+    raise RuntimeError("it did not answer within %d s" % seconds)
+
+
+class Null(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+
+
+def main():
+    r = c.Result("servers", "Against other servers", __doc__.strip())
+    path = model()
+    ids = np.array(c.tokenizer(SEQUENCE).encode(c.rows("test")[0]["text"]).ids, np.int64)[None]
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    message, ports, processes = bodies(feeds), {}, []
+    null = ThreadingHTTPServer(("127.0.0.1", 0), Null)
+    threading.Thread(target=null.serve_forever, daemon=True).start()
+    ports["null"] = null.server_address[1]
+    missing = {}
+    with tempfile.TemporaryDirectory() as tmp:
+        try:
+            for i, peer in enumerate(("fewbit", *PEERS)):
+                port = PORT + 10 * i
+                try:
+                    p = start(peer, port, path, Path(tmp))
+                    processes.append(p)
+                    if peer == "fewbit":
+                        wait_ready(port, p)
+                        upload(port, path)
+                    wait(port, message[peer], p)
+                    ports[peer] = port
+                except (RuntimeError, OSError, subprocess.CalledProcessError) as e:
+                    if peer == "fewbit":
+                        raise
+                    missing[peer] = str(e)[:300]
+                    c.say("%s is left out: %s" % (peer, missing[peer]))
+            ports["fewbit binary"] = ports["fewbit"]
+            measure(r, message, ports, missing)
+        finally:
+            for p in processes:
+                p.terminate()
+            for p in processes:
+                try:
+                    p.wait(20)
+                except subprocess.TimeoutExpired:
+                    p.kill()
+    r.save()
+
+
+def wait_ready(port, process):
+    for _ in range(100):
+        try:
+            urllib.request.urlopen("http://127.0.0.1:%d/v2/health/ready" % port).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise RuntimeError("bin/serve does not become ready")
+
+
+def upload(port, path):
+    import zipfile
+    packed = path.with_suffix(".zip")
+    with zipfile.ZipFile(packed, "w") as z:
+        z.write(path, "model.onnx")
+        for extra in (path.parent / (path.name + ".data"),):
+            if extra.exists():
+                z.write(extra, extra.name)
+    urllib.request.urlopen(urllib.request.Request("http://127.0.0.1:%d/models/news" % port, packed.read_bytes(), method="PUT")).close()
+
+
+def measure(r, message, ports, missing):
+    one, many, rate = {k: [] for k in ports}, {k: [] for k in ports}, {k: [] for k in ports}
+    for name, port in ports.items():
+        load.closed_loop(port, message[name], MANY, 0.5)  # warm
+    for _ in range(ROUNDS):
+        for name, port in ports.items():
+            one[name] += load.closed_loop(port, message[name], 1, SECONDS)[0]
+            ms, per_second = load.closed_loop(port, message[name], MANY, SECONDS)
+            many[name] += ms
+            rate[name].append(per_second)
+    facts = {k: {"one_client": c.percentiles(one[k]), "clients_%d" % MANY: c.percentiles(many[k]), "requests_per_second": float(np.median(rate[k]))} for k in ports}
+    text = lambda k: "p50 %.1f, p99 %.1f ms; %d clients: p99 %.0f ms, %.0f/s" % (
+        facts[k]["one_client"]["p50_ms"], facts[k]["one_client"]["p99_ms"], MANY, facts[k]["clients_%d" % MANY]["p99_ms"], facts[k]["requests_per_second"])
+    for peer in PEERS:
+        ours = "fewbit binary" if peer == "pytriton" else "fewbit"
+        what = "news INT8 served, against %s (%s)" % (peer, "binary tensors" if peer == "pytriton" else "JSON")
+        if peer not in ports:
+            r.row(what, text(ours), "not measured: " + missing[peer], None, "ahead in all")
+            continue
+        a, b = facts[ours], facts[peer]
+        pairs = [(a["one_client"][q], b["one_client"][q]) for q in ("p50_ms", "p99_ms")] + [(a["clients_%d" % MANY]["p99_ms"], b["clients_%d" % MANY]["p99_ms"])]
+        ahead = all(x < y for x, y in pairs) and a["requests_per_second"] > b["requests_per_second"]
+        r.row(what, text(ours), "%s: %s" % (peer, text(peer)), a["requests_per_second"] / b["requests_per_second"], "ahead in all", ahead, fewbit_facts=a, peer_facts=b, null_endpoint=facts["null"])
+
+
+if __name__ == "__main__":
+    main()
