@@ -221,7 +221,8 @@ func (noModels) Load(context.Context, string) error   { return registry.ErrNotFo
 func (noModels) Unload(context.Context, string) error { return registry.ErrNotFound }
 
 // TestRoutes: every curl line of the documentation has a method and a path that
-// openapi.json lists.
+// openapi.json lists, and docs/api.md has every route (TestAPIDocs in
+// internal/app compares what it says of them, and sends its requests).
 func TestRoutes(t *testing.T) {
 	s, err := http.New(http.Config{Models: noModels{}})
 	if err != nil {
@@ -234,6 +235,20 @@ func TestRoutes(t *testing.T) {
 	}
 	if err := json.Unmarshal(rec.Body.Bytes(), &api); err != nil || len(api.Paths) == 0 {
 		t.Fatalf("openapi.json: %v: %.200s", err, rec.Body)
+	}
+	page, err := os.ReadFile(filepath.Join(root, "docs/api.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, methods := range api.Paths {
+		if strings.HasPrefix(path, "/debug/pprof/") { // at the administrators' own address only
+			continue
+		}
+		for method := range methods {
+			if title := "### `" + strings.ToUpper(method) + " " + path + "`\n"; !bytes.Contains(page, []byte(title)) {
+				t.Errorf("docs/api.md has no heading %swrite one with a request below it, then run go test ./internal/app -run TestAPIDocs -update", title)
+			}
+		}
 	}
 	for _, c := range commands(t, "curl") {
 		method, path := curl(c.args[1:])
