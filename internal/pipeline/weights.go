@@ -21,7 +21,8 @@ const (
 	gramBudget = 512 << 20
 	// gramLeast is the least number of rows to solve by, as a share of the input
 	// channels. A classifier's last layer sees one row a sample; with 64 rows of
-	// 1,280 channels solving still beats rounding to nearest (EfficientNet-lite0).
+	// 1,280 channels solving is no worse than rounding to nearest over five draws
+	// (EfficientNet-lite0).
 	gramLeast = 0.04
 )
 
