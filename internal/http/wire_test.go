@@ -136,9 +136,7 @@ func TestMillionChunks(t *testing.T) {
 		t.Errorf("%.200q", got)
 	}
 	f.fine(t)
-	if n := f.bodies.Load(); n != 0 {
-		t.Errorf("%d bytes of bodies are still accounted for", n)
-	}
+	f.bodiesReturned(t)
 }
 
 // Many connections that send a header byte by byte, or nothing, do not keep
@@ -253,6 +251,17 @@ func TestClientGoneMidBatch(t *testing.T) {
 	f.models.balanced(t)
 }
 
+// bodiesReturned waits until no body is accounted for: they are given back after
+// their answers.
+func (f *fixture) bodiesReturned(t *testing.T) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); f.bodies.Load() != 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d bytes of bodies are still accounted for", f.bodies.Load())
+		}
+	}
+}
+
 // Bodies count until their request is answered: what waits for the engine is
 // memory too.
 func TestBodiesHeldWhileWaiting(t *testing.T) {
@@ -281,11 +290,7 @@ func TestBodiesHeldWhileWaiting(t *testing.T) {
 	if a := <-done; a.status != 200 {
 		t.Errorf("%d %.200s", a.status, a.body)
 	}
-	for end := time.Now().Add(10 * time.Second); f.bodies.Load() != 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%d bytes are accounted for at the end", f.bodies.Load())
-		}
-	}
+	f.bodiesReturned(t)
 }
 
 // secure serves with TLS, and a client that trusts it.
