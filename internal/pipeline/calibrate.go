@@ -71,6 +71,11 @@ func (e *Evidence) Rows(t string) *quant.Rows { return e.rows[t] }
 // ErrCalibration: the calibration data cannot calibrate this model.
 var ErrCalibration = errors.New("calibration failed")
 
+// dropEvery is after how many samples the mapped weights are let go, so that
+// resident memory does not grow with the words that the samples hold. Mapping
+// BERT-base's again takes some milliseconds.
+const dropEvery = 16
+
 // Calibrate runs every sample of ds through m once and observes the tensors
 // that the plan needs. Memory does not grow with the number of samples: values
 // are counted while the engine still holds them. keepRows keeps a bounded sample
@@ -185,6 +190,9 @@ func (c *calibration) run(ctx context.Context, ds data.Dataset, open func(contex
 		}
 		ev.addDims(sample.Feeds)
 		progress.say("calibrate", float64(read+1)/float64(max(total, read+1)))
+		if read%dropEvery == dropEvery-1 {
+			dropMapped(c.lab.dir.path)
+		}
 	}
 	if read == 0 {
 		return nil, fmt.Errorf("%w: %w", ErrCalibration, data.ErrEmpty)
