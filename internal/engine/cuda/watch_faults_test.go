@@ -60,7 +60,7 @@ func TestWatchFaults(t *testing.T) {
 		"a launch lacks memory":   {driver.Faults{LaunchError: 2, AfterLaunches: 9}, device.ErrOutOfMemory},
 		"first kernel fails":      {driver.Faults{LaunchError: 719}, device.ErrLost},
 		"a kernel fails midway":   {driver.Faults{LaunchError: 700, AfterLaunches: int(total / 2)}, device.ErrLost},
-		"the last kernel fails":   {driver.Faults{LaunchError: 700, AfterLaunches: int(total - 2)}, device.ErrLost},
+		"a late kernel fails":     {driver.Faults{LaunchError: 700, AfterLaunches: int(total * 19 / 20)}, device.ErrLost},
 		"fell off the bus before": {driver.Faults{Lost: true}, device.ErrNoDevice},
 	} {
 		t.Run(name, func(t *testing.T) {
