@@ -165,6 +165,7 @@ func (c *calibration) run(ctx context.Context, ds data.Dataset, open func(contex
 	for t, width := range c.rows {
 		ev.rows[t] = quant.NewRows(width)
 	}
+	mapped := weightBytes(c.model) > inlineMax // smaller weights are in a file that is read, not mapped
 	o, err := open(ctx, ev)
 	if err != nil {
 		return nil, err
@@ -190,7 +191,7 @@ func (c *calibration) run(ctx context.Context, ds data.Dataset, open func(contex
 		}
 		ev.addDims(sample.Feeds)
 		progress.say("calibrate", float64(read+1)/float64(max(total, read+1)))
-		if read%dropEvery == dropEvery-1 {
+		if mapped && read%dropEvery == dropEvery-1 {
 			dropMapped(c.lab.dir.path)
 		}
 	}
