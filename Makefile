@@ -23,6 +23,8 @@ STATICCHECK   := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 export FEWBIT_ORT_LIB
+# Since 1.29 onnxruntime reports to its maker; fewbit switches that off itself, Python's does not.
+export ORT_DISABLE_TELEMETRY := 1
 # go-nvml marks old functions of NVIDIA's header as deprecated, a page of warnings in every first build.
 export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 

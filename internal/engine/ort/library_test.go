@@ -160,10 +160,10 @@ func TestChild(t *testing.T) {
 	fmt.Println("fine")
 }
 
-func child(t *testing.T, lib string) (stdout, stderr string) {
+func child(t *testing.T, lib string, env ...string) (stdout, stderr string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestChild$")
-	cmd.Env = append(os.Environ(), "FEWBIT_TEST_CHILD="+lib)
+	cmd.Env = append(append(os.Environ(), "FEWBIT_TEST_CHILD="+lib), env...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
@@ -178,6 +178,26 @@ func TestSilent(t *testing.T) {
 	out, errs := child(t, newEngine(t).Library())
 	if !strings.Contains(out, "fine\n") || errs != "" {
 		t.Errorf("stdout %q, stderr %q", out, errs)
+	}
+}
+
+// TestNoTelemetry: ONNX Runtime leaves nothing in the user's folders, where it
+// keeps what it has to tell its maker.
+func TestNoTelemetry(t *testing.T) {
+	lib := newEngine(t).Library()
+	t.Setenv(envTelemetry, "") // this process has set it
+	home := t.TempDir()
+	// On the machines of continuous integration it tells nothing anyhow.
+	out, _ := child(t, lib, "HOME="+home, "XDG_CACHE_HOME="+filepath.Join(home, "cache"), "XDG_DATA_HOME="+filepath.Join(home, "data"), "CI=")
+	if !strings.Contains(out, "fine\n") {
+		t.Fatal(out)
+	}
+	left, err := os.ReadDir(home)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range left {
+		t.Errorf("%s was left in the home folder", f.Name())
 	}
 }
 

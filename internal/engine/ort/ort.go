@@ -38,6 +38,9 @@ const slowFusions = "SkipLayerNormFusion;BiasSkipLayerNormFusion"
 // MaxThreads bounds the thread counts that New and OpenFile accept.
 const MaxThreads = 1024
 
+// envTelemetry is ONNX Runtime's own variable (docs/Privacy.md of its sources).
+const envTelemetry = "ORT_DISABLE_TELEMETRY"
+
 // Config says which library New loads and how many threads all sessions share.
 type Config struct {
 	// Library is the path of libonnxruntime, or of the folder it lies in; ""
@@ -143,6 +146,13 @@ func sameFile(a, b string) bool {
 // settings of whoever creates it first, and onnxruntime_go cannot ask for a
 // global thread pool.
 func (e *Engine) start() error {
+	// Since 1.29 ONNX Runtime's builds for Linux tell their maker which models are
+	// opened and how they run, and keep an id of the device and unsent events in
+	// the user's cache folder. DisableTelemetry below stops the later events only:
+	// the environment has begun with it by then.
+	if err := os.Setenv(envTelemetry, "1"); err != nil {
+		return fmt.Errorf("%w: ONNX Runtime's telemetry cannot be disabled: %w", engine.ErrUnavailable, err)
+	}
 	version, path, err := load(e.library)
 	if err != nil {
 		return err
