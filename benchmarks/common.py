@@ -124,6 +124,21 @@ def session(path, threads=2, spinning=False):
     return ort.InferenceSession(str(path), o, providers=["CPUExecutionProvider"])
 
 
+def core_latency():
+    """A function that measures the one-way latency between the two processors in ns:
+    at some 40 they share a cache, at hundreds they do not, and what two threads hand
+    to each other costs several times as much. It returns None where there is no
+    compiler or one processor."""
+    program = WORK / "core_latency"
+    try:
+        subprocess.run(["c++", "-O2", "-std=c++17", "-pthread", "-o", program, ROOT / "benchmarks/core_latency.cpp"], check=True, stderr=subprocess.DEVNULL)
+    except (OSError, subprocess.CalledProcessError):
+        return lambda: None
+    if machine()["cores"] < 2:
+        return lambda: None
+    return lambda: float(subprocess.check_output([program]))
+
+
 def interleaved(candidates, rounds, warmup=5):
     """Milliseconds [candidate, round] of the callables run in turn: A B A B ..."""
     for _ in range(warmup):

@@ -9,7 +9,6 @@ processors is taken before and after each row: at some 30 ns they share a cache,
 hundreds they do not, and rows of different states do not compare.
 """
 import json
-import subprocess
 
 import common as c
 
@@ -24,22 +23,10 @@ def made(name, target):
     return path
 
 
-def core_latency():
-    """A function that measures it, None where there is no compiler or one processor."""
-    program = c.WORK / "core_latency"
-    try:
-        subprocess.run(["c++", "-O2", "-std=c++17", "-pthread", "-o", program, c.ROOT / "benchmarks/core_latency.cpp"], check=True, stderr=subprocess.DEVNULL)
-    except (OSError, subprocess.CalledProcessError):
-        return lambda: None
-    if c.machine()["cores"] < 2:
-        return lambda: None
-    return lambda: float(subprocess.check_output([program]))
-
-
 def main():
     r = c.Result("native_cpu", "The native form on the CPU", __doc__.strip())
     native, peer = made("bert-native.onnx", "cuda"), made("bert-ort-int8.onnx", "ort-cpu")
-    latency = core_latency()
+    latency = c.core_latency()
     for sequence, threads in SHAPES:
         before = latency()
         _, _, text = c.fewbit("bench", native, "--vs", peer, "--seq", sequence, "--threads", threads, "--duration", "%ds" % SECONDS, "--json")

@@ -20,7 +20,7 @@ import (
 // factors are not finite stays.
 func FoldBatchNorm(m *Model) int {
 	g := m.Graph
-	f := &bnFolder{m: m, ix: g.Index(), names: g.namer()}
+	f := &bnFolder{m: m, ix: g.Index(), names: g.Namer()}
 	gone := map[*Node]bool{}
 	var read []string
 	for _, n := range g.Nodes {
@@ -66,7 +66,7 @@ func FoldBatchNorm(m *Model) int {
 type bnFolder struct {
 	m        *Model
 	ix       *Index
-	names    namer
+	names    Namer
 	shapes   *inferrer // taken when first needed
 	replaced int
 	stale    []string // weights of producers' producers that may now be unread
@@ -347,9 +347,9 @@ func (f *bnFolder) set(p *Node, i int, t *tensor.Tensor, fresh string) {
 	name := p.In(i)
 	switch {
 	case name == "":
-		name = f.names.name(fresh)
+		name = f.names.Name(fresh)
 	case len(f.ix.uses[name]) != 1 || f.ix.outputs[name] || f.ix.captured[name]:
-		name = f.names.name(name + "_bn")
+		name = f.names.Name(name + "_bn")
 	}
 	in := slices.Clone(p.Inputs)
 	for len(in) <= i {

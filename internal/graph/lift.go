@@ -206,12 +206,13 @@ func (g *Graph) dropInits(names []string) {
 	g.order = order
 }
 
-// namer hands out value names that nothing in the model uses, subgraphs
+// Namer hands out value names that nothing in the model uses, subgraphs
 // included (an inner name must not shadow an outer one).
-type namer map[string]bool
+type Namer map[string]bool
 
-func (g *Graph) namer() namer {
-	used := namer{}
+// Namer returns a namer for the graph as it stands.
+func (g *Graph) Namer() Namer {
+	used := Namer{}
 	for _, v := range g.Inputs {
 		used[v.Name] = true
 	}
@@ -255,8 +256,8 @@ func walkGraphs(a *pb.AttributeProto, f func(*pb.GraphProto)) {
 	}
 }
 
-// name returns base, or base_2, base_3 ... when it is taken, and takes it.
-func (used namer) name(base string) string {
+// Name returns base, or base_2, base_3 ... when it is taken, and takes it.
+func (used Namer) Name(base string) string {
 	name := base
 	for i := 2; used[name]; i++ {
 		name = base + "_" + strconv.Itoa(i)

@@ -275,6 +275,9 @@ func PassNames(c quant.Config) []string {
 	default:
 		table = append(table, &quant.Ranges{}, &weightsPass{}, quant.Embeddings{}, &quant.Insert{})
 	}
+	if c.Target == quant.ORTCPU && (c.Scheme == quant.INT8 || c.Scheme == quant.INT8Dynamic) {
+		table = append(table, quant.FoldDivisors{}, quant.MergeAttention{})
+	}
 	names := make([]string, len(table))
 	for i, p := range table {
 		names[i] = p.Name()

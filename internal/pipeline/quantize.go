@@ -200,6 +200,12 @@ func (r *run) rewriting() []quant.Pass {
 			table = append(table, snapshot{&r.qdq}, quant.Lower{})
 		}
 	}
+	if cfg.Target == quant.ORTCPU && len(byScheme(r.plans, quant.INT8Dynamic, quant.INT8)) > 0 {
+		if len(byScheme(r.plans, quant.INT8)) == 0 {
+			table = append(table, snapshot{&r.qdq})
+		}
+		table = append(table, quant.FoldDivisors{}, quant.MergeAttention{})
+	}
 	return table
 }
 
