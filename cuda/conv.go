@@ -7,13 +7,14 @@ import "C"
 
 import (
 	"fmt"
+	"unsafe"
 )
 
 // Conv is the geometry of a convolution and what follows it. Pads are those at
 // the start; those at the end follow from the output's size.
 type Conv struct {
 	N, H, W, C       int // input
-	OC, KH, KW       int // filters [OC, KH, KW, C / Groups], or [OC, C / Groups, KH, KW] for f32
+	OC, KH, KW       int // filters [OC, KH, KW, C / Groups], or [OC, C / Groups, KH, KW] for floats
 	OH, OW           int // output
 	StrideH, StrideW int
 	PadH, PadW       int
@@ -99,12 +100,23 @@ func (d *ConvS8) Pick(on Info) (config int, text string) {
 // ConvS8Configs is the number of configurations.
 func ConvS8Configs() int { return int(C.fb_conv_s8_configs()) }
 
-// ConvF32 launches a convolution in true FP32: x [N, C, H, W], w [OC, C / Groups,
-// KH, KW], y and residual [N, OC, OH, OW]; y = act(x * w + bias + residual). bias
-// [OC] and residual may be 0; y may be the residual.
-func ConvF32(g Conv, x, w, bias, residual, y Ptr, s Stream) error {
+// Products is how floats multiply; sums are FP32 in each.
+type Products int32
+
+// The kinds of products.
+const (
+	FP32 Products = C.FB_PRODUCTS_FP32 // operands as they are
+	TF32 Products = C.FB_PRODUCTS_TF32 // rounded to 10 bits behind the point, on tensor cores
+	FP16 Products = C.FB_PRODUCTS_FP16 // rounded to F16, on tensor cores
+)
+
+// ConvFloat launches a convolution of floats: x [N, C, H, W], w [OC, C / Groups,
+// KH, KW], y and residual [N, OC, OH, OW]; y = act(x * w + bias + residual). All are
+// F32, but w is F16 for FP16. bias [OC] and residual may be 0; y may be the residual.
+// Groups of fewer than 8 filters, and all before sm_80, multiply operands as they are.
+func ConvFloat(g Conv, products Products, x, w, bias, residual, y Ptr, s Stream) error {
 	c := g.c()
-	status := C.fb_conv_f32(&c, at[C.float](x), at[C.float](w), at[C.float](bias), at[C.float](residual), at[C.float](y), stream(s))
+	status := C.fb_conv_float(&c, C.int(products), at[C.float](x), unsafe.Pointer(at[byte](w)), at[C.float](bias), at[C.float](residual), at[C.float](y), stream(s))
 	if status == C.FB_OK {
 		return nil
 	}

@@ -1,4 +1,4 @@
-// conv_geometry.cuh: which convolutions the kernels of conv.cu and conv_f32.cu
+// conv_geometry.cuh: which convolutions the kernels of conv.cu and conv_float.cu
 // can index, by the same rules for both.
 #pragma once
 #include "fb_cuda.h"

@@ -18,3 +18,10 @@ func TestGemmFloatBeforeTensorCores(t *testing.T) {
 	defer configure(0)
 	gemmFloatSweep(t, false)
 }
+
+// Nor do convolutions; FP16 filters are multiplied as they are.
+func TestConvFloatBeforeTensorCores(t *testing.T) {
+	Emulate(1, 75)
+	defer configure(0)
+	convFloatSweep(t, false)
+}

@@ -240,9 +240,12 @@ int fb_conv_s8_run(const fb_conv_s8 *d, const int8_t *x, const int8_t *w, const 
 size_t fb_conv_s8_workspace(const fb_conv_s8 *d);
 int fb_conv_s8_pick(const fb_conv_s8 *d, const fb_device_info *dev, char *text, size_t text_bytes); /* as fb_gemm_s8_pick */
 int fb_conv_s8_configs(void);
-/* ---- conv_f32.cu: what stays in float, NCHW ------------------------------------------------------------------------ */
-/* Same geometry and activation; x [n, c, h, w], w [oc, c/groups, kh, kw], y and residual [n, oc, oh, ow], all f32. */
-int fb_conv_f32(const fb_conv_s8 *geometry, const float *x, const float *w, const float *bias, const float *residual, float *y, fb_stream s);
+/* ---- conv_float.cu: what stays in float, NCHW ---------------------------------------------------------------------- */
+/* How floats multiply; sums are f32. On tensor cores operands are rounded: to TF32, 10 bits behind the point, or to F16, infinite past 65504. */
+enum { FB_PRODUCTS_FP32 = 0, FB_PRODUCTS_TF32 = 1, FB_PRODUCTS_FP16 = 2 };
+/* Same geometry and activation; x [n, c, h, w], w [oc, c/groups, kh, kw], y and residual [n, oc, oh, ow], all f32, but w f16 for
+ * FB_PRODUCTS_FP16. Groups of fewer than 8 filters, and all before sm_80, multiply x and w as they are. The same bits every time. */
+int fb_conv_float(const fb_conv_s8 *geometry, int products, const float *x, const void *w, const float *bias, const float *residual, float *y, fb_stream s);
 
 /* ---- norm.cu ------------------------------------------------------------------------------------------------------ */
 /* y = LayerNorm(x + residual) * gamma + beta over the last axis; any of sum, y, q may be NULL: sum [m, k] receives x + residual;

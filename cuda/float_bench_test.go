@@ -73,3 +73,25 @@ func BenchmarkGemmFloat(b *testing.B) {
 		}
 	}
 }
+
+// Convolutions of ResNet-50: its first, one of 3x3, one of 1x1.
+func BenchmarkConvFloat(b *testing.B) {
+	shapes := []Conv{square(8, 224, 224, 3, 64, 7, 2, 3, 1, 1), square(8, 28, 28, 128, 128, 3, 1, 1, 1, 1), square(8, 14, 14, 256, 1024, 1, 1, 0, 1, 1)}
+	if isEmulated() {
+		shapes = []Conv{square(1, 6, 6, 8, 16, 3, 1, 1, 1, 1)}
+	}
+	for _, g := range shapes {
+		products := int64(g.N*g.OH*g.OW*g.OC) * int64(g.KH*g.KW*g.C/g.Groups)
+		x, w := in(b, make([]float32, g.N*g.C*g.H*g.W)), in(b, make([]float32, g.OC*g.KH*g.KW*g.C/g.Groups))
+		y := device[float32](b, g.N*g.OC*g.OH*g.OW)
+		for _, as := range []struct {
+			name string
+			how  Products
+		}{{"fp32", FP32}, {"tf32", TF32}, {"fp16", FP16}} {
+			b.Run(fmt.Sprintf("%dx%dx%dx%d/%d/%dx%d/%s", g.N, g.C, g.H, g.W, g.OC, g.KH, g.KW, as.name), func(b *testing.B) {
+				perLaunch(b, 0, func() error { return ConvFloat(g, as.how, x, w, 0, 0, y, 0) })
+				b.ReportMetric(2*float64(products)*float64(b.N)/b.Elapsed().Seconds()/1e12, "TFLOPS")
+			})
+		}
+	}
+}

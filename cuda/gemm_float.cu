@@ -3,59 +3,25 @@
 // of the mma instructions (cp.async, ldmatrix, mma; sm_80 and later).
 #include "cublaslt.h"
 #include "gemm_float.cuh"
+#include "mma_float.cuh"
 
 namespace {
 
-constexpr int kStages = 4;
-constexpr int kStepBytes = 64;            // of k, a step: 32 halves or 16 floats
-constexpr int kRowBytes = kStepBytes + 16; // an odd number of 16-byte units: ldmatrix meets no bank twice
-
-// Shared memory of a stage of B. [k, n] keeps its rows as they are.
-template <class T, bool TRANS_B, int BN>
-__host__ __device__ constexpr int b_bytes() {
-  return TRANS_B ? BN * kRowBytes : kStepBytes / (int)sizeof(T) * (BN * (int)sizeof(T) + (sizeof(T) == 4 ? 32 : 16));
-}
-
-// 16 bytes from global to shared memory: `count` elements exist. ALIGNED:
-// count is either all or none.
-template <bool ALIGNED, class T>
-__device__ __forceinline__ void copy16(void *to, const T *from, const T *valid, int count) {
-  if (ALIGNED) {
-    fb_cp_async<16>(to, count > 0 ? from : valid, count > 0);
-  } else {
-    constexpr int kCount = 16 / (int)sizeof(T);
-    T v[kCount] = {};
-#pragma unroll
-    for (int j = 0; j < kCount; j++)
-      if (j < count) v[j] = from[j];
-    uint4 w;
-    memcpy(&w, v, 16);
-    *static_cast<uint4 *>(to) = w;
-  }
-}
-
-template <class T> __device__ __forceinline__ uint32_t fragment(uint32_t v);
-template <> __device__ __forceinline__ uint32_t fragment<fb_f16>(uint32_t v) { return v; }
-template <> __device__ __forceinline__ uint32_t fragment<float>(uint32_t v) { return fb_to_tf32(__uint_as_float(v)); }
-__device__ __forceinline__ void multiply(fb_f16, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { fb_mma_f16(d, a, b0, b1); }
-__device__ __forceinline__ void multiply(float, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { fb_mma_tf32(d, a, b0, b1); }
-
-// BM x BN a block, 16 MT x 8 NT a warp. In bytes, f16 and tf32 fragments are the
-// same: 16 rows x 32 bytes of A, 8 columns x 32 bytes of B.
+// BM x BN a block, 16 MT x 8 NT a warp.
 template <class T, bool TRANS_B, bool ALIGNED, int BM, int BN, int MT, int NT>
 __device__ __forceinline__ void product(const FbGemmFloat &p) {
   constexpr int kAcross = BN / (8 * NT), kThreads = BM / (16 * MT) * kAcross * 32;
-  constexpr int kChunk = 16 / (int)sizeof(T), kStep = kStepBytes / (int)sizeof(T);
-  constexpr int kBytesA = BM * kRowBytes, kBytesB = b_bytes<T, TRANS_B, BN>(), kRowB = kBytesB / kStep; // kRowB: of [k, n]
+  constexpr int kChunk = 16 / (int)sizeof(T), kStep = kFbStepBytes / (int)sizeof(T);
+  constexpr int kBytesA = BM * kFbRowBytes, kBytesB = fb_stage_b<T, TRANS_B, BN>(), kRowB = fb_row_kn<T, BN>();
   constexpr int kLoadsA = BM * 4 / kThreads, kLoadsB = BN * 4 / kThreads;
-  static_assert(BM * 4 % kThreads == 0 && BN * 4 % kThreads == 0 && NT % 2 == 0, "whole chunks and pairs of tiles");
+  static_assert(BM * 4 % kThreads == 0 && BN * 4 % kThreads == 0, "whole chunks");
   FB_DYN_SHARED(unsigned char, shared);
-  unsigned char *stages_b = shared + kStages * kBytesA;
+  unsigned char *stages_b = shared + kFbStages * kBytesA;
   const fb_gemm_float &d = p.d;
   const FbTile at = fb_gemm_tile(p, blockIdx.x);
   const T *a = static_cast<const T *>(p.a) + at.batch * d.stride_a, *b = static_cast<const T *>(p.b) + at.batch * d.stride_b;
   const int64_t m0 = (int64_t)at.m * BM, n0 = (int64_t)at.n * BN;
-  const int tid = (int)threadIdx.x, warp = tid >> 5, lane = fb_lane();
+  const int tid = (int)threadIdx.x, warp = tid >> 5;
   const int wm = warp / kAcross * 16 * MT, wn = warp % kAcross * 8 * NT;
   const int steps = (int)fb_ceil_div(d.k, kStep);
 
@@ -66,19 +32,19 @@ __device__ __forceinline__ void product(const FbGemmFloat &p) {
   const int k_at = tid % 4 * kChunk;
   const T *from_a = a + (m0 + ra) * d.lda + k_at;
   const T *from_b = TRANS_B ? b + (n0 + rb) * d.ldb + k_at : b + (int64_t)rb * d.ldb + n0 + tid % kPerRowB * kChunk;
-  unsigned char *const to_a = shared + ra * kRowBytes + tid % 4 * 16;
-  unsigned char *const to_b = stages_b + rb * (TRANS_B ? kRowBytes : kRowB) + tid % kPerRowB * 16;
+  unsigned char *const to_a = shared + ra * kFbRowBytes + tid % 4 * 16;
+  unsigned char *const to_b = stages_b + rb * (TRANS_B ? kFbRowBytes : kRowB) + tid % kPerRowB * 16;
   const int rows_a = (int)(d.m - m0) - ra, rows_b = TRANS_B ? (int)(d.n - n0) - rb : (int)(d.n - n0) - tid % kPerRowB * kChunk;
   int next = 0, left = (int)d.k - k_at, left_rows = (int)d.k - rb;
   auto load = [&](int stage) {
     if (next++ < steps) {
 #pragma unroll
       for (int i = 0; i < kLoadsA; i++)
-        copy16<ALIGNED>(to_a + stage * kBytesA + i * kApartA * kRowBytes, from_a + i * kApartA * d.lda, a, i * kApartA < rows_a ? left : 0);
+        fb_copy16<ALIGNED>(to_a + stage * kBytesA + i * kApartA * kFbRowBytes, from_a + i * kApartA * d.lda, a, i * kApartA < rows_a ? left : 0);
 #pragma unroll
       for (int i = 0; i < kLoadsB; i++) {
-        if (TRANS_B) copy16<ALIGNED>(to_b + stage * kBytesB + i * kApartB * kRowBytes, from_b + i * kApartB * d.ldb, b, i * kApartB < rows_b ? left : 0);
-        else copy16<ALIGNED>(to_b + stage * kBytesB + i * kApartB * kRowB, from_b + i * kApartB * d.ldb, b, i * kApartB < left_rows ? rows_b : 0);
+        if (TRANS_B) fb_copy16<ALIGNED>(to_b + stage * kBytesB + i * kApartB * kFbRowBytes, from_b + i * kApartB * d.ldb, b, i * kApartB < rows_b ? left : 0);
+        else fb_copy16<ALIGNED>(to_b + stage * kBytesB + i * kApartB * kRowB, from_b + i * kApartB * d.ldb, b, i * kApartB < left_rows ? rows_b : 0);
       }
       from_a += kStep;
       from_b += TRANS_B ? kStep : kStep * d.ldb;
@@ -90,40 +56,12 @@ __device__ __forceinline__ void product(const FbGemmFloat &p) {
 
   float acc[MT][NT][4] = {};
 #pragma unroll
-  for (int s = 0; s < kStages - 1; s++) load(s);
+  for (int s = 0; s < kFbStages - 1; s++) load(s);
   for (int step = 0; step < steps; step++) {
-    fb_cp_wait<kStages - 2>();
+    fb_cp_wait<kFbStages - 2>();
     __syncthreads(); // this step has landed for everyone, and everyone is done with the buffer that the next load fills
-    load((step + kStages - 1) % kStages);
-    const unsigned char *sa = shared + step % kStages * kBytesA, *sb = stages_b + step % kStages * kBytesB;
-#pragma unroll
-    for (int half = 0; half < 2; half++) { // 32 bytes of k
-      uint32_t fa[MT][4], fb[NT][2];
-#pragma unroll
-      for (int i = 0; i < MT; i++) {
-        fb_ldmatrix_x4(fa[i], sa + (wm + 16 * i + (lane & 15)) * kRowBytes + half * 32 + (lane >> 4) * 16);
-#pragma unroll
-        for (int j = 0; j < 4; j++) fa[i][j] = fragment<T>(fa[i][j]);
-      }
-#pragma unroll
-      for (int i = 0; i < NT; i += 2) {
-        uint32_t r[4];
-        if (TRANS_B) {
-          fb_ldmatrix_x4(r, sb + (wn + 8 * i + (lane & 7) + (lane >> 4) * 8) * kRowBytes + half * 32 + (lane >> 3 & 1) * 16);
-        } else if (sizeof(T) == 2) {
-          fb_ldmatrix_x4_trans(r, sb + (half * 16 + (lane & 15)) * kRowB + (wn + 8 * i + (lane >> 4) * 8) * 2);
-        } else { // ldmatrix transposes halves only; rows are 8 banks apart, so these meet no bank twice
-#pragma unroll
-          for (int j = 0; j < 4; j++) r[j] = *reinterpret_cast<const uint32_t *>(sb + (half * 8 + (lane & 3) + (j & 1) * 4) * kRowB + (wn + 8 * i + (j >> 1) * 8 + (lane >> 2)) * 4);
-        }
-#pragma unroll
-        for (int j = 0; j < 4; j++) fb[i + j / 2][j % 2] = fragment<T>(r[j]);
-      }
-#pragma unroll
-      for (int i = 0; i < MT; i++)
-#pragma unroll
-        for (int j = 0; j < NT; j++) multiply(T(), acc[i][j], fa[i], fb[j][0], fb[j][1]);
-    }
+    load((step + kFbStages - 1) % kFbStages);
+    fb_mma_step<T, TRANS_B, BN>(acc, shared + step % kFbStages * kBytesA + wm * kFbRowBytes, stages_b + step % kFbStages * kBytesB + wn * (TRANS_B ? kFbRowBytes : (int)sizeof(T)));
   }
   fb_cp_wait<0>();
   __syncthreads(); // the stages become staging of the epilogue
@@ -131,11 +69,11 @@ __device__ __forceinline__ void product(const FbGemmFloat &p) {
 }
 
 template <class T, bool TRANS_B, int TILE>
-__global__ void __launch_bounds__(TILE * 2) gemm_mma(FbGemmFloat p) {
+__global__ void __launch_bounds__(TILE * 2, kFbResident<TILE>) gemm_mma(FbGemmFloat p) {
   product<T, TRANS_B, true, TILE, TILE, TILE / 32, 4>(p);
 }
 template <class T, bool TRANS_B>
-__global__ void __launch_bounds__(128) gemm_mma_unaligned(FbGemmFloat p) {
+__global__ void __launch_bounds__(128, kFbResident<64>) gemm_mma_unaligned(FbGemmFloat p) {
   product<T, TRANS_B, false, 64, 64, 2, 4>(p);
 }
 
@@ -169,8 +107,8 @@ void launch(FbGemmFloat &p, const Choice &choice, int64_t blocks, bool aligned, 
     else FB_LAUNCH((gemm_fma<T, TRANS_B, 64, 64, 4>), grid, dim3(128), 0, s, p);
     break;
   case kMma: {
-    const size_t large = kStages * (128 * kRowBytes + b_bytes<T, TRANS_B, 128>()), small = kStages * (64 * kRowBytes + b_bytes<T, TRANS_B, 64>());
-    static_assert(8 * fb_stage_words(4) * 4 <= kStages * 128 * kRowBytes && 4 * fb_stage_words(4) * 4 <= kStages * 64 * kRowBytes, "the epilogue stages in the pipeline's memory");
+    const size_t large = kFbStages * (128 * kFbRowBytes + fb_stage_b<T, TRANS_B, 128>()), small = kFbStages * (64 * kFbRowBytes + fb_stage_b<T, TRANS_B, 64>());
+    static_assert(8 * fb_stage_words(4) * 4 <= kFbStages * 128 * kFbRowBytes && 4 * fb_stage_words(4) * 4 <= kFbStages * 64 * kFbRowBytes, "the epilogue stages in the pipeline's memory");
     if (choice.tile == 128 && aligned) FB_LAUNCH((gemm_mma<T, TRANS_B, 128>), grid, dim3(256), large, s, p);
     else if (aligned) FB_LAUNCH((gemm_mma<T, TRANS_B, 64>), grid, dim3(128), small, s, p);
     else FB_LAUNCH((gemm_mma_unaligned<T, TRANS_B>), grid, dim3(128), small, s, p);

@@ -42,7 +42,7 @@ const fb_entry kEntries[] = {
     {"fb_conv_s8_workspace", "conv"},
     {"fb_conv_s8_pick", "conv"},
     {"fb_conv_s8_configs", "conv"},
-    {"fb_conv_f32", "conv_f32"},
+    {"fb_conv_float", "conv_float"},
     {"fb_layer_norm", "norm"},
     {"fb_softmax", "norm"},
     {"fb_embed", "embed"},

@@ -17,6 +17,10 @@ var rules = append([]rule{
 	{kernel: "conv_s8_mma", want: []string{"IMMA.16832.S8.S8", "LDSM.16.M88"}},
 	{kernel: "gemm_w4_mma", want: []string{"IMMA.16832.S8.S8|HMMA.16816.F32", "LDGSTS.E.BYPASS"}},
 	{kernel: "gemm_mma", want: []string{"HMMA.16816.F32|HMMA.1688.F32.TF32", "LDSM.16.M88", "LDGSTS.E.BYPASS"}},
+	{kernel: "conv_tf32_mma", want: []string{"HMMA.1688.F32.TF32", "LDSM.16.M88", "LDGSTS.E.BYPASS"}},
+	{kernel: "conv_f16_mma", want: []string{"HMMA.16816.F32", "LDSM.16.M88", "LDGSTS.E.BYPASS"}},
+	{kernel: "conv_tf32_unaligned", want: []string{"HMMA.1688.F32.TF32", "LDSM.16.M88", "LDGSTS.E"}},
+	{kernel: "conv_f16_unaligned", want: []string{"HMMA.16816.F32", "LDSM.16.M88"}},
 	{kernel: "attention_f16", want: []string{"HMMA.16816.F32", "LDSM.16.M88", "LDSM.16.MT88", "LDGSTS"}},
 	{kernel: "attention_s8", want: []string{"IMMA.16832.S8.S8", "HMMA.16816.F32", "LDSM.16.M88", "LDSM.16.MT88", "LDGSTS"}},
 })...)

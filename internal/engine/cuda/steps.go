@@ -52,8 +52,8 @@ func launch(step plan.Step, addr func(plan.Ref) device.Ptr, stream *device.Strea
 		d := convS8(s)
 		return d.Run(kernels.ConvOperands{X: at(s.X), W: at(s.B), WScale: at(s.BScale), WSum: at(s.BSum), Bias: at(s.Bias), Residual: at(s.Residual),
 			Y: at(s.Y), Workspace: at(s.Work), WorkspaceBytes: s.WorkBytes}, on)
-	case *plan.ConvF32:
-		return kernels.ConvF32(geometry(&s.Conv, s.Act, s.ActMin, s.ActMax), at(s.X), at(s.B), at(s.Bias), 0, at(s.Y), on)
+	case *plan.ConvFloat:
+		return kernels.ConvFloat(geometry(&s.Conv, s.Act, s.ActMin, s.ActMax), kernels.Products(s.Products), at(s.X), at(s.B), at(s.Bias), 0, at(s.Y), on)
 	case *plan.LayerNorm:
 		d := kernels.LayerNorm{M: s.M, K: s.K, Epsilon: s.Epsilon, Input: at(s.X), Residual: at(s.Residual), Gamma: at(s.Gamma), Beta: at(s.Beta),
 			Sum: at(s.Sum), Y: at(s.Y), Divisor: at(s.Divisor), Q: at(s.Q), LdQ: s.LdQ, Scale: at(s.Scale), Zero: at(s.Zero)}

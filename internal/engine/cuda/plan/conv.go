@@ -78,6 +78,11 @@ func (b *builder) convOf(n *graph.Node) (c Conv, x, w *value, err error) {
 	return
 }
 
+// tensorFilters is the fewest filters of a group that fb_conv_float multiplies on
+// tensor cores. Fewer, depthwise ones above all, are bound by memory, and rounding
+// their operands would gain nothing.
+const tensorFilters = 8
+
 // emitConv emits a convolution with its epilogue.
 func (b *builder) emitConv(p *product) error {
 	if b.intConv(p.core) {
@@ -95,11 +100,20 @@ func (b *builder) emitConv(p *product) error {
 	if x.dtype != tensor.Float32 || w.dtype != tensor.Float32 {
 		return unsupported(n, "operands of type %v and %v", x.dtype, w.dtype)
 	}
-	s := &ConvF32{Conv: c, Act: p.act.act, ActMin: p.act.lo, ActMax: p.act.hi}
+	s := &ConvFloat{Conv: c, Act: p.act.act, ActMin: p.act.lo, ActMax: p.act.hi}
 	if s.X, err = b.dense(x); err != nil {
 		return err
 	}
-	if s.B, err = b.dense(w); err != nil {
+	switch {
+	case c.OC/c.Groups < tensorFilters: // FP32
+	case b.o.Products == FP16 && w.host == nil:
+		s.Products = TF32 // as of products of two computed operands
+	default:
+		s.Products = b.o.Products
+	}
+	if s.Products == FP16 {
+		s.B = b.halfWeight(w)
+	} else if s.B, err = b.dense(w); err != nil {
 		return err
 	}
 	if n.In(2) != "" {

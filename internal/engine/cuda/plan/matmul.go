@@ -291,17 +291,22 @@ func (b *builder) emitBatched(n *graph.Node) error {
 func (b *builder) multiply(s *GemmFloat, x, w *value) error {
 	switch {
 	case b.o.Products == FP16 && w.host != nil:
-		host := w.host
 		a, err := b.half(x)
 		if err != nil {
 			return err
 		}
 		s.In, s.A = F16, a
-		s.B = b.weight(host, "|half", w.elems*F16.Size(), func() []byte { return halves(tensor.View[float32](host)) })
+		s.B = b.halfWeight(w)
 	case b.o.Products != FP32:
 		s.TF32 = true
 	}
 	return nil
+}
+
+// halfWeight uploads a constant in FP16.
+func (b *builder) halfWeight(w *value) Ref {
+	host := w.host
+	return b.weight(host, "|half", w.elems*F16.Size(), func() []byte { return halves(tensor.View[float32](host)) })
 }
 
 // halves are the bytes of v in FP16.

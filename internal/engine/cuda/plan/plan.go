@@ -54,8 +54,8 @@ const Align = 256
 type Options struct {
 	// Scores is how attention multiplies: F32 (plain fma), F16 or S8.
 	Scores Type
-	// Products is how float products multiply, those with INT8 or INT4 weights
-	// excepted. Convolutions in float are always FP32.
+	// Products is how float products and convolutions multiply, those with INT8 or
+	// INT4 weights excepted, and groups of fewer than tensorFilters filters.
 	Products Arithmetic
 	// KeepInputs leaves the inputs in memory to the end, for somebody who reads
 	// them besides the steps.

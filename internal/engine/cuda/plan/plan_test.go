@@ -224,50 +224,94 @@ func TestWorkspace(t *testing.T) {
 	}
 }
 
-// TestArithmetic: products round their operands as asked, and nothing else
-// changes; inputs that somebody reads at the end are still there.
+// TestArithmetic: products and convolutions round their operands as asked, except
+// depthwise ones, and nothing else changes; inputs that somebody reads at the end
+// are still there.
 func TestArithmetic(t *testing.T) {
-	bert := opstest.TinyBERT
-	src, err := plan.New(bert.Model())
-	if err != nil {
-		t.Fatal(err)
-	}
-	feeds := bert.Feeds(5, 2, 9)
-	run := func(a plan.Arithmetic) (map[string]*tensor.Tensor, *plan.Plan) {
-		p, err := src.Plan(dimsOf(feeds), plan.Options{Products: a, KeepInputs: true})
+	bert, cnn := opstest.TinyBERT, opstest.TinyCNN
+	for _, c := range []struct {
+		m        *graph.Model
+		feeds    map[string]*tensor.Tensor
+		products int // that are rounded
+		exact    int // depthwise
+	}{{bert.Model(), bert.Feeds(5, 2, 9), 16, 0}, {cnn.Model(), cnn.Feeds(5, 2), 7, 2}} {
+		src, err := plan.New(c.m)
 		if err != nil {
 			t.Fatal(err)
 		}
-		check(t, p)
-		for _, in := range p.Inputs {
-			if last := p.Buffers[in.Ref.Buf].Last; last != len(p.Steps) {
-				t.Errorf("input %s is there until step %d of %d", in.Name, last, len(p.Steps))
+		run := func(a plan.Arithmetic) (map[string]*tensor.Tensor, *plan.Plan) {
+			p, err := src.Plan(dimsOf(c.feeds), plan.Options{Products: a, KeepInputs: true})
+			if err != nil {
+				t.Fatal(err)
 			}
+			check(t, p)
+			for _, in := range p.Inputs {
+				if last := p.Buffers[in.Ref.Buf].Last; last != len(p.Steps) {
+					t.Errorf("input %s is there until step %d of %d", in.Name, last, len(p.Steps))
+				}
+			}
+			got, err := reference.Run(p, c.feeds)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return got, p
 		}
-		got, err := reference.Run(p, feeds)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return got, p
-	}
-	exact, _ := run(plan.FP32)
-	for _, a := range []plan.Arithmetic{plan.TF32, plan.FP16} {
-		got, p := run(a)
-		products := 0
-		for _, s := range p.Steps {
-			if g, ok := s.(*plan.GemmFloat); ok {
-				products++
-				half := a == plan.FP16 && g.StrideB == 0 // two computed operands are TF32 then
-				if (g.In == plan.F16) != half || g.TF32 == half {
-					t.Errorf("%v: %s", a, plan.Text(s))
+		want, _ := run(plan.FP32)
+		for _, a := range []plan.Arithmetic{plan.TF32, plan.FP16} {
+			got, p := run(a)
+			products, exact := 0, 0
+			for _, s := range p.Steps {
+				switch s := s.(type) {
+				case *plan.GemmFloat:
+					products++
+					half := a == plan.FP16 && s.StrideB == 0 // two computed operands are TF32 then
+					if (s.In == plan.F16) != half || s.TF32 == half {
+						t.Errorf("%v: %s", a, plan.Text(s))
+					}
+				case *plan.ConvFloat:
+					switch {
+					case s.Groups > 1:
+						exact++
+						if s.Products != plan.FP32 {
+							t.Errorf("%v: %s", a, plan.Text(s))
+						}
+					default:
+						products++
+						if s.Products != a {
+							t.Errorf("%v: %s", a, plan.Text(s))
+						}
+					}
+				}
+			}
+			if products != c.products || exact != c.exact {
+				t.Errorf("%s %v: %d products and %d depthwise convolutions, want %d and %d", c.m.Graph.Name, a, products, exact, c.products, c.exact)
+			}
+			for name, w := range want {
+				// Operands are off by 2^-11 at most, and sums grow like their root.
+				if d := difference(got[name], w); d == 0 || d > 1e-2 {
+					t.Errorf("%s %v: %s differs by %.2g", c.m.Graph.Name, a, name, d)
 				}
 			}
 		}
-		for name, w := range exact {
-			// Operands are off by 2^-11 at most, and sums grow like their root.
-			if d := difference(got[name], w); products == 0 || d == 0 || d > 1e-2 {
-				t.Errorf("%v: %d products, %s differs by %.2g", a, products, name, d)
-			}
-		}
+	}
+}
+
+// A filter that is computed has no copy in FP16, and multiplies in TF32.
+func TestComputedFilter(t *testing.T) {
+	s := newSmall(17).input("x", f32, 1, 3, 5, 5).input("w", f32, 8, 3, 3, 3).node("Conv", "x w", "y").out("y")
+	src, err := plan.New(s.m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := src.Plan(dimsOf(s.feeds), plan.Options{Products: plan.FP16})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(t, p)
+	if c, ok := p.Steps[0].(*plan.ConvFloat); !ok || len(p.Steps) != 1 || c.Products != plan.TF32 {
+		t.Errorf("%v", p)
+	}
+	if _, err := reference.Run(p, s.feeds); err != nil {
+		t.Error(err)
 	}
 }

@@ -34,7 +34,8 @@ const (
 	ActClip
 )
 
-// Arithmetic is how a product of floats multiplies; sums are FP32 in each.
+// Arithmetic is how a product of floats multiplies, numbered as FB_PRODUCTS_FP32 and
+// its siblings; sums are FP32 in each.
 type Arithmetic uint8
 
 // The arithmetics.
@@ -282,9 +283,10 @@ type ConvS8 struct {
 	WorkBytes      int64
 }
 
-// ConvF32 is fb_conv_f32, NCHW.
-type ConvF32 struct {
+// ConvFloat is fb_conv_float, NCHW. B is F16 where Products is FP16.
+type ConvFloat struct {
 	Conv
+	Products       Arithmetic
 	Act            Act
 	ActMin, ActMax float32
 	X              Ref `io:"r"`
@@ -453,7 +455,7 @@ func (*GemmW4) Entry() string           { return "fb_gemm_w4_run" }
 func (*GemmFloat) Entry() string        { return "fb_gemm_float_run" }
 func (*Attention) Entry() string        { return "fb_attention_run" }
 func (*ConvS8) Entry() string           { return "fb_conv_s8_run" }
-func (*ConvF32) Entry() string          { return "fb_conv_f32" }
+func (*ConvFloat) Entry() string        { return "fb_conv_float" }
 func (*LayerNorm) Entry() string        { return "fb_layer_norm" }
 func (*Softmax) Entry() string          { return "fb_softmax" }
 func (*Embed) Entry() string            { return "fb_embed" }

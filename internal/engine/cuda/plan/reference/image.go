@@ -49,10 +49,18 @@ func (m *machine) convS8(s *plan.ConvS8) {
 	}
 }
 
-func (m *machine) convF32(s *plan.ConvF32) {
+func (m *machine) convFloat(s *plan.ConvFloat) {
 	c := s.Conv
 	cg, og := c.C/c.Groups, c.OC/c.Groups
-	x, w := f32(m, s.X, c.N*c.H*c.W*c.C), f32(m, s.B, c.OC*c.KH*c.KW*cg)
+	x, w := f32(m, s.X, c.N*c.H*c.W*c.C), []float32(nil)
+	switch n := c.OC * c.KH * c.KW * cg; s.Products {
+	case plan.FP16:
+		x, w = toHalf(x), fromHalf(view[uint16](m, s.B, n))
+	case plan.TF32:
+		x, w = toTF32(x), toTF32(f32(m, s.B, n))
+	default:
+		w = f32(m, s.B, n)
+	}
 	bias, out := f32(m, s.Bias, c.OC), f32(m, s.Y, c.N*c.OH*c.OW*c.OC)
 	for at := range out {
 		i := int64(at)

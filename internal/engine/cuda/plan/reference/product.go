@@ -185,22 +185,39 @@ func (m *machine) gemmFloat(s *plan.GemmFloat) {
 
 // operand returns n elements as the product multiplies them.
 func (m *machine) operand(s *plan.GemmFloat, r plan.Ref, n int64) []float32 {
-	if s.In == plan.F16 {
-		x := make([]float32, n)
-		for i, h := range view[uint16](m, r, n) {
-			x[i] = tensor.F16ToF32(h)
-		}
-		return x
+	switch {
+	case s.In == plan.F16:
+		return fromHalf(view[uint16](m, r, n))
+	case s.TF32:
+		return toTF32(f32(m, r, n))
 	}
-	x := f32(m, r, n)
-	if !s.TF32 {
-		return x
+	return f32(m, r, n)
+}
+
+// toTF32 rounds to nearest, away from zero: cvt.rna.tf32.
+func toTF32(x []float32) []float32 {
+	y := make([]float32, len(x))
+	for i, v := range x {
+		y[i] = math.Float32frombits((math.Float32bits(v) + 1<<12) &^ (1<<13 - 1))
 	}
-	rounded := make([]float32, n)
-	for i, v := range x { // to nearest, away from zero: cvt.rna.tf32
-		rounded[i] = math.Float32frombits((math.Float32bits(v) + 1<<12) &^ (1<<13 - 1))
+	return y
+}
+
+// toHalf rounds to F16.
+func toHalf(x []float32) []float32 {
+	y := make([]float32, len(x))
+	for i, v := range x {
+		y[i] = tensor.F16ToF32(tensor.F32ToF16(v))
 	}
-	return rounded
+	return y
+}
+
+func fromHalf(h []uint16) []float32 {
+	x := make([]float32, len(h))
+	for i, v := range h {
+		x[i] = tensor.F16ToF32(v)
+	}
+	return x
 }
 
 func softmax(x, y []float32) {

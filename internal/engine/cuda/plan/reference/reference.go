@@ -142,8 +142,8 @@ func (m *machine) step(s plan.Step) error {
 		m.attention(s)
 	case *plan.ConvS8:
 		m.convS8(s)
-	case *plan.ConvF32:
-		m.convF32(s)
+	case *plan.ConvFloat:
+		m.convFloat(s)
 	case *plan.LayerNorm:
 		m.layerNorm(s)
 	case *plan.Softmax:
@@ -194,7 +194,7 @@ func Work(s plan.Step) int64 {
 		return s.Batch * s.Heads * s.QLen * s.KVLen * (s.HeadDim + s.VDim)
 	case *plan.ConvS8:
 		return s.N * s.OH * s.OW * s.OC * s.KH * s.KW * s.C
-	case *plan.ConvF32:
+	case *plan.ConvFloat:
 		return s.N * s.OH * s.OW * s.OC * s.KH * s.KW * s.C
 	case *plan.PoolF32:
 		return s.N * s.OH * s.OW * s.C * s.KH * s.KW

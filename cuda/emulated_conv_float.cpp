@@ -1,3 +1,3 @@
 //go:build cuda && cudaemu
 
-#include "conv_f32.cu"
+#include "conv_float.cu"
