@@ -19,6 +19,7 @@ func init() {
 	rules(DomainMS, (*inferrer).multiHeadShape, "MultiHeadAttention")
 	rules(DomainMS, (*inferrer).fusedAttentionShape, "Attention", "QAttention")
 	rules(DomainMS, (*inferrer).matMulNBitsShape, "MatMulNBits")
+	rules(DomainMS, (*inferrer).gatherBlocksShape, "GatherBlockQuantized")
 	rules(DomainMS, (*inferrer).matmulToFloat, "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
 	rules(DomainMS, (*inferrer).qGemmShape, "QGemm")
 	rules(DomainMS, func(f *inferrer, n *Node) {
@@ -40,6 +41,23 @@ func init() {
 	rules(DomainONNX, func(f *inferrer, n *Node) {
 		f.set(n.out(0), f.in(n, 7).Type, matmulDims(f.in(n, 0).Dims, f.in(n, 3).Dims))
 	}, "QLinearMatMul")
+}
+
+// gatherBlocksShape is that of Gather, with the type of the scales. UINT8 data of less than 8
+// bits is packed along the last axis.
+func (f *inferrer) gatherBlocksShape(n *Node) {
+	x, at := f.in(n, 0), f.in(n, 1)
+	a, ok := axis(n.Int("gather_axis", 0), len(x.Dims))
+	bits := n.Int("bits", 4)
+	if !ok || at.Dims == nil || bits < 1 || bits > 8 {
+		f.set(n.out(0), f.in(n, 2).Type, nil)
+		return
+	}
+	dims := slices.Clone(x.Dims)
+	if x.Type == tensor.Uint8 {
+		dims[len(dims)-1] = times(dims[len(dims)-1], Dim{N: 8 / bits})
+	}
+	f.set(n.out(0), f.in(n, 2).Type, joined(dims[:a], at.Dims, dims[a+1:]))
 }
 
 // skipNorm: the last optional output is the sum before normalization.

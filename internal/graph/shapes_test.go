@@ -139,6 +139,33 @@ func TestInferShapesTrust(t *testing.T) {
 	}
 }
 
+// TestGatherBlocksShape: packed codes count twice along the last axis; what is gathered has the type of the scales.
+func TestGatherBlocksShape(t *testing.T) {
+	for _, c := range []struct {
+		data tensor.DType
+		node *Node
+		want string
+	}{
+		{tensor.Uint8, NewNode(DomainMS, "GatherBlockQuantized", "", nil, nil), "y FP16[n,3,64]"},
+		{tensor.Uint8, NewNode(DomainMS, "GatherBlockQuantized", "", nil, nil, AttrInt("bits", 8)), "y FP16[n,3,32]"},
+		{tensor.Int4, NewNode(DomainMS, "GatherBlockQuantized", "", nil, nil), "y FP16[n,3,32]"},
+		{tensor.Uint8, NewNode(DomainMS, "GatherBlockQuantized", "", nil, nil, AttrInt("gather_axis", 1)), "y FP16[7,n,3]"},
+		{tensor.Uint8, NewNode(DomainMS, "GatherBlockQuantized", "", nil, nil, AttrInt("gather_axis", 2)), "y FP16[...]"},
+		{tensor.Uint8, NewNode(DomainMS, "GatherBlockQuantized", "", nil, nil, AttrInt("bits", 0)), "y FP16[...]"},
+	} {
+		c.node.Inputs, c.node.Outputs = []string{"data", "ids", "scales"}, []string{"y"}
+		m := &Model{Opsets: map[string]int64{"": 17, DomainMS: 1}, Graph: &Graph{Nodes: []*Node{c.node}, Inputs: []*Value{
+			{Name: "data", Type: c.data, Dims: fixed([]int64{7, 32})},
+			{Name: "ids", Type: tensor.Int64, Dims: []Dim{{N: -1, Name: "n"}, {N: 3}}},
+			{Name: "scales", Type: tensor.Float16, Dims: fixed([]int64{7, 2})},
+		}}}
+		InferShapes(m)
+		if got := m.Graph.Info["y"].String(); got != c.want {
+			t.Errorf("%v %v: %s, want %s", c.data, c.node.Attrs, got, c.want)
+		}
+	}
+}
+
 // bertMACs is the textbook count for a transformer encoder without its pooler.
 func bertMACs(layers, hidden, inner, seq int64) int64 {
 	return layers * (seq*(4*hidden*hidden+2*hidden*inner) + 2*seq*seq*hidden)

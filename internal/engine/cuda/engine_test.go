@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"sync"
 	"testing"
 
@@ -140,6 +141,43 @@ func TestModels(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestInt4Embeddings: a file that the pipeline wrote with INT4 embeddings (of words
+// and positions; types stay float) or INT8 ones, on the device as in ONNX Runtime.
+func TestInt4Embeddings(t *testing.T) {
+	cpu := opstest.Engine(t)
+	bert := opstest.BERT{Vocab: 1100, Positions: 1030, Head: opstest.MeanPool}
+	var samples []map[string]*tensor.Tensor
+	for i := range 2 {
+		samples = append(samples, bert.Feeds(uint64(i), 1, 8))
+	}
+	size := map[quant.Precision]int64{}
+	for _, as := range []quant.Precision{quant.PrecisionINT4, quant.PrecisionINT8} {
+		path := opstest.Calibrated(t, bert.Model(), quant.Config{Scheme: quant.INT8Dynamic, Target: quant.CUDA,
+			Rules: []quant.Rule{{Match: "words", Precision: as}, {Match: "places", Precision: as}}}, samples)
+		file, err := os.Stat(path)
+		check(t, err)
+		size[as] = file.Size()
+		s := open(t, newEngine(t, cuda.Config{Streams: 1}), path)
+		for _, feeds := range []engine.Feeds{bert.Feeds(3, 3, 13), bert.Feeds(4, 1, 4)} {
+			got := run(t, s, feeds)
+			for name, w := range opstest.Run(t, cpu, path, feeds) {
+				if d := difference(got[name], w); d > codeTolerance {
+					t.Errorf("%s: %s differs by %.2g", as, name, d)
+				}
+			}
+		}
+		far := engine.Feeds(bert.Feeds(1, 1, 3))
+		far["input_ids"] = tensor.From([]int64{0, 1100, 1}, 1, 3)
+		if _, err := s.Run(context.Background(), far, nil); !errors.Is(err, engine.ErrInput) {
+			t.Errorf("%s: a token outside the table: %v", as, err)
+		}
+	}
+	// Half a byte for each of their values, less the scales of 32.
+	if saved, tables := size[quant.PrecisionINT8]-size[quant.PrecisionINT4], int64(1100+1030)*64; saved < tables/4 {
+		t.Errorf("%v: INT4 saves %d bytes of tables of %d values", size, saved, tables)
 	}
 }
 

@@ -63,7 +63,7 @@ func launch(step plan.Step, addr func(plan.Ref) device.Ptr, stream *device.Strea
 	case *plan.Embed:
 		tables := make([]kernels.EmbedTable, len(s.Tables))
 		for i, t := range s.Tables {
-			tables[i] = kernels.EmbedTable{Rows: at(t.Rows), Bits: int(t.Bits), Count: t.Count, Scale: at(t.Scale), IDs: at(t.IDs), Period: t.IDsPeriod}
+			tables[i] = kernels.EmbedTable{Rows: at(t.Rows), Bits: int(t.Bits), Block: int(t.Block), Count: t.Count, Scale: at(t.Scale), IDs: at(t.IDs), Period: t.IDsPeriod}
 		}
 		return kernels.Embed(tables, s.Tokens, s.Dim, at(s.Out), at(s.Fault), on)
 	case *plan.PoolF32:

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"bytes"
+	"fmt"
 	"math"
 
 	"github.com/fewbit/fewbit/internal/graph"
@@ -17,15 +18,17 @@ type embedding struct {
 	lookup []lookup
 }
 
-// lookup is one table: of floats, or of s8 codes with a scale for each row.
-// Without ids its rows repeat.
+// lookup is one table: of floats, of s8 codes with a scale for each row, or of
+// INT4 codes, two in a byte, with one for each block of a row. Without ids its rows
+// repeat.
 type lookup struct {
 	table, scale *tensor.Tensor
 	ids          string
+	block        int64 // of INT4, otherwise 0
 }
 
-// matchEmbed finds Add(Add(lookup, lookup), lookup). A single lookup of floats
-// is left to Gather.
+// matchEmbed finds Add(Add(lookup, lookup), lookup), or a single lookup of codes;
+// one of floats is left to Gather.
 func (b *builder) matchEmbed(n *graph.Node) *match {
 	e := &embedding{out: n.Outputs[0]}
 	var inner []*graph.Node
@@ -69,9 +72,11 @@ func (b *builder) lookups(e *embedding, inner *[]*graph.Node, n *graph.Node, dim
 			continue
 		}
 		side := b.sole(n.In(i))
-		if side == nil || !sameDims(b.sizes(n.In(i)), dims) {
-			// A table looked up by fewer ids, which repeat: [1, length, dim].
-			if side == nil || !side.Is("Gather") {
+		if side == nil {
+			return false
+		}
+		if !sameDims(b.sizes(n.In(i)), dims) { // a table looked up by fewer ids, which repeat: [1, length, dim]
+			if _, _, ok := b.lookup(side, dims); !ok {
 				return false
 			}
 		}
@@ -96,9 +101,14 @@ func suffix(d, dims []int64) bool {
 	return len(d) <= len(dims) && (len(d) == 0 || sameDims(d, dims[len(dims)-len(d):]))
 }
 
-// lookup matches Gather(table, ids) on rows, or Cast(Gather(codes, ids)) *
-// Gather(scales, ids), the form of quant.Embeddings (docs/adr/0008).
+// lookup matches Gather(table, ids) on rows, or the forms of quant.Embeddings
+// (docs/adr/0008): Cast(Gather(codes, ids)) * Gather(scales, ids), and
+// GatherBlockQuantized.
 func (b *builder) lookup(n *graph.Node, dims []int64) (l lookup, inner []*graph.Node, ok bool) {
+	if n.Domain == graph.DomainMS && n.Op == "GatherBlockQuantized" {
+		l, why := b.blocksOf(n, dims[len(dims)-1])
+		return l, nil, why == "" && suffix(b.sizes(n.In(1)), dims[:len(dims)-1])
+	}
 	if n.Is("Gather") {
 		t := b.rowsOf(n, tensor.Float32)
 		if t == nil || t.Dims[1] != dims[len(dims)-1] || !suffix(b.sizes(n.In(1)), dims[:len(dims)-1]) {
@@ -138,6 +148,40 @@ func (b *builder) rowsOf(n *graph.Node, d tensor.DType) *tensor.Tensor {
 	return t
 }
 
+// blocksOf returns the INT4 table that a GatherBlockQuantized of dim columns reads,
+// or why there is no kernel for it.
+func (b *builder) blocksOf(n *graph.Node, dim int64) (l lookup, why string) {
+	t, s := b.g.Init(n.In(0)), b.g.Init(n.In(2))
+	l = lookup{table: t, scale: s, ids: n.In(1), block: n.Int("block_size", 128)}
+	switch axis := n.Int("quantize_axis", 1); {
+	case n.Int("bits", 4) != 4 || n.In(3) != "":
+		return l, fmt.Sprintf("%d bits, zero points %q; it can do 4 bits without", n.Int("bits", 4), n.In(3))
+	case t == nil || t.Type != tensor.Uint8 || len(t.Dims) != 2 || t.Len() == 0 || n.Int("gather_axis", 0) != 0 || (axis != 1 && axis != -1):
+		return l, "its table is no constant UINT8 matrix that is read by row"
+	case l.block < minBlock || l.block > maxBlock || l.block&(l.block-1) != 0 || dim != 2*t.Dims[1] || dim%l.block != 0:
+		return l, fmt.Sprintf("blocks of %d in rows of %d", l.block, dim)
+	case s == nil || s.Type != tensor.Float32 || s.Len() != t.Dims[0]*dim/l.block:
+		return l, "its scales are no FP32 constants, one for each block"
+	}
+	return l, ""
+}
+
+// minBlock and maxBlock are the sizes of blocks that fb_embed reads.
+const minBlock, maxBlock = 16, 256
+
+// refuseBlocks says why a GatherBlockQuantized is not part of a group.
+func (b *builder) refuseBlocks(n *graph.Node) error {
+	y, err := b.out(n, 0)
+	if err != nil {
+		return err
+	}
+	_, why := b.blocksOf(n, y.last())
+	if why == "" {
+		why = fmt.Sprintf("ids of dimensions %v", b.sizes(n.In(1)))
+	}
+	return unsupported(n, "%s", why)
+}
+
 func (b *builder) emitEmbed(e *embedding) error {
 	y, err := b.value(e.out)
 	if err != nil {
@@ -147,6 +191,9 @@ func (b *builder) emitEmbed(e *embedding) error {
 	s := &Embed{Tokens: y.elems / dim, Dim: dim}
 	for _, l := range e.lookup {
 		t := EmbedTable{Count: l.table.Len() / dim, Bits: 32}
+		if l.block != 0 {
+			t.Count = l.table.Dims[0]
+		}
 		if l.ids == "" {
 			ids := make([]int64, t.Count)
 			for i := range ids {
@@ -171,7 +218,11 @@ func (b *builder) emitEmbed(e *embedding) error {
 		}
 		table := l.table
 		t.Rows = b.weight(table, "", int64(len(table.Data)), func() []byte { return table.Data })
-		if l.scale != nil {
+		switch {
+		case l.block != 0:
+			t.Bits, t.Block = 4, l.block
+			t.Scale = b.weight(l.scale, "", int64(len(l.scale.Data)), func() []byte { return l.scale.Data })
+		case l.scale != nil:
 			t.Bits = 8
 			t.Scale = b.scales(l.scale, t.Count)
 		}

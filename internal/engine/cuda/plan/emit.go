@@ -67,7 +67,7 @@ func init() { // the functions reach the tables through the ones they call
 		standard[op] = (*builder).emitReduce
 	}
 	microsoft = map[string]func(*builder, *graph.Node) error{
-		"MultiHeadAttention": (*builder).emitAttention, "Gelu": (*builder).emitUnary, "FastGelu": (*builder).emitUnary, "QuickGelu": (*builder).emitUnary,
+		"MultiHeadAttention": (*builder).emitAttention, "GatherBlockQuantized": (*builder).refuseBlocks, "Gelu": (*builder).emitUnary, "FastGelu": (*builder).emitUnary, "QuickGelu": (*builder).emitUnary,
 		"QuantizeLinear": (*builder).emitQuantize, "DequantizeLinear": (*builder).emitDequantize,
 	}
 }

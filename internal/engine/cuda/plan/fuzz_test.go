@@ -40,6 +40,7 @@ func FuzzPlan(f *testing.F) {
 	for _, s := range operators() {
 		add(s.m)
 	}
+	add(newSmall(17).input("i", s64, 2, 5).blocks("w", 7, 32, 16, "i", "a").coded("v", 5, 32, "i", "b").node("Add", "a b", "y").out("y").m)
 	f.Fuzz(func(t *testing.T, data []byte, n, k byte) { fuzzOne(t, data, n, k) })
 }
 

@@ -318,10 +318,10 @@ type Softmax struct {
 	Y    Ref `io:"w"`
 }
 
-// EmbedTable is one table of Embed.
+// EmbedTable is one table of Embed. Block is that of 4 bits.
 type EmbedTable struct {
 	Count, IDsPeriod int64
-	Bits             int64
+	Bits, Block      int64
 	Rows             Ref `io:"r"`
 	Scale            Ref `io:"r"`
 	IDs              Ref `io:"r"`

@@ -168,10 +168,15 @@ func (m *machine) embed(s *plan.Embed) {
 				s32(m, s.Fault, 1)[0] = 1
 			}
 			for d := range s.Dim {
-				if t.Bits == 32 {
-					out[i*s.Dim+d] += f32(m, t.Rows, t.Count*s.Dim)[id*s.Dim+d]
-				} else {
-					out[i*s.Dim+d] += float32(s8(m, t.Rows, t.Count*s.Dim)[id*s.Dim+d]) * f32(m, t.Scale, t.Count)[id]
+				at := id*s.Dim + d
+				switch t.Bits {
+				case 32:
+					out[i*s.Dim+d] += f32(m, t.Rows, t.Count*s.Dim)[at]
+				case 8:
+					out[i*s.Dim+d] += float32(s8(m, t.Rows, t.Count*s.Dim)[at]) * f32(m, t.Scale, t.Count)[id]
+				default:
+					code := int(m.bytes(t.Rows, t.Count*s.Dim/2)[at/2]>>(4*(at%2))&15) - 8
+					out[i*s.Dim+d] += float32(code) * f32(m, t.Scale, t.Count*s.Dim/t.Block)[at/t.Block]
 				}
 			}
 		}
