@@ -20,7 +20,6 @@ import common as c
 
 SEQUENCE, THREADS, CALIB = 128, 2, 64
 BAR_RATIO, BAR_P50 = 2.8, 50.0
-FAR_NS = 100.0  # processors that share a cache are some 40 ns apart
 ROUNDS, LEAST, MAX_SECONDS = (200, 40, 300) if c.FULL else (40, 10, 60)
 
 
@@ -49,13 +48,12 @@ def rounds(candidates):
     rounds. Returns {state: (ms [candidate, round], median latency in ns)} of those seen
     in LEAST at least, and the number of rounds during which the state changed."""
     latency, seen, turned = c.core_latency(), {}, 0
-    name = lambda ns: "cores close" if ns is None or ns < FAR_NS else "cores far apart"
     c.interleaved(candidates, 1)
     end, before = time.monotonic() + MAX_SECONDS, latency()
     while time.monotonic() < end and max([0] + [len(v) for v in seen.values()]) < ROUNDS:
         ms, after = c.interleaved(candidates, 1, warmup=0)[:, 0], latency()
-        if name(before) == name(after):
-            seen.setdefault(name(before), []).append((ms, after))
+        if c.core_state(before) == c.core_state(after):
+            seen.setdefault(c.core_state(before), []).append((ms, after))
         else:
             turned += 1
         before = after

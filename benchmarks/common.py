@@ -139,6 +139,26 @@ def core_latency():
     return lambda: float(subprocess.check_output([program]))
 
 
+FAR_NS = 100.0  # processors that share a cache are some 40 ns apart
+
+
+def core_state(ns):
+    return "cores close" if ns is None or ns < FAR_NS else "cores far apart"
+
+
+def environment(name, requirements):
+    """The bin folder of an environment of a peer's own, made from its pinned requirements."""
+    path, want = DEPS / ("venv-" + name), sha256(requirements)
+    stamp = path / "requirements.sha256"
+    if not stamp.exists() or stamp.read_text() != want:
+        say("installing " + name)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(path)], check=True)
+        subprocess.run([str(path / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "--only-binary=:all:",
+                        "--no-deps", "-r", str(requirements)], check=True)
+        stamp.write_text(want)
+    return path / "bin"
+
+
 def interleaved(candidates, rounds, warmup=5):
     """Milliseconds [candidate, round] of the callables run in turn: A B A B ..."""
     for _ in range(warmup):

@@ -31,16 +31,7 @@ MANY = 8
 
 
 def venv(peer):
-    """An environment of the peer's own, made from its pinned requirements."""
-    path, want = c.DEPS / ("venv-" + peer), c.sha256(HERE / (peer + ".txt"))
-    stamp = path / "requirements.sha256"
-    if not stamp.exists() or stamp.read_text() != want:
-        c.say("installing " + peer)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(path)], check=True)
-        subprocess.run([str(path / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "--only-binary=:all:",
-                        "--no-deps", "-r", str(HERE / (peer + ".txt"))], check=True)
-        stamp.write_text(want)
-    return path / "bin"
+    return c.environment(peer, HERE / (peer + ".txt"))
 
 
 def model():

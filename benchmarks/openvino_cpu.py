@@ -1,0 +1,78 @@
+"""BERT-base in INT8 on the CPU: fewbit's forms against OpenVINO with NNCF's INT8.
+
+All three files come from the same FP32 file and the same 64 texts: the native form
+(kernels of our own), target ort-cpu (stock operators of ONNX Runtime), and NNCF's
+quantization for transformers in OpenVINO with the latency hint and static shapes.
+Batch 1, made-up token ids. Each engine has a process of its own and they take turns
+of seconds; each row is the median over the turns of the ratio of their medians. The
+latency between the two processors is taken around each turn; turns of different
+states are rows of their own, and a turn during which it changed counts in neither.
+"""
+import json
+import subprocess
+
+import numpy as np
+
+import bert_speed
+import common as c
+
+SHAPES = [(16, 2, 1.7), (64, 2, 1.25), (128, 2, 1.2), (256, 2, 1.1), (128, 1, 1.1)]  # sequence, threads, bar
+STOCK_BAR = 1.0  # of stock operators at sequence 128
+TURNS, SECONDS, LEAST = (12, 2, 3) if c.FULL else (4, 1, 2)
+
+
+def bench(path, sequence, threads):
+    _, _, text = c.fewbit("bench", path, "--seq", sequence, "--threads", threads, "--duration", "%ds" % SECONDS, "--json")
+    return json.loads(text)["models"][0]["p50_ms"]
+
+
+def main():
+    r = c.Result("openvino_cpu", "BERT-base on the CPU against OpenVINO", __doc__.strip())
+    python, worker = c.environment("openvino", c.ROOT / "benchmarks/openvino.txt") / "python", c.ROOT / "benchmarks/openvino_worker.py"
+    data, made = bert_speed.calibration_file(64), c.WORK / "bert-openvino.xml"
+    files = {}
+    for name, target in (("native", "cuda"), ("stock", "ort-cpu")):
+        files[name] = c.WORK / ("openvino-%s.onnx" % name)
+        c.fewbit("quantize", c.BERT / "model.onnx", "-o", files[name], "--calib", data, "--target", target, "--device", "cpu", "--force", "--no-latency")
+    if not made.exists():
+        seconds, rss, _ = c.command([python, worker, "quantize", c.BERT / "model.onnx", data, made])
+        c.say("NNCF: %.0f s, %.0f MB" % (seconds, rss / 1e6))
+    latency = c.core_latency()
+    peer = subprocess.Popen([str(python), str(worker), "serve", str(made)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, universal_newlines=True)
+
+    def theirs(sequence, threads):
+        peer.stdin.write("%d %d %d\n" % (sequence, threads, SECONDS))
+        peer.stdin.flush()
+        return float(np.median(json.loads(peer.stdout.readline())))
+
+    try:
+        for sequence, threads, bar in SHAPES:
+            seen, turned = {}, 0
+            theirs(sequence, threads)  # compiles
+            for _ in range(TURNS):
+                before = latency()
+                turn = [bench(files["native"], sequence, threads), theirs(sequence, threads), bench(files["stock"], sequence, threads), theirs(sequence, threads)]
+                after = latency()
+                if c.core_state(before) == c.core_state(after):
+                    seen.setdefault(c.core_state(before), []).append(turn + [after or 0])
+                else:
+                    turned += 1
+            for state, turns in sorted(seen.items()):
+                if len(turns) < LEAST:
+                    continue
+                native, first, stock, second, ns = np.array(turns).T
+                shape = "sequence %d, %d thread%s, %s" % (sequence, threads, "s"[:threads - 1], state)
+                for name, ours, peers, want in (("native form", native, first, bar), ("stock operators", stock, second, STOCK_BAR if (sequence, threads) == (128, 2) else None)):
+                    ratio, lo, hi = c.median_interval(peers / ours)
+                    r.row("BERT-base INT8, %s, against OpenVINO, %s" % (name, shape), "p50 %.1f ms" % np.median(ours), "OpenVINO NNCF INT8: p50 %.1f ms" % np.median(peers), ratio,
+                          ">= %.2fx" % want if want else "", ratio >= want if want else None, range=[float((peers / ours).min()), float((peers / ours).max())],
+                          ours_ms=ours.tolist(), peer_ms=peers.tolist(), turns=len(turns), turns_dropped=turned, core_latency_ns=float(np.median(ns)))
+    finally:
+        peer.stdin.close()
+        peer.wait()
+    r.body["versions"].update({p: v for p, v in (l.split(" ")[0].split("==") for l in open(c.ROOT / "benchmarks/openvino.txt") if l.startswith(("openvino==", "nncf==")))})
+    r.save()
+
+
+if __name__ == "__main__":
+    main()
