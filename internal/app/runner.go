@@ -118,6 +118,13 @@ func (a *App) request(ctx context.Context, spec jobs.Spec, in *jobs.Inputs, src 
 		Samples: spec.Samples, MaxLoss: spec.MaxLoss, SLO: time.Duration(spec.SLOms * float64(time.Millisecond)), Force: spec.Force,
 		Words: pipeline.Words{Calib: `"calibration": {"dataset": NAME}`, Eval: `"evaluation": {"dataset": NAME}`, Force: `"force": true`},
 	}
+	for _, text := range spec.Operators {
+		r, err := quant.ParseRule(text)
+		if err != nil {
+			return req, fmt.Errorf("operators: %w", err)
+		}
+		req.Config.Rules = append(req.Config.Rules, r)
+	}
 	dir, err := a.registry.Dir(src)
 	if err != nil {
 		return req, err

@@ -264,6 +264,7 @@ func TestJobs(t *testing.T) {
 		`{"model":"echo","scheme":"fp16","samples":-1}`:                 "samples",
 		`{"model":"echo","scheme":"fp16","slo_ms":"fast"}`:              "expected a number",
 		`{"model":"echo","scheme":"fp16","exclude":[""]}`:               "exclude",
+		`{"model":"echo","scheme":"fp16","operators":[""]}`:             "operators",
 		`{"model":"echo","scheme":"fp16"}{}`:                            "expected the end",
 	} {
 		if text := wantError(t, f.call(t, "POST", "/quantize", body), 400); !strings.Contains(text, want) {

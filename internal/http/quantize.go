@@ -28,8 +28,8 @@ var (
 
 // Limits of a job's request.
 const (
-	maxExcludes  = 10_000
-	maxExclude   = 1024 // bytes of one name
+	maxExcludes  = 10_000 // and rules for operators
+	maxExclude   = 1024   // bytes of one name or rule
 	maxSamples   = 10_000_000
 	maxSLOMillis = 3_600_000
 	maxJobKey    = 256
@@ -120,12 +120,18 @@ func (s *Server) checkSpec(spec *jobs.Spec) error {
 		return badf("field \"slo_ms\" is %g, expected 0 to %d", spec.SLOms, maxSLOMillis)
 	case len(spec.Key) > maxJobKey:
 		return badf("field \"key\" has %d bytes, at most %d are allowed", len(spec.Key), maxJobKey)
-	case len(spec.Exclude) > maxExcludes:
-		return badf("field \"exclude\" has %d names, at most %d are allowed", len(spec.Exclude), maxExcludes)
 	}
-	for _, e := range spec.Exclude {
-		if e == "" || len(e) > maxExclude {
-			return badf("field \"exclude\": a name has %d bytes, expected 1 to %d", len(e), maxExclude)
+	for _, f := range []struct {
+		field string
+		names []string
+	}{{"exclude", spec.Exclude}, {"operators", spec.Operators}} {
+		if len(f.names) > maxExcludes {
+			return badf("field %q has %d entries, at most %d are allowed", f.field, len(f.names), maxExcludes)
+		}
+		for _, e := range f.names {
+			if e == "" || len(e) > maxExclude {
+				return badf("field %q: an entry has %d bytes, expected 1 to %d", f.field, len(e), maxExclude)
+			}
 		}
 	}
 	if slices.Contains(needCalibration, spec.Scheme) && (spec.Calibration == nil || *spec.Calibration == jobs.Calibration{}) {

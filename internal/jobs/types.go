@@ -42,11 +42,13 @@ type Spec struct {
 	// Method is minmax, entropy, percentile, mse or auto ("": auto).
 	Method string `json:"method,omitempty"`
 	// Weights is auto, rtn, mse or gptq ("": auto).
-	Weights     string       `json:"weights,omitempty"`
-	Granularity string       `json:"granularity,omitempty"` // per-channel (default) or per-tensor
-	Symmetric   bool         `json:"symmetric,omitempty"`
-	Target      string       `json:"target,omitempty"` // cpu (default), ort-cpu, qdq, qoperator, ...
-	Exclude     []string     `json:"exclude,omitempty"`
+	Weights     string   `json:"weights,omitempty"`
+	Granularity string   `json:"granularity,omitempty"` // per-channel (default) or per-tensor
+	Symmetric   bool     `json:"symmetric,omitempty"`
+	Target      string   `json:"target,omitempty"` // cpu (default), ort-cpu, qdq, qoperator, ...
+	Exclude     []string `json:"exclude,omitempty"`
+	// Operators are rules MATCH=PRECISION for single operators, later ones win (quant.ParseRule).
+	Operators   []string     `json:"operators,omitempty"`
 	Samples     int          `json:"samples,omitempty"` // calibration samples; 0 is the default of the command line
 	Calibration *Calibration `json:"calibration,omitempty"`
 	Evaluation  *Evaluation  `json:"evaluation,omitempty"`

@@ -43,16 +43,19 @@ func (e *UnknownOperator) Is(target error) bool { return target == quant.ErrConf
 func (e *UnknownOperator) Public() string { return e.Error() }
 
 // CheckExclude prepares m as a quantization would, and returns an
-// *UnknownOperator when c excludes what m does not have.
+// *UnknownOperator when c excludes, or has a rule for, what m does not have.
 func CheckExclude(ctx context.Context, m *graph.Model, c quant.Config) error {
-	if len(c.Exclude) == 0 {
+	if len(c.Exclude)+len(c.Rules) == 0 {
 		return nil
 	}
 	ops := operatorsOf(m)
 	if _, err := quant.Run(ctx, m, quant.Prepare(c), quant.Dump{}); err != nil {
 		return err
 	}
-	_, err := ops.resolve(m, c.Exclude)
+	if _, err := ops.resolve(m, c.Exclude); err != nil {
+		return err
+	}
+	_, err := ops.assign(m, c.Rules)
 	return err
 }
 
