@@ -8,6 +8,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -21,17 +23,19 @@ import (
 
 	"github.com/fewbit/fewbit/internal/jobs"
 	"github.com/fewbit/fewbit/internal/report"
+	"github.com/fewbit/fewbit/tools/drive"
 )
 
 const (
 	modelName = "news"
 	calibName = "news-calib"
 	testName  = "news-test"
-	// readyTimeout bounds the server's start; loading models takes seconds.
-	readyTimeout = 2 * time.Minute
 	// jobTimeout bounds the quantization job.
 	jobTimeout = 20 * time.Minute
 )
+
+// modelFiles are what the classifier consists of, in upload order.
+var modelFiles = []string{"model.onnx", "model.onnx.data", "tokenizer.json", "tokenizer_config.json", "labels.txt"}
 
 type config struct {
 	serve, listen, dataDir, model, data string
@@ -66,20 +70,21 @@ func run(ctx context.Context, c config) error {
 	if err != nil {
 		return err
 	}
-	srv, err := startServer(c)
+	step("starting %s on %s (log: %s)", c.serve, c.listen, filepath.Join(c.dataDir, "serve.log"))
+	srv, err := drive.Start(drive.Config{Program: c.serve, Listen: c.listen, DataDir: c.dataDir, Another: "make run LISTEN=127.0.0.1:8090"})
 	if err != nil {
 		return err
 	}
-	defer srv.stop()
-	api := newClient("http://" + c.listen)
-	if err := srv.untilReady(ctx, api); err != nil {
+	defer srv.Stop()
+	api := drive.NewClient("http://" + srv.Addr)
+	if err := srv.UntilReady(ctx, api); err != nil {
 		return err
 	}
 	statePath := filepath.Join(c.dataDir, "demo.json")
 	state := readState(statePath)
-	if state == nil || state.Stamp != stamp || !api.ready(ctx, modelName) {
+	if state == nil || state.Stamp != stamp || !api.Ready(ctx, modelName) {
 		if state, err = quantize(ctx, api, c, stamp); err != nil {
-			return srv.explain(err)
+			return srv.Explain(err)
 		}
 		if err := state.write(statePath); err != nil {
 			return err
@@ -93,7 +98,7 @@ func run(ctx context.Context, c config) error {
 	}
 	fmt.Println()
 	if err := showRequests(ctx, api); err != nil {
-		return srv.explain(err)
+		return srv.Explain(err)
 	}
 	if c.once {
 		return nil
@@ -103,28 +108,28 @@ func run(ctx context.Context, c config) error {
 	case <-ctx.Done():
 		step("stopping")
 		return nil
-	case <-srv.exited:
-		return srv.explain(errors.New("the server ended by itself"))
+	case <-srv.Exited:
+		return srv.Explain(errors.New("the server ended by itself"))
 	}
 }
 
 // quantize uploads model and data, runs the job and returns what it found.
-func quantize(ctx context.Context, api *client, c config, stamp string) (*state, error) {
+func quantize(ctx context.Context, api *drive.Client, c config, stamp string) (*state, error) {
 	ctx, cancel := context.WithTimeout(ctx, jobTimeout)
 	defer cancel()
 	step("uploading the FP32 classifier (%s)", c.model)
-	version, err := api.putModel(ctx, modelName, c.model)
+	version, err := api.PutModel(ctx, modelName, c.model, modelFiles)
 	if err != nil {
 		return nil, err
 	}
 	for _, d := range []struct{ name, file string }{{calibName, "calib.jsonl"}, {testName, "test.jsonl"}} {
 		step("uploading %s as data set %s", d.file, d.name)
-		if err := api.putDataset(ctx, d.name, filepath.Join(c.data, d.file)); err != nil {
+		if err := api.PutDataset(ctx, d.name, filepath.Join(c.data, d.file)); err != nil {
 			return nil, err
 		}
 	}
 	step("POST /quantize: int8, calibrated on %s, judged on %s", calibName, testName)
-	id, err := api.submit(ctx, jobs.Spec{
+	id, err := api.Submit(ctx, jobs.Spec{
 		Model: modelName, Version: version, Scheme: "int8",
 		Calibration: &jobs.Calibration{Dataset: calibName},
 		Evaluation:  &jobs.Evaluation{Dataset: testName},
@@ -133,16 +138,16 @@ func quantize(ctx context.Context, api *client, c config, stamp string) (*state,
 	if err != nil {
 		return nil, err
 	}
-	p := newProgress(os.Stdout)
-	status, err := api.follow(ctx, id, p.show)
-	p.done()
+	p := drive.NewProgress(os.Stdout)
+	status, err := api.Follow(ctx, id, p.Show)
+	p.Done()
 	if err != nil {
 		return nil, err
 	}
 	if status.Status != jobs.Succeeded {
 		return nil, fmt.Errorf("job %s %s: %s", id, status.Status, status.Error)
 	}
-	rep, err := api.report(ctx, status)
+	rep, err := api.Report(ctx, status)
 	if err != nil {
 		return nil, err
 	}
@@ -181,3 +186,16 @@ func (s *state) write(path string) error {
 }
 
 func step(f string, a ...any) { fmt.Printf("==> "+f+"\n", a...) }
+
+// fingerprint identifies the model and data: another one is quantized anew.
+func fingerprint(c config) (string, error) {
+	h := sha256.New()
+	for _, path := range []string{filepath.Join(c.model, "head.sha256"), filepath.Join(c.data, "calib.jsonl"), filepath.Join(c.data, "test.jsonl")} {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return "", fmt.Errorf("%w; run make deps and make run", err)
+		}
+		h.Write(b)
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}

@@ -4,53 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
-	"os"
 	"strings"
-	"time"
 
-	"github.com/fewbit/fewbit/internal/jobs"
+	"github.com/fewbit/fewbit/tools/drive"
 )
-
-// lineEvery is how often progress prints a line where it cannot redraw one.
-const lineEvery = 5 * time.Second
-
-// progress shows a job's status: one redrawn line on a terminal, a line now
-// and then elsewhere.
-type progress struct {
-	out      io.Writer
-	terminal bool
-	start    time.Time
-	last     time.Time
-	phase    string
-}
-
-func newProgress(out *os.File) *progress {
-	st, err := out.Stat()
-	return &progress{out: out, terminal: err == nil && st.Mode()&os.ModeCharDevice != 0, start: time.Now()}
-}
-
-func (p *progress) show(s jobs.Status) {
-	eta := ""
-	if s.ETASeconds != nil {
-		eta = fmt.Sprintf(", about %.0f s left", *s.ETASeconds)
-	}
-	line := fmt.Sprintf("    %3.0f %% %s (%s, %.0f s%s)", 100*s.Progress, s.Phase, s.Status, time.Since(p.start).Seconds(), eta)
-	switch {
-	case p.terminal:
-		fmt.Fprintf(p.out, "\r\x1b[K%s", line)
-	case s.Phase != p.phase || s.Status.Final() || time.Since(p.last) > lineEvery:
-		fmt.Fprintln(p.out, line)
-		p.last, p.phase = time.Now(), s.Phase
-	}
-}
-
-func (p *progress) done() {
-	if p.terminal {
-		fmt.Fprintln(p.out)
-	}
-}
 
 // example is a request that the demonstration sends itself and shows as curl.
 type example struct{ path, body string }
@@ -66,12 +24,12 @@ var examples = []example{
 }
 
 // showRequests prints each example as a curl line with the answer it gets now.
-func showRequests(ctx context.Context, api *client) error {
+func showRequests(ctx context.Context, api *drive.Client) error {
 	fmt.Println("Try it:")
 	for _, e := range examples {
-		fmt.Printf("  curl -s %s%s -H 'Content-Type: application/json' -d '%s'\n", api.base, e.path, e.body)
+		fmt.Printf("  curl -s %s%s -H 'Content-Type: application/json' -d '%s'\n", api.Base, e.path, e.body)
 		var answer json.RawMessage
-		if err := api.do(ctx, http.MethodPost, e.path, "application/json", strings.NewReader(e.body), &answer); err != nil {
+		if err := api.Do(ctx, http.MethodPost, e.path, "application/json", strings.NewReader(e.body), &answer); err != nil {
 			return err
 		}
 		fmt.Printf("    -> %s\n", answer)

@@ -1,4 +1,4 @@
-package main
+package drive
 
 import (
 	"archive/zip"
@@ -19,7 +19,10 @@ import (
 	"github.com/fewbit/fewbit/internal/report"
 )
 
-func serve(t *testing.T, routes map[string]http.HandlerFunc) *client {
+// modelFiles are those of a small upload.
+var modelFiles = []string{"model.onnx", "labels.txt"}
+
+func serve(t *testing.T, routes map[string]http.HandlerFunc) *Client {
 	t.Helper()
 	mux := http.NewServeMux()
 	for pattern, h := range routes {
@@ -27,7 +30,7 @@ func serve(t *testing.T, routes map[string]http.HandlerFunc) *client {
 	}
 	s := httptest.NewServer(mux)
 	t.Cleanup(s.Close)
-	return newClient(s.URL)
+	return NewClient(s.URL)
 }
 
 func answer(body string) http.HandlerFunc {
@@ -40,7 +43,7 @@ func TestFollowByEvents(t *testing.T) {
 			"data: {\"id\":\"7\",\"status\":\"succeeded\",\"progress\":1}\n\n"),
 	})
 	var seen []string
-	s, err := api.follow(context.Background(), "7", func(s jobs.Status) { seen = append(seen, string(s.Status)+" "+s.Phase) })
+	s, err := api.Follow(context.Background(), "7", func(s jobs.Status) { seen = append(seen, string(s.Status)+" "+s.Phase) })
 	if err != nil || s.Status != jobs.Succeeded {
 		t.Fatalf("%v, %v", s.Status, err)
 	}
@@ -62,7 +65,7 @@ func TestFollowByPolling(t *testing.T) {
 			fmt.Fprintf(w, `{"id":"7","status":%q,"error":"no reason"}`, state)
 		},
 	})
-	s, err := api.follow(context.Background(), "7", func(jobs.Status) {})
+	s, err := api.Follow(context.Background(), "7", func(jobs.Status) {})
 	if err != nil || s.Status != jobs.Failed || asked != 2 {
 		t.Fatalf("%v after %d questions, %v", s.Status, asked, err)
 	}
@@ -75,7 +78,7 @@ func TestErrorsAreTheServersWords(t *testing.T) {
 			io.WriteString(w, `{"error":"model \"news\" is unknown"}`)
 		},
 	})
-	_, err := api.submit(context.Background(), jobs.Spec{})
+	_, err := api.Submit(context.Background(), jobs.Spec{})
 	if err == nil || !strings.Contains(err.Error(), `404 Not Found: model "news" is unknown`) {
 		t.Errorf("error %v", err)
 	}
@@ -107,14 +110,14 @@ func TestPutModelSendsAZip(t *testing.T) {
 			io.WriteString(w, `{"version":"3"}`)
 		},
 	})
-	v, err := api.putModel(context.Background(), "news", dir)
+	v, err := api.PutModel(context.Background(), "news", dir, modelFiles)
 	if err != nil || v != "3" {
 		t.Fatalf("%q, %v", v, err)
 	}
 	if strings.Join(got, " ") != strings.Join(modelFiles, " ") {
 		t.Errorf("zip holds %v", got)
 	}
-	if _, err := api.putModel(context.Background(), "news", t.TempDir()); err == nil {
+	if _, err := api.PutModel(context.Background(), "news", t.TempDir(), modelFiles); err == nil {
 		t.Error("an empty folder was uploaded")
 	}
 }
@@ -126,7 +129,7 @@ func TestReportIsFound(t *testing.T) {
 	}
 	api := serve(t, map[string]http.HandlerFunc{"GET /quantize/7/report": answer(b.String())})
 	for name, result := range map[string]string{"the result is it": b.String(), "the result holds it": `{"version":"2","report":` + b.String() + `}`, "at its own address": `{"version":"2"}`} {
-		r, err := api.report(context.Background(), jobs.Status{ID: "7", Result: []byte(result)})
+		r, err := api.Report(context.Background(), jobs.Status{ID: "7", Result: []byte(result)})
 		if err != nil || r.Quantized.Name != "q" {
 			t.Errorf("%s: %+v, %v", name, r, err)
 		}
@@ -139,7 +142,7 @@ func TestTakenPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	_, err = startServer(config{listen: l.Addr().String(), dataDir: t.TempDir()})
+	_, err = Start(Config{Listen: l.Addr().String(), DataDir: t.TempDir(), Another: "make run LISTEN=127.0.0.1:8090"})
 	if err == nil || !strings.Contains(err.Error(), "address already in use") || !strings.Contains(err.Error(), "make run LISTEN=") || strings.Contains(err.Error(), "\n") {
 		t.Errorf("error %v", err)
 	}
@@ -153,13 +156,13 @@ func TestServerThatEnds(t *testing.T) {
 	if err := os.WriteFile(bad, []byte("#!/bin/sh\necho cannot find the library >&2\nexit 1\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	s, err := startServer(config{serve: bad, listen: "127.0.0.1:0", dataDir: dir})
+	s, err := Start(Config{Program: bad, Listen: "127.0.0.1:0", DataDir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	err = s.untilReady(ctx, newClient("http://127.0.0.1:1"))
+	err = s.UntilReady(ctx, NewClient("http://127.0.0.1:1"))
 	if err == nil || !strings.Contains(err.Error(), "did not start") || !strings.Contains(err.Error(), "cannot find the library") {
 		t.Errorf("error %v", err)
 	}
@@ -167,11 +170,11 @@ func TestServerThatEnds(t *testing.T) {
 
 func TestProgressLines(t *testing.T) {
 	var b strings.Builder
-	p := &progress{out: &b, start: time.Now()}
+	p := &Progress{out: &b, start: time.Now()}
 	for _, s := range []jobs.Status{{Phase: "calibrate", Status: jobs.Running, Progress: .1}, {Phase: "calibrate", Status: jobs.Running, Progress: .2}, {Phase: "evaluate", Status: jobs.Running, Progress: .6}} {
-		p.show(s)
+		p.Show(s)
 	}
-	p.done()
+	p.Done()
 	if n := strings.Count(b.String(), "\n"); n != 2 {
 		t.Errorf("%d lines, want one a phase:\n%s", n, b.String())
 	}

@@ -1,12 +1,13 @@
-package main
+// Package drive is what the demonstration and the examples share: a server in a
+// process of its own, a client of its routes, progress for people, and steps that
+// a second run does not repeat.
+package drive
 
 import (
 	"archive/zip"
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,22 +25,21 @@ import (
 // maxAnswer bounds what is read of one answer.
 const maxAnswer = 64 << 20
 
-// modelFiles are what the classifier consists of, in upload order.
-var modelFiles = []string{"model.onnx", "model.onnx.data", "tokenizer.json", "tokenizer_config.json", "labels.txt"}
-
-type client struct {
-	base string
+// Client speaks to a server over HTTP.
+type Client struct {
+	Base string // its URL
 	http *http.Client
 }
 
-func newClient(base string) *client {
-	return &client{base: base, http: &http.Client{}}
+// NewClient returns a client of the server at base.
+func NewClient(base string) *Client {
+	return &Client{Base: base, http: &http.Client{}}
 }
 
-// do sends one request and decodes the answer into out (which may be nil).
+// Do sends one request and decodes the answer into out (which may be nil).
 // An answer other than 2xx becomes an error with the server's own words.
-func (c *client) do(ctx context.Context, method, path, contentType string, body io.Reader, out any) error {
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
+func (c *Client) Do(ctx context.Context, method, path, contentType string, body io.Reader, out any) error {
+	req, err := http.NewRequestWithContext(ctx, method, c.Base+path, body)
 	if err != nil {
 		return err
 	}
@@ -73,18 +73,19 @@ func (c *client) do(ctx context.Context, method, path, contentType string, body 
 	return nil
 }
 
-func (c *client) sendJSON(ctx context.Context, path string, in, out any) error {
+// SendJSON posts in and decodes the answer into out.
+func (c *Client) SendJSON(ctx context.Context, path string, in, out any) error {
 	b, err := json.Marshal(in)
 	if err != nil {
 		return err
 	}
-	return c.do(ctx, http.MethodPost, path, "application/json", bytes.NewReader(b), out)
+	return c.Do(ctx, http.MethodPost, path, "application/json", bytes.NewReader(b), out)
 }
 
-// ready reports whether the repository index shows the model as READY.
-func (c *client) ready(ctx context.Context, model string) bool {
+// Ready reports whether the repository index shows the model as READY.
+func (c *Client) Ready(ctx context.Context, model string) bool {
 	var index []struct{ Name, State string }
-	if c.do(ctx, http.MethodPost, "/v2/repository/index", "", nil, &index) != nil {
+	if c.Do(ctx, http.MethodPost, "/v2/repository/index", "", nil, &index) != nil {
 		return false
 	}
 	for _, m := range index {
@@ -95,24 +96,24 @@ func (c *client) ready(ctx context.Context, model string) bool {
 	return false
 }
 
-// putModel streams the folder's files as a zip, stored without compression
+// PutModel streams files of the folder as a zip, stored without compression
 // (weights do not compress), and returns the new version.
-func (c *client) putModel(ctx context.Context, name, folder string) (string, error) {
+func (c *Client) PutModel(ctx context.Context, name, folder string, files []string) (string, error) {
 	r, w := io.Pipe()
-	go func() { w.CloseWithError(writeZip(w, folder)) }()
+	go func() { w.CloseWithError(writeZip(w, folder, files)) }()
 	defer r.Close()
 	var out struct {
 		Version json.RawMessage `json:"version"`
 	}
-	if err := c.do(ctx, http.MethodPut, "/models/"+name, "application/zip", r, &out); err != nil {
+	if err := c.Do(ctx, http.MethodPut, "/models/"+name, "application/zip", r, &out); err != nil {
 		return "", err
 	}
 	return strings.Trim(string(out.Version), `"`), nil
 }
 
-func writeZip(w io.Writer, folder string) error {
+func writeZip(w io.Writer, folder string, files []string) error {
 	z := zip.NewWriter(w)
-	for _, name := range modelFiles {
+	for _, name := range files {
 		f, err := os.Open(filepath.Join(folder, name))
 		if err != nil {
 			return err
@@ -129,20 +130,22 @@ func writeZip(w io.Writer, folder string) error {
 	return z.Close()
 }
 
-func (c *client) putDataset(ctx context.Context, name, path string) error {
+// PutDataset uploads a .jsonl file.
+func (c *Client) PutDataset(ctx context.Context, name, path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	return c.do(ctx, http.MethodPut, "/datasets/"+name, "application/jsonl", f, nil)
+	return c.Do(ctx, http.MethodPut, "/datasets/"+name, "application/jsonl", f, nil)
 }
 
-func (c *client) submit(ctx context.Context, s jobs.Spec) (string, error) {
+// Submit asks for a quantization and returns the id of its job.
+func (c *Client) Submit(ctx context.Context, s jobs.Spec) (string, error) {
 	var out struct {
 		ID string `json:"id"`
 	}
-	if err := c.sendJSON(ctx, "/quantize", s, &out); err != nil {
+	if err := c.SendJSON(ctx, "/quantize", s, &out); err != nil {
 		return "", err
 	}
 	if out.ID == "" {
@@ -151,15 +154,15 @@ func (c *client) submit(ctx context.Context, s jobs.Spec) (string, error) {
 	return out.ID, nil
 }
 
-// follow calls show at each change of the job and returns its final status. It
+// Follow calls show at each change of the job and returns its final status. It
 // listens to the job's events and falls back to asking every second.
-func (c *client) follow(ctx context.Context, id string, show func(jobs.Status)) (jobs.Status, error) {
+func (c *Client) Follow(ctx context.Context, id string, show func(jobs.Status)) (jobs.Status, error) {
 	for {
 		if s, err := c.events(ctx, id, show); err == nil && s.Status.Final() {
 			return s, nil
 		}
 		var s jobs.Status
-		if err := c.do(ctx, http.MethodGet, "/quantize/"+id, "", nil, &s); err != nil {
+		if err := c.Do(ctx, http.MethodGet, "/quantize/"+id, "", nil, &s); err != nil {
 			return s, err
 		}
 		show(s)
@@ -176,9 +179,9 @@ func (c *client) follow(ctx context.Context, id string, show func(jobs.Status)) 
 
 // events reads the job's server-sent events until they end and returns the
 // last status seen.
-func (c *client) events(ctx context.Context, id string, show func(jobs.Status)) (jobs.Status, error) {
+func (c *Client) events(ctx context.Context, id string, show func(jobs.Status)) (jobs.Status, error) {
 	var last jobs.Status
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+"/quantize/"+id+"/events", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.Base+"/quantize/"+id+"/events", nil)
 	if err != nil {
 		return last, err
 	}
@@ -207,8 +210,8 @@ func (c *client) events(ctx context.Context, id string, show func(jobs.Status)) 
 	return last, lines.Err()
 }
 
-// report returns the report of a finished job.
-func (c *client) report(ctx context.Context, s jobs.Status) (*report.Report, error) {
+// Report returns the report of a finished job.
+func (c *Client) Report(ctx context.Context, s jobs.Status) (*report.Report, error) {
 	var result struct {
 		Report json.RawMessage `json:"report"`
 	}
@@ -221,18 +224,5 @@ func (c *client) report(ctx context.Context, s jobs.Status) (*report.Report, err
 		}
 	}
 	r := &report.Report{}
-	return r, c.do(ctx, http.MethodGet, "/quantize/"+s.ID+"/report", "", nil, r)
-}
-
-// fingerprint identifies the model and data: another one is quantized anew.
-func fingerprint(c config) (string, error) {
-	h := sha256.New()
-	for _, path := range []string{filepath.Join(c.model, "head.sha256"), filepath.Join(c.data, "calib.jsonl"), filepath.Join(c.data, "test.jsonl")} {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			return "", fmt.Errorf("%w; run make deps and make run", err)
-		}
-		h.Write(b)
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	return r, c.Do(ctx, http.MethodGet, "/quantize/"+s.ID+"/report", "", nil, r)
 }
