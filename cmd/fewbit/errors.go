@@ -51,6 +51,9 @@ func fail(w io.Writer, err error, interrupted bool) int {
 	text := err.Error()
 	if code == exitInterrupted {
 		text = "interrupted: nothing was written"
+		if left := (*interruptedError)(nil); errors.As(err, &left) {
+			text = left.text
+		}
 	}
 	if errors.Is(err, engine.ErrMemory) {
 		text += "; use fewer threads or a machine with more memory"

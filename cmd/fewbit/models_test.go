@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -27,7 +28,9 @@ var modelKinds = map[string]func(path string) error{
 	"mlp": func(p string) error { return mlp().Save(p, onnx.SaveOptions{}) },
 	"cnn": func(p string) error { return cnn().Save(p, onnx.SaveOptions{}) },
 	// wide is large enough for a run to be interrupted.
-	"wide": func(p string) error { return wide().Save(p, onnx.SaveOptions{}) },
+	"wide": func(p string) error { return wide(1024, 8).Save(p, onnx.SaveOptions{}) },
+	// deep is large enough to be faster in integers.
+	"deep": func(p string) error { return wide(512, 5).Save(p, onnx.SaveOptions{}) },
 	"external": func(p string) error {
 		m := mlp()
 		m.Graph.SetInit("pad", tensor.From(make([]float32, 4096), 4096)) // large enough to go outside
@@ -133,9 +136,8 @@ func cnn() *graph.Model {
 	return m
 }
 
-// wide is a chain of 1024 x 1024 products: some milliseconds a sample.
-func wide() *graph.Model {
-	const n, layers = 1024, 8
+// wide is a chain of n x n products.
+func wide(n int64, layers int) *graph.Model {
 	var nodes []*graph.Node
 	in := "x"
 	for i := range layers {
@@ -147,7 +149,7 @@ func wide() *graph.Model {
 	}
 	m := newModel("wide", []*graph.Value{value("x", -1, n)}, []*graph.Value{value(in, -1, n)}, nodes...)
 	for i := range layers {
-		m.Graph.SetInit(fmt.Sprintf("w%d", i), weights(uint64(i), 0.05, n, n))
+		m.Graph.SetInit(fmt.Sprintf("w%d", i), weights(uint64(i), float32(1.6/math.Sqrt(float64(n))), n, n))
 	}
 	return m
 }

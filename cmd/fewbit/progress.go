@@ -107,6 +107,14 @@ func (m *meter) left(now time.Time, frac float64) string {
 	return fmt.Sprintf(", %v left", time.Duration(float64(gone)*(1-frac)/frac).Round(time.Second))
 }
 
+// line shows a line of text that stays.
+func (m *meter) line(format string, a ...any) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.clear()
+	fmt.Fprintf(m.w, format+"\n", a...)
+}
+
 // done removes the bar.
 func (m *meter) done() {
 	m.mu.Lock()

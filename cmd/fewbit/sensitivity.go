@@ -23,6 +23,8 @@ func newSensitivityCommand() *cobra.Command {
 		operators                                 rulesValue
 		engine                                    engineFlags
 		data                                      dataFlags
+		device                                    deviceFlags
+		precision                                 string
 	)
 	cmd := &cobra.Command{
 		Use:   "sensitivity MODEL.onnx --calib DATA [-o REPORT]",
@@ -48,6 +50,9 @@ operator quantized, and with all but this one. Bias correction and embeddings st
 			if err := data.check(); err != nil {
 				return err
 			}
+			if err := pipeline.Precision(precision).Check(); err != nil {
+				return usagef("sensitivity: --precision: %w", err)
+			}
 			if err := checkReport(out); err != nil {
 				return err
 			}
@@ -58,9 +63,12 @@ operator quantized, and with all but this one. Bias correction and embeddings st
 			if err != nil {
 				return err
 			}
+			if err := device.open(cmd, p); err != nil {
+				return err
+			}
 			m := newMeter()
 			rep, err := p.Sensitivity(cmd.Context(), pipeline.SensitivityRequest{
-				Model: args[0], Calib: calib, Eval: eval, Samples: data.samples, EvalSamples: evalSamples, MaxTokens: data.maxTokens, Top: top, Command: os.Args,
+				Model: args[0], Calib: calib, Eval: eval, Samples: data.samples, EvalSamples: evalSamples, MaxTokens: data.maxTokens, Top: top, Precision: pipeline.Precision(precision), Command: os.Args,
 				Config: quant.Config{Scheme: quant.Scheme(scheme), Target: quant.Target(target), Weights: quant.WeightMethod(weights), Exclude: exclude, Rules: operators.rules, ReduceRange: pipeline.SaturatesU8S8()},
 				Words:  pipeline.Words{Calib: "--calib DATA", Eval: "--eval DATA"},
 			}, m.show)
@@ -82,9 +90,11 @@ operator quantized, and with all but this one. Bias correction and embeddings st
 	f.Var(&operators, "operators", "precision of single operators, MATCH=int8|int8-dynamic|int4|fp16|fp32")
 	f.IntVar(&top, "top", 0, fmt.Sprintf("measure this many operators, the worst by the proxy (0: %d; -1: all)", pipeline.DefaultSensitivityTop))
 	f.IntVar(&evalSamples, "eval-samples", 0, fmt.Sprintf("judge on this many samples (0: %d)", pipeline.DefaultSensitivitySamples))
+	f.StringVar(&precision, "precision", "", precisionHelp)
 	f.BoolVar(&asJSON, "json", false, "print the report as one JSON object")
 	data.add(cmd, fmt.Sprintf("calibrate with this many samples, spread over the data (0: %d)", pipeline.DefaultSamples))
 	engine.add(cmd)
+	device.add(cmd)
 	return cmd
 }
 

@@ -115,10 +115,10 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.BoolVar(&c.Spin, "spin", c.Spin, "let threads wait for each other awake while a model runs: faster, but not where other programs keep the CPUs busy")
 	fs.StringVar(&c.Device, "device", c.Device, "where models run and jobs calibrate: auto (the GPU where there is one that can), cpu or cuda; the CPU does whatever the GPU cannot")
 	fs.StringVar(&c.NATSURL, "nats-url", c.NATSURL, "NATS cluster for the jobs (default: one inside the process)")
-	fs.Var((*bytesValue)(&c.MaxBody), "max-body", "largest inference request")
-	fs.Var((*bytesValue)(&c.MaxUpload), "max-upload", "largest model or data set")
+	fs.Var((*Bytes)(&c.MaxBody), "max-body", "largest inference request")
+	fs.Var((*Bytes)(&c.MaxUpload), "max-upload", "largest model or data set")
 	fs.IntVar(&c.MaxRuns, "max-runs", c.MaxRuns, "runs of models at a time, over all of them: each uses all threads by itself")
-	fs.Var((*bytesValue)(&c.MemoryBudget), "memory-budget", "memory that all loaded models together may take; the least recently used make room (default: 3/4 of what the control group or the machine allows)")
+	fs.Var((*Bytes)(&c.MemoryBudget), "memory-budget", "memory that all loaded models together may take; the least recently used make room (default: 3/4 of what the control group or the machine allows)")
 	fs.StringSliceVar(&c.Pin, "pin", c.Pin, "models that are loaded first and never unloaded to make room, separated by commas")
 	fs.BoolVar(&c.Lazy, "lazy", c.Lazy, "load models at their first request instead of at the start; pinned ones are loaded all the same")
 	fs.IntVar(&c.MaxInFlight, "max-in-flight", c.MaxInFlight, "requests of one model admitted at a time, more are told to retry")
@@ -172,7 +172,7 @@ func (c *Config) Check() error {
 	case c.MaxRuns < 1 || c.MaxRuns > maxRuns:
 		return bad("max-runs", c.MaxRuns, fmt.Sprintf("1 to %d", maxRuns))
 	case c.MemoryBudget != 0 && c.MemoryBudget < minMemoryBudget:
-		return bad("memory-budget", (*bytesValue)(&c.MemoryBudget), fmt.Sprintf("0 (by what there is) or at least %d MiB", minMemoryBudget>>20))
+		return bad("memory-budget", (*Bytes)(&c.MemoryBudget), fmt.Sprintf("0 (by what there is) or at least %d MiB", minMemoryBudget>>20))
 	case slices.ContainsFunc(c.Pin, func(name string) bool { return registry.CheckName(name) != nil }):
 		return bad("pin", strings.Join(c.Pin, ","), "names of models, separated by commas")
 	case c.MaxInFlight < 1 || c.MaxInFlight > maxInFlight:
@@ -287,10 +287,10 @@ func settings(flags *pflag.FlagSet) (names []string) {
 	return names
 }
 
-// bytesValue is a flag in bytes: 1000, 64KiB, 64MiB, 16GiB, 10MB.
-type bytesValue int64
+// Bytes is a flag in bytes: 1000, 64KiB, 64MiB, 16GiB, 10MB.
+type Bytes int64
 
-var _ pflag.Value = (*bytesValue)(nil)
+var _ pflag.Value = (*Bytes)(nil)
 
 var byteUnits = []struct {
 	name string
@@ -299,9 +299,9 @@ var byteUnits = []struct {
 	{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"GB", 1e9}, {"MB", 1e6}, {"KB", 1e3}, {"B", 1},
 }
 
-func (*bytesValue) Type() string { return "size" }
+func (*Bytes) Type() string { return "size" }
 
-func (b *bytesValue) String() string {
+func (b *Bytes) String() string {
 	n := int64(*b)
 	for _, u := range byteUnits[:3] {
 		if n > 0 && n%u.size == 0 {
@@ -311,7 +311,7 @@ func (b *bytesValue) String() string {
 	return strconv.FormatInt(n, 10)
 }
 
-func (b *bytesValue) Set(s string) error {
+func (b *Bytes) Set(s string) error {
 	number, size := strings.TrimSpace(s), int64(1)
 	for _, u := range byteUnits {
 		if rest, ok := strings.CutSuffix(number, u.name); ok {
@@ -323,7 +323,7 @@ func (b *bytesValue) Set(s string) error {
 	if err != nil || n < 0 || n > math.MaxInt64/size {
 		return fmt.Errorf("%q is not a size such as 1000000, 64MiB or 16GiB", s)
 	}
-	*b = bytesValue(n * size)
+	*b = Bytes(n * size)
 	return nil
 }
 

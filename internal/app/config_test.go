@@ -92,17 +92,17 @@ func TestCheckConfig(t *testing.T) {
 
 func TestBytes(t *testing.T) {
 	for s, want := range map[string]int64{"0": 0, "1000": 1000, "64KiB": 64 << 10, "2 MiB": 2 << 20, "16GiB": 16 << 30, "5MB": 5e6, "7B": 7} {
-		var b bytesValue
+		var b Bytes
 		if err := b.Set(s); err != nil || int64(b) != want {
 			t.Errorf("%s: %d, %v, want %d", s, b, err, want)
 		}
-		var again bytesValue
+		var again Bytes
 		if err := again.Set(b.String()); err != nil || again != b {
 			t.Errorf("%s prints as %s", s, b.String())
 		}
 	}
 	for _, s := range []string{"", "-1", "MiB", "1.5MiB", "9223372036854775807KiB", "1XB"} {
-		var b bytesValue
+		var b Bytes
 		if err := b.Set(s); err == nil {
 			t.Errorf("%q is %d", s, b)
 		}

@@ -93,6 +93,13 @@ func (p Paired) Difference() Score {
 	return s
 }
 
+// LeastPaired returns how many samples it takes until the interval of Difference
+// reaches no further than loss where no sample changes sides: fewer prove nothing.
+// loss is a share of all samples above 0.
+func LeastPaired(loss float64) int {
+	return max(1, int(math.Ceil(z95/loss))-2)
+}
+
 // DifferenceNormal is Difference with the plain interval value ± 1.96*sd/sqrt(n)
 // of the per-sample differences, the form in which other tools publish it.
 func (p Paired) DifferenceNormal() Score {

@@ -191,3 +191,16 @@ func TestBootstrap(t *testing.T) {
 		t.Errorf("one sample: %v %v", ci, err)
 	}
 }
+
+// TestLeastPaired: with so many samples two equal models prove the loss, with one less they do not.
+func TestLeastPaired(t *testing.T) {
+	for _, loss := range []float64{0.5, 0.05, 0.01, 0.001} {
+		n := LeastPaired(loss)
+		if d := (Paired{BothRight: n}).Difference(); -d.Lo > loss {
+			t.Errorf("%v: %d samples leave %v", loss, n, -d.Lo)
+		}
+		if d := (Paired{BothRight: n - 1}).Difference(); n > 2 && -d.Lo <= loss {
+			t.Errorf("%v: %d samples suffice already", loss, n-1)
+		}
+	}
+}

@@ -39,26 +39,46 @@ func (p *Pipeline) Quantize(ctx context.Context, req Request, progress Progress)
 	if cfg.Weights == quant.GPTQ && req.Calib == "" {
 		return nil, fmt.Errorf("%w: weights %s are solved for by calibration data: give %s, or use weights %s", quant.ErrConfig, cfg.Weights, req.Words.calib(), quant.MSEWeights)
 	}
+	r, err := p.start(ctx, req, progress)
+	if err != nil {
+		return nil, err
+	}
+	defer r.close()
+	if err := r.quantize(ctx); err != nil {
+		return nil, err
+	}
+	return r.rep, r.finish(ctx)
+}
+
+// start opens the model and the lab of a run, and describes both.
+func (p *Pipeline) start(ctx context.Context, req Request, progress Progress) (r *run, err error) {
 	progress.say("open", 0)
 	m, err := graph.Open(req.Model)
 	if err != nil {
 		return nil, err
 	}
-	defer m.Close()
+	defer func() {
+		if err != nil {
+			m.Close()
+		}
+	}()
 	lab, err := NewLab(p.Engine, p.Threads, p.Scratch)
 	if err != nil {
 		return nil, err
 	}
-	defer lab.Close()
 	lab.Device, lab.Precision = p.Device, req.Precision
-	r := &run{Pipeline: p, req: req, lab: lab, m: m, progress: progress, choices: quant.Choices{}, solved: quant.NewSolved(), rep: &report.Report{Created: time.Now().UTC(), Command: req.Command}}
+	r = &run{Pipeline: p, req: req, lab: lab, m: m, source: m, progress: progress, choices: quant.Choices{}, solved: quant.NewSolved(), rep: &report.Report{Created: time.Now().UTC(), Command: req.Command}}
 	if err := r.describe(ctx); err != nil {
+		lab.Close()
 		return nil, err
 	}
-	if err := r.quantize(ctx); err != nil {
-		return nil, err
-	}
-	return r.rep, r.finish(ctx)
+	return r, nil
+}
+
+// close ends what start opened.
+func (r *run) close() {
+	r.lab.Close()
+	r.source.Close()
 }
 
 // run is the state of one job.
@@ -66,6 +86,7 @@ type run struct {
 	*Pipeline
 	req      Request
 	lab      *Lab
+	source   *graph.Model // holds the mapped file
 	m        *graph.Model // becomes the quantized model
 	float    *graph.Model // the prepared float model
 	qdq      *graph.Model // the form whose inner tensors compare with float's
@@ -75,7 +96,8 @@ type run struct {
 	plan     *quant.Plan   // of all of them
 	spec     engine.IOSpec
 	evidence *Evidence
-	tabled   bool // the evidence comes from a calibration table: there are no samples
+	reuse    *reuse // of the runs of a search; nil is none
+	tabled   bool   // the evidence comes from a calibration table: there are no samples
 	choices  quant.Choices
 	solved   *quant.Solved
 	insert   *quant.Insert
@@ -99,6 +121,11 @@ func (r *run) quantize(ctx context.Context) error {
 	if err := r.prepare(ctx); err != nil {
 		return err
 	}
+	return r.rewrite(ctx)
+}
+
+// rewrite plans, calibrates and chooses, and makes the prepared model the quantized one.
+func (r *run) rewrite(ctx context.Context) error {
 	cfg := r.req.Config
 	if cfg.Scheme == quant.FP16 {
 		r.plan = &quant.Plan{Config: cfg}
@@ -116,7 +143,7 @@ func (r *run) quantize(ctx context.Context) error {
 		if err := r.calibrate(ctx); err != nil {
 			return err
 		}
-		if err := r.passes(ctx, r.choosing()...); err != nil {
+		if err := r.decide(ctx); err != nil {
 			return err
 		}
 	}
@@ -132,14 +159,25 @@ func (r *run) quantize(ctx context.Context) error {
 	return nil
 }
 
+// decide runs the passes that choose; what an earlier run of a search has decided
+// on the same grounds is taken from there.
+func (r *run) decide(ctx context.Context) error {
+	known := r.reuse.recall(r)
+	if err := r.passes(ctx, r.choosing(known)...); err != nil {
+		return err
+	}
+	r.reuse.keep(r)
+	return nil
+}
+
 // choosing returns the passes that decide from calibration data.
-func (r *run) choosing() []quant.Pass {
+func (r *run) choosing(known map[*quant.Plan]quant.Choices) []quant.Pass {
 	cfg := r.req.Config
 	var table, late []quant.Pass
 	// The static plan comes last: where operators of two precisions read one
 	// tensor, its choice is the one that has a range.
 	for _, p := range byScheme(r.plans, quant.INT8Dynamic, quant.INT8) {
-		table = append(table, &quant.Ranges{Plan: p, Stats: r.evidence, GEMM: r.lab, Choices: r.choices,
+		table = append(table, &quant.Ranges{Plan: p, Stats: r.evidence, GEMM: r.lab, Choices: r.choices, Known: known[p],
 			Progress: func(f float64) { r.progress.say("choose ranges", f) }})
 	}
 	for _, p := range r.plans {
@@ -232,6 +270,10 @@ func (r *run) stamp() {
 }
 
 func (r *run) calibrate(ctx context.Context) error {
+	if r.reuse.covers(r) {
+		r.evidence = r.reuse.evidence
+		return nil
+	}
 	t, ok, err := OpenTable(r.req.Calib)
 	if err != nil {
 		return fmt.Errorf("calibration table: %w", err)
@@ -254,6 +296,7 @@ func (r *run) calibrate(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("calibration: %w", err)
 	}
+	r.reuse.observed(r.evidence)
 	return nil
 }
 

@@ -10,7 +10,6 @@ import (
 	"github.com/fewbit/fewbit/internal/calib"
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/eval"
-	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/quant"
 	"github.com/fewbit/fewbit/internal/report"
 )
@@ -31,6 +30,8 @@ type SensitivityRequest struct {
 	// Samples calibrate, EvalSamples judge; 0 are the defaults.
 	Samples, EvalSamples int
 	MaxTokens            int
+	// Precision of the float model's products while it calibrates; "" is AutoPrecision.
+	Precision Precision
 	// Top operators are measured by themselves; 0 is DefaultSensitivityTop,
 	// a negative number all.
 	Top     int
@@ -60,22 +61,11 @@ func (p *Pipeline) Sensitivity(ctx context.Context, req SensitivityRequest, prog
 	if req.Top == 0 {
 		req.Top = DefaultSensitivityTop
 	}
-	progress.say("open", 0)
-	m, err := graph.Open(req.Model)
+	r, err := p.start(ctx, Request{Model: req.Model, Config: cfg, Calib: req.Calib, Eval: req.Eval, Samples: req.Samples, EvalSamples: req.EvalSamples, Precision: req.Precision, MaxTokens: req.MaxTokens, Words: req.Words}, progress)
 	if err != nil {
 		return nil, err
 	}
-	defer m.Close()
-	lab, err := NewLab(p.Engine, p.Threads, p.Scratch)
-	if err != nil {
-		return nil, err
-	}
-	defer lab.Close()
-	r := &run{Pipeline: p, lab: lab, m: m, progress: progress, choices: quant.Choices{}, solved: quant.NewSolved(), rep: &report.Report{},
-		req: Request{Model: req.Model, Config: cfg, Calib: req.Calib, Eval: req.Eval, Samples: req.Samples, EvalSamples: req.EvalSamples, MaxTokens: req.MaxTokens, Words: req.Words}}
-	if err := r.describe(ctx); err != nil {
-		return nil, err
-	}
+	defer r.close()
 	if err := r.choose(ctx); err != nil {
 		return nil, err
 	}
@@ -155,7 +145,7 @@ func (r *run) choose(ctx context.Context) error {
 	if r.tabled {
 		return fmt.Errorf("%w: a calibration table holds no samples to measure operators on: give the data", quant.ErrConfig)
 	}
-	return r.passes(ctx, r.choosing()...)
+	return r.decide(ctx)
 }
 
 // proxies lists the operators with what needs no run: the error of their weight,

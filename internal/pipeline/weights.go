@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 
 	"github.com/fewbit/fewbit/internal/calib"
 	"github.com/fewbit/fewbit/internal/data"
@@ -117,6 +118,10 @@ func (w *weightsPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, err
 func (w *weightsPass) sources(m *graph.Model) ([]*source, error) {
 	var all []*source
 	add := func(t string, ops []*quant.Op) error {
+		ops = slices.DeleteFunc(slices.Clone(ops), w.have)
+		if len(ops) == 0 {
+			return nil
+		}
 		g, err := quant.GramOf(ops[0], m.Graph.Init(ops[0].W).Dims)
 		if err != nil {
 			if w.strict {
@@ -140,6 +145,15 @@ func (w *weightsPass) sources(m *graph.Model) ([]*source, error) {
 		}
 	}
 	return all, nil
+}
+
+// have reports whether the weight of op is solved for already.
+func (w *weightsPass) have(op *quant.Op) bool {
+	out := op.Node.Outputs[0]
+	if w.plan.Config.Scheme == quant.INT4 {
+		return w.solved.Int4[out] != nil
+	}
+	return w.solved.Int8[out] != nil
 }
 
 // enough reports ErrFewSamples when most of the Hessian would be damping.

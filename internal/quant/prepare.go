@@ -147,14 +147,12 @@ func (e Embeddings) Run(_ context.Context, m *graph.Model) (Stats, error) {
 	var nodes []*graph.Node
 	count, small, saved := 0, 0, int64(0)
 	for _, n := range g.Nodes {
-		name := n.In(0)
-		t := g.Init(name)
-		if !n.Is("Gather") || n.Int("axis", 0) != 0 || t == nil || t.Type != tensor.Float32 || len(t.Dims) != 2 ||
-			t.Dims[0] < minTableRows || len(ix.Uses(name)) != 1 || ix.Captured(name) || g.Init(n.In(1)) != nil || e.excluded(n) ||
-			e.Precision[n] == PrecisionFP16 || e.Precision[n] == PrecisionFP32 {
+		if !e.table(g, ix, n) || e.Precision[n] == PrecisionFP16 || e.Precision[n] == PrecisionFP32 {
 			nodes = append(nodes, n)
 			continue
 		}
+		name := n.In(0)
+		t := g.Init(name)
 		v, err := t.F32()
 		if err != nil {
 			return Stats{}, err
@@ -193,6 +191,28 @@ func (e Embeddings) Run(_ context.Context, m *graph.Model) (Stats, error) {
 		note += fmt.Sprintf(", %d in 4 bits", small)
 	}
 	return Stats{Changed: count + small, Note: fmt.Sprintf("%s, %.1f MB saved", note, float64(saved)/1e6)}, nil
+}
+
+// table reports whether n looks up rows of a large float table that nobody else reads.
+func (e Embeddings) table(g *graph.Graph, ix *graph.Index, n *graph.Node) bool {
+	t := g.Init(n.In(0))
+	return n.Is("Gather") && n.Int("axis", 0) == 0 && t != nil && t.Type == tensor.Float32 && len(t.Dims) == 2 && t.Dims[0] >= minTableRows &&
+		len(ix.Uses(n.In(0))) == 1 && !ix.Captured(n.In(0)) && g.Init(n.In(1)) == nil && !e.excluded(n)
+}
+
+// HasTables reports whether the model has embedding tables, all of which 4-bit
+// blocks fit.
+func HasTables(m *graph.Model, c Config) bool {
+	e, ix, found := Embeddings{Config: c}, m.Graph.Index(), false
+	for _, n := range m.Graph.Nodes {
+		if e.table(m.Graph, ix, n) {
+			if m.Graph.Init(n.In(0)).Dims[1]%Int4Block != 0 {
+				return false
+			}
+			found = true
+		}
+	}
+	return found
 }
 
 // gatherInt4 returns the lookup of n in a table of 4-bit blocks. The scale of

@@ -60,6 +60,8 @@ type Ranges struct {
 	Stats   Statistics
 	GEMM    GEMM
 	Choices Choices
+	// Known are choices for this plan that were made on the same grounds; may be nil.
+	Known Choices
 	// Progress is told the share of tensors done; may be nil.
 	Progress func(float64)
 }
@@ -89,6 +91,13 @@ func (r *Ranges) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 	for i, t := range tensors {
 		if err := ctx.Err(); err != nil {
 			return Stats{}, err
+		}
+		if c := r.Known[t]; c != nil {
+			if c.Smooth != nil {
+				smoothed++
+			}
+			r.Choices[t] = c
+			continue
 		}
 		c := &Choice{Tensor: t, Errors: map[string]float64{}, Candidates: map[string]calib.Range{}}
 		rows := r.Stats.Rows(t)

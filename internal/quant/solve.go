@@ -35,11 +35,11 @@ type Gain struct {
 // whose rows gram has summed, and puts them into s. choices gives the smoothing
 // of that input.
 func (s *Solved) SolveGPTQ(ctx context.Context, alg Algebra, p *Plan, g *graph.Graph, ops []*Op, gram *Gram, choices Choices) ([]Gain, error) {
-	var smooth []float32
-	if c := choices[p.Source(ops[0].X[0])]; ops[0].Kind == Linear && c != nil {
+	int4 := p.Config.Scheme == INT4
+	var smooth []float32 // 4-bit weights read the activation as it is
+	if c := choices[p.Source(ops[0].X[0])]; ops[0].Kind == Linear && c != nil && !int4 {
 		smooth = c.Smooth
 	}
-	int4 := p.Config.Scheme == INT4
 	var shared *factor // Linear operators have one group
 	gains := make([]Gain, 0, len(ops))
 	for _, op := range ops {
