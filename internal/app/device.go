@@ -6,6 +6,7 @@ import (
 
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/engine/cuda"
+	"github.com/fewbit/fewbit/internal/telemetry"
 )
 
 // gpu is the executor of a server, and what answers when it cannot.
@@ -35,9 +36,12 @@ func openGPU(ctx context.Context, device string, cpu engine.Engine, log *slog.Lo
 	return g
 }
 
-// meter attributes the energy of a version's runs on the GPU to it.
+// meter attributes the energy of a version's runs to it.
 func (a *App) meter(model, version string) engine.Meter {
 	return func(gpu string, requests int) func(bool) {
+		if gpu == "" {
+			return a.telemetry.CPUEnergy().Run(telemetry.Packages, model, version, requests)
+		}
 		return a.telemetry.Energy().Run(gpu, model, version, requests)
 	}
 }

@@ -68,7 +68,7 @@ type Options struct {
 	// which is then somewhat slower; otherwise a session keeps what its largest
 	// run needed until Close.
 	ShrinkMemory bool
-	// Meter is told of the runs on a GPU; nil is none.
+	// Meter is told of the runs; nil is none.
 	Meter Meter
 }
 

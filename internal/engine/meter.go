@@ -3,7 +3,7 @@ package engine
 import "context"
 
 // Meter is told that a run begins on the GPU with this UUID ("GPU-...", as NVML
-// writes it) for that many requests. The function that it returns is called once,
+// writes it), or with "" on the CPU, for that many requests. The function that it returns is called once,
 // when the run ends, and told whether it answered them.
 type Meter func(gpu string, requests int) (end func(answered bool))
 

@@ -111,18 +111,20 @@ var (
 		{desc("nv_gpu_memory_used_bytes", "GPU memory in use.", "gpu_uuid"), prometheus.GaugeValue, func(g *telemetry.GPU) *float64 { return g.MemoryUsedBytes }},
 		{desc("fewbit_gpu_temperature_celsius", "GPU temperature.", "gpu_uuid"), prometheus.GaugeValue, func(g *telemetry.GPU) *float64 { return g.TemperatureC }},
 	}
-	descBudget   = desc("fewbit_model_memory_budget_bytes", "Memory that all models together may take; 0 is unbounded.")
-	descUsed     = desc("fewbit_model_memory_used_bytes", "Memory charged for the models that are loaded.")
-	descMemory   = desc("fewbit_model_memory_bytes", "Memory charged for a loaded version.", modelLabels...)
-	descSwapP99  = desc("fewbit_model_swap_p99_seconds", "99th percentile of requests through the last change of the model's default version.", "model")
-	descSwapFail = desc("fewbit_model_swap_failed_requests", "Requests that failed through the last change of the model's default version.", "model")
-	descLoads    = desc("fewbit_model_loads_total", "Versions loaded.")
-	descEvicted  = desc("fewbit_model_evictions_total", "Versions unloaded to make room for others.")
-	descEngine   = desc("fewbit_engine_requests_total", "Requests that the GPU and the CPU answered.", "model", "version", "engine")
-	descJoules   = desc("fewbit_model_gpu_energy_joules_total", "Energy of the GPUs while a version ran there, idle time left out.", modelLabels...)
-	descGPURuns  = desc("fewbit_model_gpu_energy_requests_total", "Requests that this energy answered.", modelLabels...)
-	descCPUPower = desc("fewbit_cpu_package_power_watts", "Power of all processor packages (RAPL).")
-	descCPUTemp  = desc("fewbit_cpu_package_temperature_celsius", "Temperature of the hottest processor package.")
+	descBudget    = desc("fewbit_model_memory_budget_bytes", "Memory that all models together may take; 0 is unbounded.")
+	descUsed      = desc("fewbit_model_memory_used_bytes", "Memory charged for the models that are loaded.")
+	descMemory    = desc("fewbit_model_memory_bytes", "Memory charged for a loaded version.", modelLabels...)
+	descSwapP99   = desc("fewbit_model_swap_p99_seconds", "99th percentile of requests through the last change of the model's default version.", "model")
+	descSwapFail  = desc("fewbit_model_swap_failed_requests", "Requests that failed through the last change of the model's default version.", "model")
+	descLoads     = desc("fewbit_model_loads_total", "Versions loaded.")
+	descEvicted   = desc("fewbit_model_evictions_total", "Versions unloaded to make room for others.")
+	descEngine    = desc("fewbit_engine_requests_total", "Requests that the GPU and the CPU answered.", "model", "version", "engine")
+	descJoules    = desc("fewbit_model_gpu_energy_joules_total", "Energy of the GPUs while a version ran there, idle time left out.", modelLabels...)
+	descGPURuns   = desc("fewbit_model_gpu_energy_requests_total", "Requests that this energy answered.", modelLabels...)
+	descCPUJoules = desc("fewbit_model_cpu_energy_joules_total", "Energy of the processor packages (RAPL) while a version ran on the CPU, all that they did at that time included.", modelLabels...)
+	descCPURuns   = desc("fewbit_model_cpu_energy_requests_total", "Requests that this energy answered.", modelLabels...)
+	descCPUPower  = desc("fewbit_cpu_package_power_watts", "Power of all processor packages (RAPL).")
+	descCPUTemp   = desc("fewbit_cpu_package_temperature_celsius", "Temperature of the hottest processor package.")
 )
 
 // Describe sends nothing: which models there are is only known when scraped.
@@ -146,6 +148,10 @@ func (t *tritonCollector) Collect(ch chan<- prometheus.Metric) {
 		if e := t.s.cfg.Telemetry.Energy().Model(m.name, m.version); e != nil {
 			count(descJoules, e.Joules, m.name, m.version)
 			count(descGPURuns, float64(e.Requests), m.name, m.version)
+		}
+		if e := t.s.cfg.Telemetry.CPUEnergy().Model(m.name, m.version); e != nil {
+			count(descCPUJoules, e.Joules, m.name, m.version)
+			count(descCPURuns, float64(e.Requests), m.name, m.version)
 		}
 		gauge(descPending, float64(m.admitted.Load()), m.name, m.version)
 		gauge(descTarget, m.latency.Target().Seconds(), m.name, m.version)

@@ -68,7 +68,7 @@ type Lease interface {
 type LoadedOptions struct {
 	Engine        engine.Engine
 	EngineOptions engine.Options
-	// Meter makes the meter of a version's runs on a GPU; nil is none.
+	// Meter makes the meter of a version's runs; nil is none.
 	Meter func(model, version string) engine.Meter
 	// Scheduler shares the engine between the models. Default: batch.New's.
 	Scheduler *batch.Scheduler

@@ -25,7 +25,8 @@ type CPU struct {
 	Load1        *float64 `json:"load_1m"`
 	Load5        *float64 `json:"load_5m"`
 	Load15       *float64 `json:"load_15m"`
-	PowerW       *float64 `json:"power_w" doc:"power of all packages (RAPL), mean since the sample before"`
+	PowerW       *float64 `json:"power_w" doc:"power of all packages (RAPL), mean of power_window_s"`
+	PowerWindowS *float64 `json:"power_window_s" doc:"time between the two readings that power_w is from"`
 	EnergyJ      *float64 `json:"energy_j" doc:"energy of all packages (RAPL) since this server started"`
 	TemperatureC *float64 `json:"temperature_c" doc:"hottest package"`
 	Reasons      Reasons  `json:"reasons,omitempty" doc:"why a field is null, by its name"`
@@ -44,6 +45,7 @@ type raplState struct {
 	last  map[string]uint64 // microjoules, by domain
 	total float64           // joules since the first sample
 	power *float64          // of the newest pair of samples
+	over  *float64          // seconds between them
 }
 
 func readCPU(sys, proc fs.FS, now time.Time, st *raplState) CPU {
@@ -62,12 +64,15 @@ func readCPU(sys, proc fs.FS, now time.Time, st *raplState) CPU {
 	}
 	if err := st.update(sys, now); err != nil {
 		c.Reasons.set("power_w", err.Error())
+		c.Reasons.set("power_window_s", err.Error())
 		c.Reasons.set("energy_j", err.Error())
 	} else {
 		total := st.total
 		c.EnergyJ = &total
-		if c.PowerW = st.power; st.power == nil {
-			c.Reasons.set("power_w", "two samples are needed, the second follows within seconds")
+		if c.PowerW, c.PowerWindowS = st.power, st.over; st.power == nil {
+			const wait = "two samples are needed, the second follows within seconds"
+			c.Reasons.set("power_w", wait)
+			c.Reasons.set("power_window_s", wait)
 		}
 	}
 	if t, err := packageTemperature(sys); err != nil {
@@ -232,7 +237,7 @@ func (st *raplState) update(sys fs.FS, now time.Time) error {
 		}
 		uj, err := readWith(sys, path.Join(dir, "energy_uj"), parseUint)
 		if err != nil {
-			st.last, st.power = nil, nil
+			st.last, st.power, st.over = nil, nil, nil
 			if errors.Is(err, fs.ErrPermission) {
 				return errors.New("RAPL energy counters: permission denied; let the server's user read energy_uj of class powercap (only root may by default)")
 			}
@@ -259,10 +264,10 @@ func (st *raplState) update(sys fs.FS, now time.Time) error {
 		return errors.New("RAPL energy counters: this system has no package domain")
 	}
 	seconds := now.Sub(st.at).Seconds()
-	st.power = nil
+	st.power, st.over = nil, nil
 	if complete && seconds > 0 {
 		watts := joules / seconds
-		st.power = &watts
+		st.power, st.over = &watts, &seconds
 		st.total += joules
 	}
 	st.last, st.at = next, now

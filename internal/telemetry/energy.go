@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// Energy attributes the energy of GPUs to the models that ran on them.
+// Energy attributes the energy of GPUs, or of the processor packages, to the models
+// that ran on them. What follows says GPU for either.
 //
 // A GPU counts its energy much more coarsely than a run is long, so it is shared
 // out between two readings of the counter. Of the energy of such a window, the
@@ -49,22 +50,29 @@ type windowShare struct {
 }
 
 type modelEnergy struct {
+	from, to       time.Time // of the first and last window counted
 	joules         float64
 	seconds        float64
 	runs, requests int64
 	estimated      bool // some of it from power
 }
 
-// ModelEnergy is the energy that a model version has taken on GPUs, idle time left out.
+// Packages stands for all processor packages where a GPU's UUID would stand: their
+// counters are read together.
+const Packages = "packages"
+
+// ModelEnergy is the energy that a model version has taken, idle time left out.
 type ModelEnergy struct {
-	Joules   float64 `json:"joules" doc:"energy of the GPUs while this version ran, since the server started"`
-	Seconds  float64 `json:"gpu_seconds" doc:"time that it ran; at the same time as others counts in full"`
-	Requests int64   `json:"requests" doc:"requests that were answered with it"`
-	Runs     int64   `json:"runs" doc:"batches"`
+	From     time.Time `json:"from" doc:"begin of the first reading's window that it ran in"`
+	To       time.Time `json:"to" doc:"end of the last one; what ran later is not counted yet"`
+	Joules   float64   `json:"joules" doc:"energy while this version ran, from then to then"`
+	Seconds  float64   `json:"run_seconds" doc:"time that it ran; at the same time as others counts in full"`
+	Requests int64     `json:"requests" doc:"requests that were answered with it"`
+	Runs     int64     `json:"runs" doc:"batches"`
 	// The quotients are null before the first request.
 	PerRequest *float64 `json:"joules_per_request"`
 	PerRun     *float64 `json:"joules_per_run"`
-	Source     string   `json:"source" doc:"counter: the GPU's energy counter; power: at least partly readings of power over time"`
+	Source     string   `json:"source" doc:"counter: an energy counter; power: at least partly readings of power over time"`
 }
 
 // NewEnergy returns a meter that reads the time from now; nil means time.Now.
@@ -136,6 +144,14 @@ func (e *Energy) Sample(gpus []GPU) {
 	}
 }
 
+// SamplePackages ends the window of the processor packages, whose energy counters
+// have counted so many joules by now; nil when they cannot be read.
+func (e *Energy) SamplePackages(joules *float64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.close(e.gpu(Packages), e.now(), &GPU{EnergyJ: joules})
+}
+
 // close shares out the window and begins the next one.
 func (e *Energy) close(g *gpuEnergy, now time.Time, reading *GPU) {
 	length := now.Sub(g.at)
@@ -158,9 +174,10 @@ func (e *Energy) close(g *gpuEnergy, now time.Time, reading *GPU) {
 		for k, s := range g.share {
 			m := e.models[k]
 			if m == nil {
-				m = &modelEnergy{}
+				m = &modelEnergy{from: g.at}
 				e.models[k] = m
 			}
+			m.to = now
 			if ran > 0 {
 				m.joules += joules * min(1, g.busy.Seconds()/length.Seconds()) * (s.ran.Seconds() / ran.Seconds())
 			}
@@ -206,7 +223,7 @@ func (e *Energy) Forget(name, version string) {
 }
 
 // Model returns what a model version has taken up to the newest reading, nil when
-// it has not run on a GPU whose energy can be read.
+// it has not run where energy can be read.
 func (e *Energy) Model(name, version string) *ModelEnergy {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -214,7 +231,7 @@ func (e *Energy) Model(name, version string) *ModelEnergy {
 	if m == nil {
 		return nil
 	}
-	v := &ModelEnergy{Joules: m.joules, Seconds: m.seconds, Requests: m.requests, Runs: m.runs, Source: "counter"}
+	v := &ModelEnergy{From: m.from.UTC(), To: m.to.UTC(), Joules: m.joules, Seconds: m.seconds, Requests: m.requests, Runs: m.runs, Source: "counter"}
 	if m.estimated {
 		v.Source = "power"
 	}

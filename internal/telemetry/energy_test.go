@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"math"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -203,7 +204,7 @@ func TestEnergyInSnapshot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(string(b), `"energy":{"joules":16,"gpu_seconds":1,"requests":8,"runs":1,"joules_per_request":2,"joules_per_run":16,"source":"counter"}`) || strings.Count(string(b), `"energy"`) != 1 {
+	if !strings.Contains(string(b), `"joules":16,"run_seconds":1,"requests":8,"runs":1,"joules_per_request":2,"joules_per_run":16,"source":"counter"}`) || strings.Count(string(b), `"energy"`) != 1 {
 		t.Errorf("%s", b)
 	}
 	c.Forget("m", "1")
@@ -235,5 +236,62 @@ func TestEnergyConcurrently(t *testing.T) {
 	e.Sample(powered("G", 100))
 	if m := e.Model("a", "1"); m == nil || m.Runs > 1600 || m.Joules < 0 {
 		t.Errorf("%+v", m)
+	}
+}
+
+// The packages' energy while a version ran goes to it by time, and to its
+// requests by their number; it says of which time it tells.
+func TestCPUEnergy(t *testing.T) {
+	sys, clk := machine(), newClock()
+	c := New(Options{Sys: sys, Proc: procFS(), GPU: absent{}, CPUEnergy: NewEnergy(clk.now)})
+	c.Model("m", "1", time.Second)
+	joules := 0
+	sample := func(more int) { // of package 0; package 1 stands still
+		joules += more
+		sys["class/powercap/intel-rapl:0/energy_uj"] = file(strconv.Itoa(1000000*(1+joules)) + "\n")
+		c.Sample(clk.now())
+	}
+	model := func() ModelLatency {
+		c.taken = time.Now() // or Snapshot would sample at another time than the clock's
+		return c.Snapshot().Models[0]
+	}
+	sample(0)
+	clk.pass(1)
+	sample(10)
+	if m := model(); m.CPUEnergy != nil || !strings.Contains(m.Reasons["cpu_energy"], "has not run") {
+		t.Errorf("before it ran: %+v, %v", m.CPUEnergy, m.Reasons)
+	}
+	if w := c.cpu.PowerWindowS; w == nil || *w != 1 {
+		t.Errorf("window of the power: %v", w)
+	}
+	from := clk.now()
+	end := c.CPUEnergy().Run(Packages, "m", "1", 3)
+	clk.pass(.5)
+	end(true)
+	clk.pass(1.5)
+	sample(40) // 40 J in 2 s, of which it ran 0.5
+	m := model()
+	if e := m.CPUEnergy; e == nil || !close9(e.Joules, 10) || !close9(*e.PerRequest, 10./3) || !e.From.Equal(from) || !e.To.Equal(clk.now()) || e.Source != "counter" || m.Energy != nil || m.Reasons != nil {
+		t.Errorf("%+v, %v", m.CPUEnergy, m.Reasons)
+	}
+
+	// A zone that appears makes a window incomplete: neither its energy counts nor its requests.
+	sys["class/powercap/intel-rapl:3/name"], sys["class/powercap/intel-rapl:3/energy_uj"] = file("package-3\n"), file("5\n")
+	c.CPUEnergy().Run(Packages, "m", "1", 100)(true)
+	clk.pass(1)
+	sample(7)
+	clk.pass(1)
+	sample(7)
+	if e := model().CPUEnergy; !close9(e.Joules, 10) || e.Requests != 3 {
+		t.Errorf("after an incomplete window: %+v", e)
+	}
+
+	// Only root may read: null, and the reason says what to do.
+	c.opts.Sys = denied{sys}
+	c.Forget("m", "1")
+	c.Model("m", "1", time.Second)
+	c.Sample(clk.now())
+	if m := model(); m.CPUEnergy != nil || !strings.Contains(m.Reasons["cpu_energy"], "permission denied; let the server's user read") {
+		t.Errorf("not readable: %+v, %v", m.CPUEnergy, m.Reasons)
 	}
 }

@@ -186,6 +186,9 @@ type ModelLatency struct {
 	TargetMS float64           `json:"target_ms"`
 	Windows  map[string]Window `json:"windows" doc:"by window: 1m, 5m, total"`
 	Energy   *ModelEnergy      `json:"energy,omitempty" doc:"what it took on GPUs; absent when it has not run on one whose energy can be read"`
+	// CPUEnergy holds whatever else the packages did meanwhile: they have one counter.
+	CPUEnergy *ModelEnergy `json:"cpu_energy" doc:"energy of the processor packages (RAPL) while it ran on the CPU, all that they did at that time included"`
+	Reasons   Reasons      `json:"reasons,omitempty" doc:"why a field is null, by its name"`
 }
 
 // Snapshot summarises l.

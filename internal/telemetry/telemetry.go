@@ -26,8 +26,9 @@ type Options struct {
 	Sys, Proc fs.FS
 	// GPU reads the GPUs; nil means NVML.
 	GPU GPUReader
-	// Energy attributes the GPUs' energy to models; nil means a new one.
-	Energy *Energy
+	// Energy attributes the GPUs' energy to models, CPUEnergy that of the processor
+	// packages; nil means a new one.
+	Energy, CPUEnergy *Energy
 }
 
 // GPUReader reads every GPU of the machine. It is called from one goroutine at
@@ -77,6 +78,9 @@ func New(o Options) *Collector {
 	}
 	if o.Energy == nil {
 		o.Energy = NewEnergy(nil)
+	}
+	if o.CPUEnergy == nil {
+		o.CPUEnergy = NewEnergy(nil)
 	}
 	return &Collector{opts: o, start: time.Now(), models: map[modelKey]*Latency{}}
 }
@@ -129,10 +133,14 @@ func (c *Collector) Forget(name, version string) {
 	delete(c.models, modelKey{name, version})
 	c.mu.Unlock()
 	c.opts.Energy.Forget(name, version)
+	c.opts.CPUEnergy.Forget(name, version)
 }
 
 // Energy is told by whoever runs models on a GPU.
 func (c *Collector) Energy() *Energy { return c.opts.Energy }
+
+// CPUEnergy is told by whoever runs models on the CPU.
+func (c *Collector) CPUEnergy() *Energy { return c.opts.CPUEnergy }
 
 // latencies returns all recorders, sorted by name and version.
 func (c *Collector) latencies() []*Latency {
@@ -212,6 +220,11 @@ func (c *Collector) sampleLocked(now time.Time) {
 		c.opts.Energy.Sample(c.gpus)
 	}
 	c.cpu = readCPU(c.opts.Sys, c.opts.Proc, now, &c.rapl)
+	joules := c.cpu.EnergyJ
+	if c.cpu.PowerW == nil { // a part is missing since the reading before
+		joules = nil
+	}
+	c.opts.CPUEnergy.SamplePackages(joules)
 	c.process = readProcess(c.opts.Proc)
 	c.taken = now
 
@@ -232,14 +245,17 @@ func (c *Collector) Snapshot() Snapshot {
 	now := time.Now()
 	s := Snapshot{Time: now.UTC(), UptimeSeconds: now.Sub(c.start).Seconds(), Models: []ModelLatency{}}
 	s.Swaps = c.Swaps()
-	for _, l := range c.latencies() {
-		m := l.Snapshot(now)
-		m.Energy = c.opts.Energy.Model(l.name, l.version)
-		s.Models = append(s.Models, m)
-	}
 	c.sample.Lock()
 	defer c.sample.Unlock()
 	c.freshen(now)
+	for _, l := range c.latencies() {
+		m := l.Snapshot(now)
+		m.Energy = c.opts.Energy.Model(l.name, l.version)
+		if m.CPUEnergy = c.opts.CPUEnergy.Model(l.name, l.version); m.CPUEnergy == nil {
+			m.Reasons.set("cpu_energy", cmp.Or(c.cpu.Reasons["energy_j"], "it has not run on the CPU between two readings of the energy counters"))
+		}
+		s.Models = append(s.Models, m)
+	}
 	s.GPU, s.CPU, s.Process = slices.Clone(c.gpus), c.cpu, c.process
 	if s.GPU == nil {
 		reason := "no NVIDIA GPU on this machine"
