@@ -388,6 +388,9 @@ func (q *Queue) pays(group []*request, r *request, now time.Time) bool {
 	if rows > q.o.MaxRows || with > float64(q.o.MaxSize) {
 		return false
 	}
+	if most := max(q.cost.largest, r.size(), group[0].size()); with > maxGrowth*most {
+		return false
+	}
 	joined, known := q.cost.predict(with)
 	if joined == 0 {
 		return len(group) < 2 // nothing was measured yet

@@ -163,6 +163,23 @@ func TestJoinsWhatPiledUp(t *testing.T) {
 	})
 }
 
+// What joining costs is followed up to twice the largest run measured, not from
+// two short ones to a run that takes all that waits.
+func TestBatchesGrowByTwo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := &encoder{fixed: 4 * time.Millisecond, each: 100 * time.Microsecond}
+		q := New(Options{}).Queue(e, QueueOptions{})
+		for _, err := range crowd(q, 31, background, func(int) int64 { return 8 }) {
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		if want := []string{"1x8", "2x8", "4x8", "8x8", "16x8"}; !slices.Equal(e.runs, want) {
+			t.Errorf("runs %v, want %v", e.runs, want)
+		}
+	})
+}
+
 // Padding a short request to a long one costs more than a run of its own.
 func TestPaddingThatDoesNotPayIsNotDone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 type cost struct {
 	n, x, xx, y, xy float64 // decayed sums of weights, sizes, seconds
 	dev             float64 // decayed mean of |measured - predicted|
+	largest         float64 // size seen since sizes could be told apart
 }
 
 const (
@@ -21,12 +22,19 @@ const (
 	costSpread = 1e-3
 	// maxLate is the largest allowance for deviations, as a share.
 	maxLate = 0.25
+	// maxGrowth is how much larger than any before a joined run may be: the line
+	// ends where caches overflow, and is not to be followed far beyond what was
+	// measured.
+	maxGrowth = 2
 )
 
 func (c *cost) observe(size float64, d time.Duration) {
 	s := d.Seconds()
 	if c.n > 0 {
-		e, _ := c.predict(size)
+		e, known := c.predict(size)
+		if !known {
+			c.largest = 0
+		}
 		c.dev += (1 - costDecay) * (math.Abs(s-e.Seconds()) - c.dev)
 	}
 	c.n = c.n*costDecay + 1
@@ -34,6 +42,7 @@ func (c *cost) observe(size float64, d time.Duration) {
 	c.xx = c.xx*costDecay + size*size
 	c.y = c.y*costDecay + s
 	c.xy = c.xy*costDecay + size*s
+	c.largest = max(c.largest, size)
 }
 
 // line returns intercept and slope in seconds; known is false before runs of

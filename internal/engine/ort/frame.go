@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"sync"
 	"unsafe"
@@ -34,7 +35,34 @@ type frame struct {
 
 	terminate  func()        // tells the run to stop
 	terminated chan struct{} // one value once terminate has returned
+
+	ended *pipe // nil before the first run on a thread of its own
 }
+
+// pipe is where the end of a run on a thread of its own is told.
+type pipe struct {
+	r, w *os.File
+	fd   C.int // of w
+	got  [1]byte
+}
+
+func newPipe() (*pipe, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	p := &pipe{r: r, w: w}
+	raw, err := w.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) { p.fd = C.int(fd) })
+	}
+	if err != nil {
+		return nil, errors.Join(err, p.close())
+	}
+	return p, nil
+}
+
+func (p *pipe) close() error { return errors.Join(p.r.Close(), p.w.Close()) }
 
 var errNoMemory = fmt.Errorf("%w for the arguments of a run", engine.ErrMemory)
 
@@ -70,7 +98,11 @@ func newFrame(inputs, outputs int, shrink bool) (*frame, error) {
 func (f *frame) destroy() error {
 	C.fbort_frame_free(f.c)
 	f.c, f.in, f.out, f.outs, f.outN = nil, nil, nil, nil, nil
-	return f.options.Destroy()
+	err := f.options.Destroy()
+	if f.ended != nil {
+		err = errors.Join(err, f.ended.close())
+	}
+	return err
 }
 
 // frames hands frames out and keeps up to maxFreeFrames for the next Run.
@@ -179,13 +211,18 @@ func (f *frame) setStrings(i int, s [][]byte) error {
 }
 
 // run runs the session with the inputs and outputs set, until it ends or ctx
-// is done.
-func (f *frame) run(ctx context.Context, s *C.OrtSession, inNames **C.char) error {
+// is done. A long run gets a thread of its own (fbort_submit says why); for a
+// short one handing it over would cost more than it saves.
+func (f *frame) run(ctx context.Context, s *C.OrtSession, inNames **C.char, long bool) error {
+	call := f.call
+	if long {
+		call = f.callOnThread
+	}
 	if ctx.Done() == nil {
-		return f.call(s, inNames)
+		return call(s, inNames)
 	}
 	stop := context.AfterFunc(ctx, f.terminate)
-	err := f.call(s, inNames)
+	err := call(s, inNames)
 	if !stop() {
 		<-f.terminated
 		if e := f.options.UnsetTerminate(); e != nil {
@@ -197,6 +234,20 @@ func (f *frame) run(ctx context.Context, s *C.OrtSession, inNames **C.char) erro
 
 func (f *frame) call(s *C.OrtSession, inNames **C.char) error {
 	return status(C.fbort_run(s, f.ro, f.c, inNames, C.size_t(len(f.in)), C.size_t(len(f.ids))))
+}
+
+func (f *frame) callOnThread(s *C.OrtSession, inNames **C.char) error {
+	if f.ended == nil {
+		var err error
+		if f.ended, err = newPipe(); err != nil { // too many open files: it works without
+			return f.call(s, inNames)
+		}
+	}
+	if C.fbort_submit(s, f.ro, f.c, inNames, C.size_t(len(f.in)), C.size_t(len(f.ids)), f.ended.fd) == 0 {
+		return f.call(s, inNames)
+	}
+	_, _ = f.ended.r.Read(f.ended.got[:]) // if that failed, fbort_end would wait instead
+	return status(C.fbort_end(f.c))
 }
 
 // clear makes f ready for the next run, whether or not this one came to run.

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	ortgo "github.com/yalue/onnxruntime_go"
@@ -26,11 +27,13 @@ type Session struct {
 	outIDs map[string]int
 	names  []*C.char // of inputs, then outputs; an array in C memory
 	shrink bool
+	meter  engine.Meter // nil for none
 	frames frames
 	// Requests far larger than usual run with the arena shrunk afterwards, so
 	// that one of them does not keep its memory for ever.
 	large frames
 	usual atomic.Int64 // moving average of the elements of a request
+	took  atomic.Int64 // and of how long a run takes, in nanoseconds
 
 	closed atomic.Bool
 	mu     sync.RWMutex // read-held by Runs, write-held by Close and EndProfile
@@ -43,7 +46,7 @@ var _ engine.Session = (*Session)(nil)
 
 // newSession takes inner over, unless it returns an error.
 func newSession(inner *ortgo.DynamicAdvancedSession, path string, o engine.Options) (*Session, error) {
-	s := &Session{inner: inner, path: path, shrink: o.ShrinkMemory, profiling: o.Profile != ""}
+	s := &Session{inner: inner, path: path, shrink: o.ShrinkMemory, meter: o.Meter, profiling: o.Profile != ""}
 	var err error
 	if s.c, err = sessionPointer(inner); err != nil {
 		return nil, err
@@ -140,8 +143,10 @@ const (
 	// unusualLeast the number of elements below which none is.
 	unusualTimes = 8
 	unusualLeast = 4096
-	// usualWeight is the weight of the newest request in the average.
+	// usualWeight is the inverse weight of the newest request in the averages.
 	usualWeight = 16
+	// longRun is from how long on runs get a thread of their own.
+	longRun = time.Millisecond
 )
 
 // unusual reports whether the request is far larger than the usual one, and
@@ -170,17 +175,29 @@ func (s *Session) run(ctx context.Context, f *frame, in engine.Feeds, outs []str
 			return nil, fmt.Errorf("%w: input %q: %w", engine.ErrInput, name, err)
 		}
 	}
-	if err := f.run(ctx, s.c, &s.names[0]); err != nil {
+	took, begun := s.took.Load(), time.Now()
+	err := s.metered(ctx, func() error { return f.run(ctx, s.c, &s.names[0], took >= int64(longRun)) })
+	if err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
 		return nil, s.runError(err)
 	}
+	s.took.Store(took + (int64(time.Since(begun))-took)/usualWeight)
 	r, err := f.take(s.spec.Outputs)
 	if err != nil {
 		return nil, s.runError(err)
 	}
 	return r, nil
+}
+
+// metered tells the meter of a run.
+func (s *Session) metered(ctx context.Context, run func() error) (err error) {
+	if s.meter != nil {
+		end := s.meter("", engine.Requests(ctx))
+		defer func() { end(err == nil) }()
+	}
+	return run()
 }
 
 // choose sets the outputs of this run: outs without repetitions, or all.

@@ -16,6 +16,7 @@
 #define FBORT_MMAP_BYTES (1 << 20)
 #define FBORT_LOG_LINES 32
 #define FBORT_LOG_BYTES 512
+#define FBORT_IDLE_CALLERS 4 // threads for fbort_submit that are kept without work
 
 typedef struct OrtStatus OrtStatus;
 typedef struct OrtSession OrtSession;
@@ -101,12 +102,21 @@ typedef struct {
 } fbort_output;
 
 // The arguments of one run, in C memory and used again for the next one.
-typedef struct {
+typedef struct fbort_frame {
   fbort_input *in;
   OrtValue **in_values; // NULL: made from in by fbort_run
   fbort_output *out;
   OrtValue **out_values;
   const char **out_names;
+
+  // Of a run on a thread of callers.c, from fbort_submit to fbort_end.
+  struct fbort_frame *next;
+  OrtSession *session;
+  OrtRunOptions *options;
+  const char *const *in_names;
+  size_t n_in, n_out;
+  int done_fd, ended;
+  OrtStatus *status;
 } fbort_frame;
 
 fbort_frame *fbort_frame_new(size_t inputs, size_t outputs);
@@ -120,6 +130,18 @@ OrtStatus *fbort_strings_out(const OrtValue *v, char *bytes, size_t len, size_t 
 // out_values are filled, and the caller releases out_values.
 OrtStatus *fbort_run(OrtSession *s, OrtRunOptions *o, fbort_frame *f, const char *const *in_names, size_t n_in,
                      size_t n_out);
+// fbort_run on a thread of its own. When it has ended a byte is written to
+// done_fd, and fbort_end returns its status (it waits if it has not). 0: there
+// is no thread to be had, and nothing was begun.
+//
+// A goroutine that waits for the byte holds neither a thread nor a processor of
+// Go's scheduler. In a call into C it holds both, and the scheduler's monitor
+// thread looks after them up to 10 ms long, every 20 us at first: on a machine
+// whose cores are all busy with the run, each time one of its threads has to
+// make room.
+int fbort_submit(OrtSession *s, OrtRunOptions *o, fbort_frame *f, const char *const *in_names, size_t n_in,
+                 size_t n_out, int done_fd);
+OrtStatus *fbort_end(fbort_frame *f);
 void fbort_inputs_release(fbort_frame *f, size_t n);
 void fbort_values_release(OrtValue **v, size_t n);
 
