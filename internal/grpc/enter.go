@@ -3,7 +3,7 @@ package grpc
 import (
 	"context"
 	"errors"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -20,8 +20,8 @@ import (
 
 // What may take memory before a call is answered.
 const (
-	// maxReceiving bounds the calls whose request has not arrived whole: each may
-	// hold a message of the largest size.
+	// maxReceiving bounds the calls whose request has not arrived whole. Their
+	// bytes count towards http.MaxBodiesInFlight.
 	maxReceiving = 256
 	// maxOpenStreams bounds the streams, which may rest for as long as their
 	// client likes.
@@ -43,37 +43,24 @@ func needOf(method string) fhttp.Need {
 	return fhttp.NeedInfer
 }
 
-// call is what is known of a call before its request has arrived.
-type call struct {
-	caller  fhttp.Caller
-	cert    string
-	began   time.Time
-	arrived func() // stops the clock; may be called again
-}
-
-type callKey struct{}
-
-// callIn returns what receiving knew of a call.
-func callIn(ctx context.Context) *call { c, _ := ctx.Value(callKey{}).(*call); return c }
-
 // errUnseen refuses a call that receiving did not let in.
 var errUnseen = errors.New("grpc: a call reached its handler past the tap")
 
 // receiving sees a call when its header has arrived: it lets the caller in
-// before the request takes memory, and gives the request a time to arrive. It runs on the connection's own goroutine and must not wait.
+// before the request takes memory, and gives the request a time to arrive. It
+// runs on the connection's own goroutine and must not wait.
 func (s *Server) receiving(ctx context.Context, info *tap.Info) (context.Context, error) {
-	c := &call{began: time.Now(), arrived: func() {}}
+	c := &call{began: time.Now(), b: s.b, patience: s.o.ReceiveTimeout}
 	c.caller = fhttp.Caller{Loopback: s.loopback, Key: fhttp.KeyOf(func(name string) string {
 		if v := metadata.MD(info.Header).Get(name); len(v) > 0 {
 			return v[0]
 		}
 		return ""
 	})}
-	if p, ok := peer.FromContext(ctx); ok {
-		c.caller.Addr = p.Addr.String()
-		if t, ok := p.AuthInfo.(credentials.TLSInfo); ok && len(t.State.PeerCertificates) > 0 {
-			c.cert = t.State.PeerCertificates[0].Subject.String()
-		}
+	p, _ := peer.FromContext(ctx)
+	c.caller.Addr = p.Addr.String()
+	if t, ok := p.AuthInfo.(credentials.TLSInfo); ok && len(t.State.PeerCertificates) > 0 {
+		c.cert = t.State.PeerCertificates[0].Subject.String()
 	}
 	need := needOf(info.FullMethodName)
 	err := s.b.Enter(need, &c.caller)
@@ -87,25 +74,18 @@ func (s *Server) receiving(ctx context.Context, info *tap.Info) (context.Context
 		}
 		return nil, err
 	}
-	ctx = context.WithValue(ctx, callKey{}, c)
 	if s.arriving.Add(1) > maxReceiving {
 		s.arriving.Add(-1)
-		return nil, status.Error(codes.Unavailable, "too many requests are arriving; retry later")
+		return nil, s.status(ctx, info.FullMethodName, fhttp.Busy("too many requests are arriving; retry later"))
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	var done atomic.Bool
-	c.arrived = func() {
-		if done.CompareAndSwap(false, true) {
-			s.arriving.Add(-1)
-		}
-	}
-	clock := time.AfterFunc(s.o.ReceiveTimeout, func() {
-		if !done.Load() {
-			cancel()
-		}
+	c.slot = sync.OnceFunc(func() { s.arriving.Add(-1) })
+	c.expect()
+	forget := p.Addr.(meteredAddr).m.opened(c)
+	ctx = context.WithValue(ctx, callKey{}, c)
+	context.AfterFunc(ctx, func() { // however the call ends
+		forget()
+		c.end()
 	})
-	// However the call ends, its place is given back.
-	context.AfterFunc(ctx, func() { clock.Stop(); c.arrived() })
 	return ctx, nil
 }
 

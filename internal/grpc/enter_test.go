@@ -194,3 +194,59 @@ func TestTLS(t *testing.T) {
 		t.Errorf("after the change: %v", err)
 	}
 }
+
+// Loopback works with no set-up; at any other address calls of administrators
+// need a key, and there must be one.
+func TestBeyondLoopback(t *testing.T) {
+	level := &pb.LogSettingsRequest{Settings: map[string]*pb.LogSettingsRequest_SettingValue{"log_verbose_level": {ParameterChoice: &pb.LogSettingsRequest_SettingValue_Uint32Param{Uint32Param: 0}}}}
+	tracing := &pb.TraceSettingRequest{Settings: map[string]*pb.TraceSettingRequest_SettingValue{"trace_rate": {Value: []string{"7"}}}}
+	for _, x := range []struct {
+		listen, key string
+		keys        bool
+		admin       codes.Code
+		says        string
+	}{
+		{"127.0.0.1:0", "", false, codes.OK, ""},
+		{"[::1]:0", "", false, codes.OK, ""},
+		{"0.0.0.0:0", "", false, codes.PermissionDenied, "--keys"},
+		{"[::]:0", "", false, codes.PermissionDenied, "--keys"},
+		{"0.0.0.0:0", adminKey, false, codes.PermissionDenied, "--keys"}, // a key that nobody made opens nothing
+		{"0.0.0.0:0", "", true, codes.Unauthenticated, "admin key"},
+		{"0.0.0.0:0", inferKey, true, codes.PermissionDenied, "admin key"},
+		{"0.0.0.0:0", adminKey, true, codes.OK, ""},
+		{"127.0.0.1:0", "", true, codes.Unauthenticated, "admin key"},
+	} {
+		addr, m := serveAt(t, x.listen, echoes(tensor.Float32), func(c *fhttp.Config) {
+			if x.keys {
+				c.Keys = bothKeys(t)
+			}
+		}, Options{})
+		c := dial(t, strings.NewReplacer("0.0.0.0", "127.0.0.1", "[::]", "127.0.0.1").Replace(addr), insecure.NewCredentials())
+		ctx := t.Context()
+		if x.key != "" {
+			ctx = metadata.AppendToOutgoingContext(ctx, "x-api-key", x.key)
+		}
+		_, loaded := c.RepositoryModelLoad(ctx, &pb.RepositoryModelLoadRequest{ModelName: "m"})
+		_, unloaded := c.RepositoryModelUnload(ctx, &pb.RepositoryModelUnloadRequest{ModelName: "m"})
+		_, logged := c.LogSettings(ctx, level)
+		_, traced := c.TraceSetting(ctx, tracing)
+		for what, err := range map[string]error{"load": loaded, "unload": unloaded, "log": logged, "trace": traced} {
+			// Settings that may be read want a key for inference first.
+			if code := status.Code(err); code != x.admin || !strings.Contains(status.Convert(err).Message(), x.says) && code != codes.Unauthenticated {
+				t.Errorf("%+v: %s: %v", x, what, err)
+			}
+		}
+		if m.loaded != 0 {
+			t.Errorf("%+v: the calls left it loaded %d times", x, m.loaded)
+		}
+		if x.keys && x.key == "" {
+			continue
+		}
+		if _, err := c.ModelInfer(ctx, right()); err != nil {
+			t.Errorf("%+v: infer: %v", x, err)
+		}
+		if _, err := c.LogSettings(ctx, &pb.LogSettingsRequest{}); err != nil {
+			t.Errorf("%+v: reading the log's settings: %v", x, err)
+		}
+	}
+}

@@ -11,10 +11,12 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/netutil"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -24,6 +26,8 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/fewbit/fewbit/internal/access"
 	"github.com/fewbit/fewbit/internal/engine"
@@ -45,7 +49,8 @@ type Backend interface {
 	Statistics(name, version string) ([]fhttp.ModelStatistics, error)
 	Enter(need fhttp.Need, c *fhttp.Caller) error
 	Allow(c *fhttp.Caller) error
-	Hold(n int64) (release func(), err error)
+	Hold(n int64) error
+	Free(n int64)
 	Record(began time.Time, e access.Event)
 	Load(ctx context.Context, model string, p *fhttp.LoadParams) (version string, err error)
 	Logging() (logs.Settings, error)
@@ -126,14 +131,14 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		creds = credentials.NewTLS(s.o.TLS)
 	}
 	g := grpc.NewServer(
-		grpc.Creds(creds), grpc.InTapHandle(s.receiving),
+		grpc.Creds(metering{creds}), grpc.InTapHandle(s.receiving), grpc.StatsHandler(wholes{}),
 		grpc.MaxRecvMsgSize(int(s.o.MaxMessage)), grpc.MaxSendMsgSize(int(s.o.MaxMessage)),
 		grpc.MaxConcurrentStreams(MaxStreams), grpc.MaxHeaderListSize(maxHeaderBytes), grpc.ConnectionTimeout(handshakeTime),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: pingTime}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
-		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
+		grpc.StreamInterceptor(s.serve),
 	)
-	pb.RegisterGRPCInferenceServiceServer(g, s)
+	g.RegisterService(asStreams(pb.GRPCInferenceService_ServiceDesc, s.serve, s.answer), s)
 	reflection.Register(g) // the description that clients such as grpcurl ask for; it is in the repository anyway
 	done := make(chan error, 1)
 	go func() { done <- g.Serve(netutil.LimitListener(l, s.o.MaxConns)) }()
@@ -155,41 +160,11 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-// unary makes a status of every error, and of a panic.
-func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (res any, err error) {
-	c := callIn(ctx)
-	if c == nil {
-		return nil, s.status(ctx, info.FullMethod, errUnseen)
-	}
-	ctx, id := named(ctx)
-	_ = grpc.SetHeader(ctx, metadata.Pairs(idHeader, id))
-	defer func() {
-		if p := recover(); p != nil {
-			res, err = nil, fmt.Errorf("panic: %v\n%s", p, debug.Stack())
-		}
-		var code int
-		err, code = s.word(ctx, info.FullMethod, err)
-		if needOf(info.FullMethod) == fhttp.NeedAdmin {
-			path := info.FullMethod
-			if named, ok := req.(interface{ GetModelName() string }); ok {
-				path += " " + named.GetModelName()
-			}
-			s.record(c, path, code, err)
-		}
-	}()
-	c.arrived()
-	return h(ctx, req)
-}
-
-func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) (err error) {
+// serve is around every call: it makes a status of every error, and of a panic.
+func (s *Server) serve(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) (err error) {
 	c := callIn(ss.Context())
 	if c == nil {
 		return s.status(ss.Context(), info.FullMethod, errUnseen)
-	}
-	c.arrived() // a stream may rest for as long as its client likes
-	defer s.streams.Add(-1)
-	if s.streams.Add(1) > maxOpenStreams {
-		return status.Error(codes.Unavailable, "too many streams are open; retry later")
 	}
 	ctx, id := named(ss.Context())
 	_ = ss.SetHeader(metadata.Pairs(idHeader, id))
@@ -197,9 +172,57 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
-		err = s.status(ctx, info.FullMethod, err)
+		var code int
+		err, code = s.word(ctx, info.FullMethod, err)
+		if needOf(info.FullMethod) == fhttp.NeedAdmin {
+			s.record(c, strings.TrimSpace(info.FullMethod+" "+c.about), code, err)
+		}
 	}()
-	return h(srv, namedStream{ss, ctx})
+	if info.IsClientStream {
+		c.rest()
+		defer s.streams.Add(-1)
+		if s.streams.Add(1) > maxOpenStreams {
+			return fhttp.Busy("too many streams are open; retry later")
+		}
+	}
+	return h(srv, arriving{ss, ctx, c})
+}
+
+// answer is around every call with one request, which has arrived.
+func (s *Server) answer(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
+	if about, ok := req.(interface{ GetModelName() string }); ok {
+		callIn(ctx).about = about.GetModelName()
+	}
+	free, err := s.take(req)
+	if err != nil {
+		return nil, err
+	}
+	defer free()
+	return h(ctx, req)
+}
+
+// take looks at the names in a request, and takes its memory from the budget for
+// all of them.
+func (s *Server) take(req any) (free func(), err error) {
+	model, version := "", ""
+	switch r := req.(type) {
+	case interface{ GetModelName() string }:
+		model = r.GetModelName()
+	case interface{ GetName() string }:
+		model = r.GetName()
+	}
+	switch r := req.(type) {
+	case interface{ GetModelVersion() string }:
+		version = r.GetModelVersion()
+	case interface{ GetVersion() string }:
+		version = r.GetVersion()
+	}
+	if err := fhttp.CheckNames(model, version); err != nil {
+		return nil, err
+	}
+	m, _ := req.(proto.Message)
+	n := int64(proto.Size(m))
+	return func() { s.b.Free(n) }, s.b.Hold(n)
 }
 
 // idHeader carries the id that a call has in the log, both ways.
@@ -218,14 +241,6 @@ func idOf(ctx context.Context) string {
 	id, _ := ctx.Value(idKey{}).(string)
 	return id
 }
-
-// namedStream is a stream whose calls have an id.
-type namedStream struct {
-	grpc.ServerStream
-	ctx context.Context
-}
-
-func (s namedStream) Context() context.Context { return s.ctx }
 
 // codeOf maps the statuses of package http to gRPC's codes
 // (google/rpc/code.proto names the HTTP status of each).
@@ -249,8 +264,11 @@ func (s *Server) word(ctx context.Context, method string, err error) (error, int
 	if err == nil {
 		return nil, http.StatusOK
 	}
-	if st, ok := status.FromError(err); ok {
-		return st.Err(), http.StatusForbidden // grpc's own, or errElsewhere
+	if st, ok := status.FromError(err); ok { // grpc's own, errSlow or errElsewhere
+		if st.Code() == codes.PermissionDenied {
+			return err, http.StatusForbidden
+		}
+		return err, http.StatusBadRequest
 	}
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return status.Error(codes.Canceled, "the client left"), statusClientGone
@@ -263,11 +281,17 @@ func (s *Server) word(ctx context.Context, method string, err error) (error, int
 	case !known:
 		c = codes.Internal
 	}
+	st := status.New(c, text)
 	if retry > 0 {
-		// As HTTP's Retry-After; a client that does not know it loses nothing.
-		_ = grpc.SetTrailer(ctx, metadata.Pairs("retry-after", strconv.Itoa(retry)))
+		after := time.Duration(retry) * time.Second
+		if with, err := st.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(after)}); err == nil {
+			st = with
+		}
+		// For clients with a retry policy (gRFC A6), and as HTTP has it. A call that
+		// is refused by its header has no trailer but the status.
+		_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", strconv.FormatInt(after.Milliseconds(), 10), "retry-after", strconv.Itoa(retry)))
 	}
-	return status.Error(c, text), code
+	return st.Err(), code
 }
 
 // statusClientGone is nginx's status of a request whose client left.

@@ -34,6 +34,8 @@ import (
 type oneModel struct {
 	q      *batch.Queue
 	loaded int
+	engine *fake.Engine
+	server *fhttp.Server // that answers from it
 }
 
 func (m *oneModel) List() []fhttp.ModelInfo {
@@ -46,8 +48,15 @@ func (m *oneModel) Acquire(_ context.Context, name, version string) (fhttp.Lease
 	}
 	return lease{m.q}, nil
 }
-func (m *oneModel) Load(context.Context, string) error   { m.loaded++; return nil }
-func (m *oneModel) Unload(context.Context, string) error { m.loaded--; return nil }
+func (m *oneModel) Load(_ context.Context, name string) error   { return m.change(name, 1) }
+func (m *oneModel) Unload(_ context.Context, name string) error { return m.change(name, -1) }
+func (m *oneModel) change(name string, by int) error {
+	if name != "m" {
+		return fmt.Errorf("%w: model %q", registry.ErrNotFound, name)
+	}
+	m.loaded += by
+	return nil
+}
 
 type lease struct{ *batch.Queue }
 
@@ -79,13 +88,19 @@ func start(t *testing.T, m fake.Model, keys *access.Keyring) (pb.GRPCInferenceSe
 // serve is start for a client of the caller's: it returns the address.
 func serve(t *testing.T, m fake.Model, set func(*fhttp.Config), o Options) (string, *oneModel) {
 	t.Helper()
+	return serveAt(t, "127.0.0.1:0", m, set, o)
+}
+
+// serveAt listens on an address.
+func serveAt(t *testing.T, listen string, m fake.Model, set func(*fhttp.Config), o Options) (string, *oneModel) {
+	t.Helper()
 	e := &fake.Engine{}
 	e.Add(fake.Any, m)
 	session, err := e.OpenFile(t.Context(), "m", engine.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	models := &oneModel{q: batch.New(batch.Options{}).Queue(session, batch.QueueOptions{})}
+	models := &oneModel{q: batch.New(batch.Options{}).Queue(session, batch.QueueOptions{}), engine: e}
 	cfg := fhttp.Config{Models: models, Version: "test", Logs: logs.New(io.Discard, logs.Defaults()), Trace: trace.New(trace.Options{Dir: t.TempDir()})}
 	if set != nil {
 		set(&cfg)
@@ -94,7 +109,8 @@ func serve(t *testing.T, m fake.Model, set func(*fhttp.Config), o Options) (stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	models.server = h
+	l, err := net.Listen("tcp", listen)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,6 +129,7 @@ func serve(t *testing.T, m fake.Model, set func(*fhttp.Config), o Options) (stri
 				t.Fatalf("%d calls are still counted as arriving, %d streams as open", s.arriving.Load(), s.streams.Load())
 			}
 		}
+		heldIs(t, h, 0)
 	})
 	return l.Addr().String(), models
 }

@@ -10,7 +10,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/grpc/pb"
@@ -21,15 +20,10 @@ import (
 
 // ModelInfer answers one inference.
 func (s *Server) ModelInfer(ctx context.Context, r *pb.ModelInferRequest) (*pb.ModelInferResponse, error) {
-	release, err := s.b.Hold(int64(proto.Size(r)))
-	if err != nil {
-		return nil, err
-	}
-	defer release()
 	var ans *pb.ModelInferResponse
 	origin := trace.Origin{Arrival: time.Now(), ID: idOf(ctx)}
 	origin.Header, _ = metadata.FromIncomingContext(ctx)
-	err = s.b.Infer(ctx, r.GetModelName(), r.GetModelVersion(), origin,
+	err := s.b.Infer(ctx, r.GetModelName(), r.GetModelVersion(), origin,
 		func(engine.IOSpec) (fhttp.Call, error) { return callOf(r) },
 		func(l fhttp.Lease, names []string, res engine.Result) error {
 			ans = answer(r, l, names, res)
@@ -75,6 +69,11 @@ func (s *Server) streamed(stream grpc.ServerStream, r *pb.ModelInferRequest, fir
 			return nil, err
 		}
 	}
+	free, err := s.take(r)
+	if err != nil {
+		return nil, err
+	}
+	defer free()
 	return s.ModelInfer(stream.Context(), r)
 }
 

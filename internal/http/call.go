@@ -61,15 +61,18 @@ func (s *Server) Infer(ctx context.Context, model, version string, origin trace.
 	})
 }
 
-// Hold takes n bytes of the budget for the bodies of all requests. release gives
-// them back.
-func (s *Server) Hold(n int64) (release func(), err error) {
-	if err := s.hold(n); err != nil {
-		s.bodies.Add(-n)
-		return nil, err
+// Hold takes n bytes of the budget for the bodies of all requests, until Free.
+// After an error it has taken none.
+func (s *Server) Hold(n int64) error {
+	err := s.hold(n)
+	if err != nil {
+		s.Free(n)
 	}
-	return func() { s.bodies.Add(-n) }, nil
+	return err
 }
+
+// Free gives n bytes back that Hold has taken.
+func (s *Server) Free(n int64) { s.bodies.Add(-n) }
 
 // outputNames checks the outputs that a request asks for.
 func outputNames(spec engine.IOSpec, wanted []string) ([]string, error) {
@@ -92,6 +95,24 @@ func outputNames(spec engine.IOSpec, wanted []string) ([]string, error) {
 
 // BadRequest is an error that is the client's fault.
 func BadRequest(format string, args ...any) error { return badf(format, args...) }
+
+// CheckNames refuses names of a model and a version that no model can have; ""
+// is none.
+func CheckNames(model, version string) error {
+	if model != "" {
+		if err := checkName("model", model); err != nil {
+			return err
+		}
+	}
+	if version != "" {
+		return checkName("version", version)
+	}
+	return nil
+}
+
+// Busy is an error of a server that has too much to do: another try makes sense
+// soon.
+func Busy(format string, args ...any) error { return busyf(format, args...) }
 
 // Explain maps an error of this package's methods to an HTTP status, its text
 // for the client and the seconds after which a retry makes sense, 0 for none.

@@ -278,14 +278,14 @@ func TestBodiesHeldWhileWaiting(t *testing.T) {
 	if n := f.bodies.Load(); n < int64(len(body))/2 {
 		t.Errorf("%d bytes are accounted for while a body of %d waits", n, len(body))
 	}
-	release, err := f.Hold(MaxBodiesInFlight - f.bodies.Load())
-	if err != nil {
+	rest := MaxBodiesInFlight - f.bodies.Load()
+	if err := f.Hold(rest); err != nil {
 		t.Fatal(err)
 	}
 	if a := f.call(t, "POST", "/v2/models/held/infer", body); a.status != 503 || a.header.Get("Retry-After") == "" {
 		t.Errorf("past the budget: %d", a.status)
 	}
-	release()
+	f.Free(rest)
 	close(gate)
 	if a := <-done; a.status != 200 {
 		t.Errorf("%d %.200s", a.status, a.body)
