@@ -55,6 +55,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 		Example: `  fewbit quantize model.onnx -o small.onnx --calib texts.jsonl --eval labelled.jsonl
   fewbit quantize model.onnx -o small.onnx --scheme int8-dynamic --report run.html
   fewbit quantize model.onnx -o small.onnx --recipe recipe.yaml
+  fewbit quantize model.onnx -o small.onnx --recipe nlp --calib texts.jsonl
   fewbit quantize model.onnx -o small.onnx --calib texts.jsonl --operators 'Gather=int4,/encoder/layer.11/*=fp32'
   fewbit quantize model.onnx -o small.onnx --calib images/ --target qdq --exclude Conv_0,Gemm`,
 		Args: exactArgs("MODEL.onnx"),
@@ -62,7 +63,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	}
 	f := cmd.Flags()
 	f.StringVarP(&q.out, "out", "o", "", "where the quantized model goes")
-	f.StringVar(&q.recipe, "recipe", "", "read settings from this YAML file: the names of these flags; flags given here win")
+	f.StringVar(&q.recipe, "recipe", "", "read settings from this YAML file, the names of these flags, or from a built-in recipe ("+recipeNames+"); flags given here win")
 	f.StringVar(&q.scheme, "scheme", "", "int8 (static, needs --calib), int8-dynamic, int4 or fp16 (weights only), mixed (int8 with --operators) (default int8)")
 	f.StringVar(&q.calib, "calib", "", "calibration data, or a calibration table")
 	f.StringVar(&q.method, "method", "", "range method: auto, minmax, entropy, percentile[:P], mse or moving-average (default auto: per tensor by the operator's output error)")
@@ -73,7 +74,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	f.IntVar(&q.samples, "samples", 0, fmt.Sprintf("calibrate with this many samples, spread over the data (0: %d)", pipeline.DefaultSamples))
 	f.StringVar(&q.precision, "precision", "", precisionHelp)
 	f.StringSliceVar(&q.exclude, "exclude", nil, "operator names or types that stay in float")
-	f.Var(&q.operators, "operators", "precision of single operators, MATCH=int8|int8-dynamic|int4|fp16|fp32 by name or type, * for any characters; later ones win")
+	f.Var(&q.operators, "operators", "precision of single operators, MATCH=int8|int8-dynamic|int4|fp16|fp32 by name, type or class (@embeddings, @attention, @head, @convolutions, @matmuls), * for any characters; later ones win")
 	f.StringVar(&q.eval, "eval", "", "evaluation data, labelled or not")
 	f.IntVar(&q.evalSamples, "eval-samples", 0, "evaluate on this many samples (0: all)")
 	f.IntVar(&q.maxTokens, "max-tokens", 0, fmt.Sprintf("cut texts to this many tokens (0: %d)", task.DefaultMaxTokens))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"embed"
 	"errors"
 	"fmt"
 	"io"
@@ -22,13 +23,27 @@ const maxRecipeBytes = 1 << 20
 // notInRecipes are flags that say how one call is shown, not what is done.
 var notInRecipes = []string{"recipe", "json", "help", "dump-pass", "time-passes", "ort-lib", "cpu-lib", "out"}
 
-// applyRecipe sets the flags that the YAML file names and the command line
-// does not. Unknown and repeated names are errors that give the line.
+// recipes are those for a kind of models, by the name that --recipe takes.
+//
+//go:embed recipes/*.yaml
+var recipes embed.FS
+
+// recipeNames lists the built-in recipes for people.
+const recipeNames = "nlp, cv or multimodal"
+
+// applyRecipe sets the flags that the YAML file, or the built-in recipe, names and
+// the command line does not. Unknown and repeated names are errors that give the line.
 func applyRecipe(flags *pflag.FlagSet, path string) error {
 	name := filepath.Base(path)
+	if b, err := recipes.ReadFile("recipes/" + path + ".yaml"); err == nil && name == path {
+		if err := setRecipe(flags, b); err != nil {
+			return usagef("recipe %s: %w", name, err)
+		}
+		return nil
+	}
 	f, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("recipe %s: %w", name, bare.Error(err))
+		return fmt.Errorf("recipe %s: %w; give a YAML file, or %s", name, bare.Error(err), recipeNames)
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxRecipeBytes+1))

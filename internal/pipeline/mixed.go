@@ -15,10 +15,20 @@ import (
 type assignment map[*graph.Node]quant.Precision
 
 // assign applies the rules to the prepared model; later ones win. A rule that
-// matches nothing is an *UnknownOperator.
+// matches nothing is an *UnknownOperator, unless it is for a class.
 func (ops operators) assign(m *graph.Model, rules []quant.Rule) (assignment, error) {
 	a := assignment{}
 	for _, r := range rules {
+		if quant.IsClass(r.Match) {
+			nodes, ok := quant.ClassOf(m, r.Match, r.Precision)
+			if !ok {
+				return nil, fmt.Errorf("%w: %s: no such class of operators; use %s", quant.ErrConfig, r.Prefix(), strings.Join(quant.ClassNames(), ", "))
+			}
+			for _, n := range nodes {
+				a[n] = r.Precision
+			}
+			continue
+		}
 		matches := func(n *graph.Node) bool { return r.Matches(n.Name) || r.Matches(n.Op) }
 		if !strings.Contains(r.Match, "*") {
 			names, err := ops.resolve(m, []string{r.Match})

@@ -60,7 +60,7 @@ func (h Half) Run(_ context.Context, m *graph.Model) (Stats, error) {
 	}
 	g.Nodes = append(casts, g.Nodes...)
 	g.Prune()
-	if count == 0 {
+	if count == 0 && h.Only == nil {
 		return Stats{}, fmt.Errorf("%w: no float weight of %d elements or more", ErrNothing, halfMin)
 	}
 	return Stats{Changed: count, Note: fmt.Sprintf("%d weights in FP16, %d kept in FP32 for values past %d", count, kept, halfMax)}, nil

@@ -143,7 +143,8 @@ func Front(all []report.Trial) []int {
 func (s *Search) Run(ctx context.Context) error {
 	s.units, s.seen = map[quant.Target][]Unit{}, map[string]bool{}
 	targets := s.Space.Targets
-	if len(s.Space.Rules) == 0 {
+	// Rules ask for no less than they say: only FP32 forbids half precision.
+	if !slices.ContainsFunc(s.Space.Rules, func(r quant.Rule) bool { return r.Precision == quant.PrecisionFP32 }) {
 		if _, err := s.try(ctx, Candidate{Label: "FP16 weights", Scheme: quant.FP16, Target: targets[0], Safe: true}); err != nil {
 			return err
 		}
