@@ -38,15 +38,19 @@ func Say(format string, args ...any) {
 type Result struct {
 	name, title, how string
 	engine           string
-	loadBefore       float64
-	busy, stolen     float64 // processor time of the machine at the start
-	Rows             []Row
+	// LoadBefore is the load average before anything was measured.
+	LoadBefore   float64
+	busy, stolen float64 // processor time of the machine at the start
+	Rows         []Row
+	// Command made the result; Facts are what else it found, for plots and pages. Both may be left out.
+	Command string
+	Facts   any
 }
 
 // NewResult begins a result; engineVersion is ONNX Runtime's.
 func NewResult(name, title, how, engineVersion string) *Result {
 	r := &Result{name: name, title: title, how: how, engine: engineVersion}
-	r.loadBefore, _ = LoadAverage()
+	r.LoadBefore, _ = LoadAverage()
 	r.busy, r.stolen = cpuTime()
 	return r
 }
@@ -73,14 +77,21 @@ func (r *Result) Write(path string) error {
 	if Full() {
 		mode = "full"
 	}
-	b, err := json.MarshalIndent(map[string]any{
+	body := map[string]any{
 		"name": r.name, "title": r.title, "how": r.how, "mode": mode, "rows": r.Rows,
 		"machine":  map[string]any{"cores": engine.AvailableCPUs(), "cpu": cpuName(), "system": runtime.GOOS + "/" + runtime.GOARCH},
 		"versions": map[string]string{"onnxruntime": r.engine, "go": runtime.Version()},
 		"commit":   git("rev-parse", "HEAD"), "changed_files": len(strings.Fields(git("status", "--porcelain"))) / 2,
-		"noise": map[string]any{"load1_before": r.loadBefore, "load1_after": loadAfter, "stolen_share": share},
+		"noise": map[string]any{"load1_before": r.LoadBefore, "load1_after": loadAfter, "stolen_share": share},
 		"when":  time.Now().UTC().Format(time.RFC3339),
-	}, "", " ")
+	}
+	if r.Command != "" {
+		body["command"] = r.Command
+	}
+	if r.Facts != nil {
+		body["facts"] = r.Facts
+	}
+	b, err := json.MarshalIndent(body, "", " ")
 	if err != nil {
 		return err
 	}

@@ -3,11 +3,8 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"math"
-	"math/rand/v2"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/fewbit/fewbit/benchmarks/harness"
@@ -74,55 +71,4 @@ func (a *asker) request(deadline time.Duration) func() error {
 // null asks for what needs no work.
 func (a *asker) null() error {
 	return a.conns.do(rawRequest("GET", a.host, "/v2/health/live", nil, nil))
-}
-
-// sample is one request of an open loop.
-type sample struct {
-	due, took time.Duration // since the loop began, and from then to the answer
-	err       error
-}
-
-// openLoop sends requests at the rate (a second), at Poisson arrivals, for so
-// long, and waits for all answers.
-func openLoop(f func() error, rate float64, length time.Duration, seed uint64) []sample {
-	r := rand.New(rand.NewPCG(seed, 1))
-	var due []time.Duration
-	for at := 0.0; ; {
-		at += -math.Log(1-r.Float64()) / rate
-		if d := time.Duration(at * float64(time.Second)); d < length {
-			due = append(due, d)
-			continue
-		}
-		break
-	}
-	samples := make([]sample, len(due))
-	var wg sync.WaitGroup
-	start := time.Now()
-	for i, d := range due {
-		if wait := d - time.Since(start); wait > 0 {
-			time.Sleep(wait)
-		}
-		wg.Go(func() {
-			err := f()
-			samples[i] = sample{due: d, took: time.Since(start) - d, err: err}
-		})
-	}
-	wg.Wait()
-	return samples
-}
-
-// tally sorts what became of the requests of an open loop.
-type tally struct {
-	Sent     int     `json:"sent"`
-	Answered int     `json:"answered"`
-	Refused  int     `json:"refused"` // 503 or 429
-	Failed   int     `json:"failed"`  // anything else
-	P50MS    float64 `json:"p50_ms"`
-	P90MS    float64 `json:"p90_ms"`
-	P99MS    float64 `json:"p99_ms"`
-	MaxMS    float64 `json:"max_ms"`
-	// RefusedP99MS is how long a refusal took.
-	RefusedP99MS float64 `json:"refused_p99_ms,omitempty"`
-
-	example error // of the failed
 }

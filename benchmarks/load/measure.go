@@ -41,47 +41,11 @@ func length(quick, full time.Duration) time.Duration {
 	return quick
 }
 
-func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-
-// quantile returns the value below which a share q of the durations lies
-// (nearest rank).
-func quantile(sorted []time.Duration, q float64) time.Duration {
-	if len(sorted) == 0 {
-		return 0
-	}
-	return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)]
-}
-
-func count(samples []sample) tally {
-	t := tally{Sent: len(samples)}
-	var took, refused []time.Duration
-	for _, s := range samples {
-		switch {
-		case s.err == nil:
-			took = append(took, s.took)
-		case harness.Refused(s.err):
-			refused = append(refused, s.took)
-		default:
-			t.Failed++
-			t.example = s.err
-		}
-	}
-	slices.Sort(took)
-	slices.Sort(refused)
-	t.Answered, t.Refused = len(took), len(refused)
-	t.P50MS, t.P90MS, t.P99MS = milliseconds(quantile(took, .5)), milliseconds(quantile(took, .9)), milliseconds(quantile(took, .99))
-	t.MaxMS, t.RefusedP99MS = milliseconds(quantile(took, 1)), milliseconds(quantile(refused, .99))
-	if t.Failed > 0 {
-		harness.Say("%d of %d requests failed, for example: %v", t.Failed, t.Sent, t.example)
-	}
-	return t
-}
-
 // nullEndpoint measures a request that does nothing: what the machine adds.
 func nullEndpoint(res *harness.Result, a *asker) (p99 time.Duration, err error) {
 	const rate = 100
-	openLoop(a.null, rate, time.Second, 1)
-	t := count(openLoop(a.null, rate, length(4*time.Second, 10*time.Second), 2))
+	harness.OpenLoop(a.null, rate, time.Second, 1)
+	t := harness.Count(harness.OpenLoop(a.null, rate, length(4*time.Second, 10*time.Second), 2))
 	if t.Answered == 0 {
 		return 0, errNoAnswer
 	}
@@ -135,7 +99,7 @@ func saturation(ctx context.Context, res *harness.Result, a *asker, s engine.Ses
 	holds := ratio >= barSaturation
 	res.Add(harness.Row{What: "BERT-base INT8 saturated, requests a second", Ours: fmt.Sprintf("%.1f", best), Peer: fmt.Sprintf("session in process: %.1f", median(raw)),
 		Ratio: &ratio, Bar: fmt.Sprintf(">= %.2fx", barSaturation), Holds: &holds,
-		Details: map[string]any{"clients": clients, "seconds_each": each.Seconds(), "in_process": raw, "served": served, "ratios": ratios, "session_ms": milliseconds(p50)}})
+		Details: map[string]any{"clients": clients, "seconds_each": each.Seconds(), "in_process": raw, "served": served, "ratios": ratios, "session_ms": harness.Milliseconds(p50)}})
 	return best, p50, nil
 }
 
@@ -183,23 +147,23 @@ func rateOf(ends []time.Duration) float64 {
 
 // ideal is what the same arrivals would see at a server that does nothing but
 // run one request after the other, each for the same time (Lindley's recursion).
-func ideal(samples []sample, service time.Duration) tally {
+func ideal(samples []harness.Sample, service time.Duration) harness.Tally {
 	took := make([]time.Duration, len(samples))
 	free := time.Duration(0)
 	for i, s := range samples {
-		free = max(free, s.due) + service
-		took[i] = free - s.due
+		free = max(free, s.Due) + service
+		took[i] = free - s.Due
 	}
 	slices.Sort(took)
-	return tally{Sent: len(took), Answered: len(took), P50MS: milliseconds(quantile(took, .5)), P90MS: milliseconds(quantile(took, .9)),
-		P99MS: milliseconds(quantile(took, .99)), MaxMS: milliseconds(quantile(took, 1))}
+	return harness.Tally{Sent: len(took), Answered: len(took), P50MS: harness.Milliseconds(harness.Quantile(took, .5)), P90MS: harness.Milliseconds(harness.Quantile(took, .9)),
+		P99MS: harness.Milliseconds(harness.Quantile(took, .99)), MaxMS: harness.Milliseconds(harness.Quantile(took, 1))}
 }
 
 // poisson measures the latency at a share of what saturates the server.
 func poisson(res *harness.Result, a *asker, full float64) {
 	rate := poissonShare * full
-	samples := openLoop(a.request(0), rate, length(25*time.Second, 120*time.Second), 3)
-	t, best := count(samples), ideal(samples, time.Duration(float64(time.Second)/full))
+	samples := harness.OpenLoop(a.request(0), rate, length(25*time.Second, 120*time.Second), 3)
+	t, best := harness.Count(samples), ideal(samples, time.Duration(float64(time.Second)/full))
 	ratio := t.P99MS / max(t.P50MS, 1e-3)
 	holds := ratio <= barPoisson && t.Refused+t.Failed == 0
 	res.Add(harness.Row{What: fmt.Sprintf("BERT-base INT8, Poisson arrivals at %.0f %% of saturation, p99 against p50", 100*poissonShare),
@@ -226,14 +190,14 @@ func overload(res *harness.Result, a *asker, full float64, target time.Duration)
 		}
 	}()
 	span := length(10*time.Second, 30*time.Second)
-	storm := openLoop(f, overloadTimes*full, span, 4)
-	calm := openLoop(f, afterShare*full, 4*time.Second, 5)
+	storm := harness.OpenLoop(f, overloadTimes*full, span, 4)
+	calm := harness.OpenLoop(f, afterShare*full, 4*time.Second, 5)
 	close(stop)
 	most := <-peak
-	t := count(storm)
+	t := harness.Count(storm)
 	good := 0
 	for _, s := range storm {
-		if s.err == nil && s.took <= target {
+		if s.Err == nil && s.Took <= target {
 			good++
 		}
 	}
@@ -243,7 +207,7 @@ func overload(res *harness.Result, a *asker, full float64, target time.Duration)
 	res.Add(harness.Row{What: fmt.Sprintf("overload %dx, answers within the target of %v a second", overloadTimes, target), Ours: fmt.Sprintf("%.1f", goodput),
 		Peer: fmt.Sprintf("saturation: %.1f", full), Ratio: &ratio, Bar: fmt.Sprintf(">= %.2fx", barGoodput), Holds: &holds,
 		Details: map[string]any{"rate": overloadTimes * full, "seconds": span.Seconds(), "latency": t}})
-	inTime := t.P99MS <= milliseconds(target) && t.Answered > 0
+	inTime := t.P99MS <= harness.Milliseconds(target) && t.Answered > 0
 	res.Add(harness.Row{What: fmt.Sprintf("overload %dx, p99 of what is answered", overloadTimes), Ours: fmt.Sprintf("%.1f ms (n = %d)", t.P99MS, t.Answered),
 		Peer: fmt.Sprintf("refusals: p99 %.1f ms (n = %d)", t.RefusedP99MS, t.Refused), Bar: fmt.Sprintf("<= %v", target), Holds: &inTime, Details: t})
 	grown := float64(most) / max(float64(before), 1)
@@ -252,19 +216,19 @@ func overload(res *harness.Result, a *asker, full float64, target time.Duration)
 		Peer: fmt.Sprintf("before: %.0f MB", float64(before)/1e6), Ratio: &grown, Bar: fmt.Sprintf("<= %.2fx", barMemory), Holds: &bounded, Details: map[string]int64{"before": before, "most": most}})
 	last, row := time.Duration(0), 0
 	for _, s := range calm {
-		if row++; s.err != nil || s.took > target {
+		if row++; s.Err != nil || s.Took > target {
 			row = 0
 		}
 		if row == recovered {
 			break
 		}
 		if row == 0 {
-			last = s.due
+			last = s.Due
 		}
 	}
 	back := last <= barRecovery && row == recovered
 	res.Add(harness.Row{What: fmt.Sprintf("after overload, at %.0f %% of saturation, until %d in a row are in time", 100*afterShare, recovered), Ours: fmt.Sprintf("%.2f s", last.Seconds()),
-		Bar: fmt.Sprintf("<= %v", barRecovery), Holds: &back, Details: count(calm)})
+		Bar: fmt.Sprintf("<= %v", barRecovery), Holds: &back, Details: harness.Count(calm)})
 }
 
 // cycles loads, asks and unloads a model many times.

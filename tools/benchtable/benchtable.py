@@ -1,20 +1,24 @@
 #!/usr/bin/env python3
-"""Writes the results in benchmarks/results/*.json into the README as a table.
+"""Writes the results in benchmarks/results/*.json into the README as a table, and
+into docs/benchmarks.md and docs/plots/*.svg.
 
     python3 tools/benchtable/benchtable.py [--check]
 
 The table replaces what stands between the markers below. --check changes
-nothing and exits 1 when the README does not show the committed results.
+nothing and exits 1 when one of them does not show the committed results.
 """
 import argparse
 import json
 import sys
 from pathlib import Path
 
+import page
+from plots import PLOTS
+
 ROOT = Path(__file__).resolve().parents[2]
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks/results"
 BEGIN, END = "<!-- benchmarks: made by make bench -->", "<!-- /benchmarks -->"
-ORDER = ("bert_speed", "calibration", "fidelity", "vision", "news", "overhead", "load", "loadgen", "servers")
+ORDER = ("bert_speed", "calibration", "fidelity", "vision", "news", "overhead", "load", "loadgen", "servers", "example_text", "example_image")
 
 
 def table(results):
@@ -28,30 +32,42 @@ def table(results):
     return lines
 
 
-def facts(results):
+# The plots that the README shows, at most two of those that are drawn.
+SHOWN = ("accuracy-latency", "latency-target")
+
+
+def facts(results, named):
     machines = sorted({"%s, %d cores" % (r["machine"].get("cpu", "unknown CPU"), r["machine"]["cores"]) for r in results})
     commits = sorted({r["commit"][:10] for r in results})
     noisy = [r["name"] for r in results if r["noise"]["load1_before"] > r["machine"]["cores"]]
     quick = [r["name"] for r in results if r["mode"] != "full"]
-    text = "Measured %s on %s at commit %s against onnxruntime %s; how each number was made: [benchmarks/README.md](benchmarks/README.md)." % (
+    text = "Measured %s on %s at commit %s against onnxruntime %s; every result with its n and its noise, and plots: [docs/benchmarks.md](docs/benchmarks.md); how each number was made: [benchmarks/README.md](benchmarks/README.md)." % (
         max(r["when"] for r in results)[:10], "; ".join(machines), ", ".join(commits),
         ", ".join(sorted({r["versions"]["onnxruntime"] for r in results})))
     if quick:
         text += " Quick counts (`make bench`, not `make bench-full`): %s." % ", ".join(quick)
     if noisy:
         text += " More was running than the machine has cores during: %s." % ", ".join(noisy)
-    return [text]
+    shown = ["<img src=\"docs/plots/%s.svg\" width=\"49%%\" alt=\"%s\">" % (name, chart.about) for name in SHOWN for chart in [PLOTS[name](named)] if not isinstance(chart, str)]
+    return [text] + (["", "<p align=\"center\">" + " ".join(shown) + "</p>"] if shown else [])
+
+
+def others(results):
+    """{path: text} of the page and the plots, and the plots that no result makes any more."""
+    files = {ROOT / name: text for name, text in page.page(results).items()}
+    return files, [p for p in (ROOT / "docs/plots").glob("*.svg") if p not in files]
 
 
 def main():
     ap = argparse.ArgumentParser(description="Write the benchmark results into README.md.")
     ap.add_argument("--check", action="store_true", help="only compare")
     args = ap.parse_args()
-    results = [json.loads(p.read_text()) for n in ORDER for p in [RESULTS / (n + ".json")] if p.exists()]
+    named = {p.stem: json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))}
+    results = [named[n] for n in ORDER if n in named]
     if not results:
         print("benchtable: no results in benchmarks/results; run make bench", file=sys.stderr)
         return 1
-    new = [BEGIN, ""] + table(results) + [""] + facts(results) + ["", END]
+    new = [BEGIN, ""] + table(results) + [""] + facts(results, named) + ["", END]
     if not args.check:
         print("\n".join(new[2:-2]))
     old = README.read_text(encoding="utf-8") if README.exists() else ""
@@ -60,11 +76,20 @@ def main():
         return 1
     head, rest = old.split(BEGIN, 1)
     text = head + "\n".join(new) + rest.split(END, 1)[1]
+    files, gone = others(named)
+    files[README] = text
+    stale = [f for f, t in files.items() if not f.exists() or f.read_text(encoding="utf-8") != t] + gone
     if args.check:
-        if text != old:
-            print("benchtable: README.md does not show benchmarks/results; run python3 tools/benchtable/benchtable.py", file=sys.stderr)
-        return int(text != old)
-    README.write_text(text, encoding="utf-8")
+        if stale:
+            names = ", ".join(str(f.relative_to(ROOT)) for f in stale)
+            print("benchtable: %s: not what benchmarks/results says; run python3 tools/benchtable/benchtable.py" % names, file=sys.stderr)
+        return int(bool(stale))
+    for f in gone:
+        f.unlink()
+    for f in stale:
+        if f in files:
+            f.parent.mkdir(parents=True, exist_ok=True)
+            f.write_text(files[f], encoding="utf-8")
     return 0
 
 

@@ -29,7 +29,7 @@ type page struct {
 func pages(t *testing.T) []page {
 	t.Helper()
 	var files []string
-	for _, pattern := range []string{"*.md", "docs/*.md", "docs/*/*.md", "benchmarks/*.md"} {
+	for _, pattern := range []string{"*.md", "docs/*.md", "docs/*/*.md", "benchmarks/*.md", "examples/*/*.md"} {
 		found, err := filepath.Glob(filepath.Join(root, pattern))
 		if err != nil {
 			t.Fatal(err)
@@ -218,7 +218,8 @@ func TestImportTable(t *testing.T) {
 	}
 }
 
-// TestResultsTable: the README shows the committed results of the benchmarks.
+// TestResultsTable: the README, docs/benchmarks.md and its plots show the
+// committed results of the benchmarks.
 func TestResultsTable(t *testing.T) {
 	results, err := filepath.Glob(filepath.Join(root, "benchmarks/results/*.json"))
 	if err != nil {

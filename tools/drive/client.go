@@ -33,7 +33,8 @@ type Client struct {
 
 // NewClient returns a client of the server at base.
 func NewClient(base string) *Client {
-	return &Client{Base: base, http: &http.Client{}}
+	// Under load many connections are kept, or each request would pay for a new one.
+	return &Client{Base: base, http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 256}}}
 }
 
 // Do sends one request and decodes the answer into out (which may be nil).

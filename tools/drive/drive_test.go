@@ -4,6 +4,7 @@ import (
 	"archive/zip"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -177,5 +178,57 @@ func TestProgressLines(t *testing.T) {
 	p.Done()
 	if n := strings.Count(b.String(), "\n"); n != 2 {
 		t.Errorf("%d lines, want one a phase:\n%s", n, b.String())
+	}
+}
+
+// TestSteps: what was done is kept, a failure is not, and another stamp forgets all.
+func TestSteps(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "deep", "steps.json")
+	var out strings.Builder
+	open := func(stamp string) *Steps {
+		s, err := OpenSteps(path, stamp, &out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	runs := 0
+	f := func() (int, error) { runs++; return 40 + runs, nil }
+	bad := errors.New("bad")
+	s := open("a")
+	if v, err := Do(s, "x", "first", f); v != 41 || err != nil {
+		t.Fatal(v, err)
+	}
+	if _, err := Do(s, "y", "second", func() (int, error) { return 0, bad }); !errors.Is(err, bad) {
+		t.Fatal(err)
+	}
+	s = open("a")
+	if v, err := Do(s, "x", "first", f); v != 41 || err != nil || runs != 1 {
+		t.Errorf("%d after %d runs, %v", v, runs, err)
+	}
+	if v, err := Do(s, "y", "second", f); v != 42 || err != nil {
+		t.Errorf("a step that failed is not done again: %d, %v", v, err)
+	}
+	if err := s.Forget("x"); err != nil {
+		t.Fatal(err)
+	}
+	if v, _ := Do(open("a"), "x", "first", f); v != 43 {
+		t.Errorf("a forgotten step gave %d", v)
+	}
+	if v, _ := Do(open("b"), "y", "second", f); v != 44 {
+		t.Errorf("another stamp gave %d", v)
+	}
+	if n := strings.Count(out.String(), "kept from"); n != 1 {
+		t.Errorf("%d steps kept, want 1:\n%s", n, out.String())
+	}
+}
+
+func TestNeedSpace(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "not", "there")
+	if err := NeedSpace(dir, 1); err != nil {
+		t.Error(err)
+	}
+	if err := NeedSpace(dir, 1<<62); err == nil || !strings.Contains(err.Error(), "GB are needed") {
+		t.Errorf("error %v", err)
 	}
 }

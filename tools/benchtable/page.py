@@ -1,0 +1,92 @@
+"""docs/benchmarks.md: every committed result, each row with its command, machine, n and noise."""
+from plots import PLOTS
+
+ORDER = ("bert_speed", "openvino_cpu", "native_cpu", "calibration", "fidelity", "accuracy", "vision", "news", "overhead", "load", "loadgen", "servers",
+         "example_text", "example_image")
+HEAD = """# Benchmarks
+
+Made by `python3 tools/benchtable/benchtable.py` from `benchmarks/results/*.json`, which hold the raw numbers; `go test
+./tools/doccheck` fails when this page or a plot is not what they say. How each benchmark works, and what it takes:
+[benchmarks/README.md](../benchmarks/README.md). How numbers are made: [testing.md](testing.md#how-benchmark-numbers-are-made).
+`make bench-full` runs all of them; the command of each is below its name.
+
+A row is a ratio against a peer in the same run wherever there is one: latencies of two sections were not measured together. n is
+the number of samples behind the row. Load is the one-minute average before and after, with the number of cores; above that number
+other programs were running, and only ratios mean something. Stolen is the share of time that the hypervisor took.
+"""
+
+
+def holds(row):
+    return {True: "holds", False: "**missed**", None: ""}[row["holds"]]
+
+
+def count(details):
+    """The samples behind a row: the first n (or samples, or rounds) in its details, at any depth."""
+    if isinstance(details, dict):
+        for key in ("n", "samples", "answered", "rounds"):
+            v = details.get(key)
+            if isinstance(v, int) and not isinstance(v, bool):
+                return str(v)
+        for v in details.values():
+            n = count(v)
+            if n:
+                return n
+    return ""
+
+
+def cell(text):
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def command(r):
+    return r.get("command") or "ONLY=%s make bench%s" % (r["name"], "-full" if r["mode"] == "full" else "")
+
+
+def facts(r):
+    m, noise = r["machine"], r["noise"]
+    parts = ["`%s`" % command(r), "%s, %d cores" % (m.get("cpu", "unknown CPU"), m["cores"]), r["when"][:10],
+             "commit %s%s" % (r["commit"][:10], " with %d changed files" % r["changed_files"] if r["changed_files"] else ""),
+             ", ".join("%s %s" % (k, v.removeprefix("go")) for k, v in sorted(r["versions"].items())),
+             "load %.1f to %.1f%s" % (noise["load1_before"], noise["load1_after"], " **(busy)**" if noise["load1_before"] > m["cores"] else "")]
+    if noise.get("stolen_share") is not None:
+        parts.append("stolen %.1f %%" % (100 * noise["stolen_share"]))
+    parts.append("full counts" if r["mode"] == "full" else "quick counts")
+    return " · ".join(parts)
+
+
+def section(r):
+    lines = ["## " + r["title"], "", facts(r), "", "\n".join(" ".join(p.split()) for p in r["how"].split("\n\n")), "",
+             "| what | fewbit | peer | ratio | n | bar | |", "|---|---|---|---|---|---|---|"]
+    for row in r["rows"]:
+        ratio = "" if row["ratio"] is None else "%.2fx" % row["ratio"]
+        lines.append("| " + " | ".join(cell(c) for c in (row["what"], row["ours"], row["peer"], ratio, count(row["details"]), row["bar"], holds(row))) + " |")
+    return lines + [""]
+
+
+def plots(results):
+    """({file: svg}, [markdown lines]) of what was measured."""
+    files, lines, missing = {}, [], []
+    for name, draw in PLOTS.items():
+        chart = draw(results)
+        if isinstance(chart, str):
+            missing.append(chart)
+            continue
+        files["docs/plots/%s.svg" % name] = chart.render()
+        lines += ["![%s](plots/%s.svg)" % (chart.about, name), ""]
+    demo = results.get("demo", {}).get("report")
+    if demo:
+        lines += ["What the plots say of the news classifier is `make run`'s (%s, %s)." % (demo["created"][:10], demo["machine"]["cpu"]), ""]
+    if missing:
+        lines += ["Not drawn, because it was not measured yet:", ""] + ["- %s" % m for m in missing] + [""]
+    return files, lines
+
+
+def page(results):
+    """({file: text}) of the page and its plots."""
+    files, lines = plots(results)
+    text = [HEAD] + ["## Plots", ""] + lines
+    known = [n for n in ORDER if n in results] + sorted(n for n in results if n not in ORDER and "rows" in results[n])
+    for n in known:
+        text += section(results[n])
+    files["docs/benchmarks.md"] = "\n".join(text).rstrip() + "\n"
+    return files
