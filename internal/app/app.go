@@ -33,6 +33,7 @@ import (
 	"github.com/fewbit/fewbit/internal/rollout/capture"
 	"github.com/fewbit/fewbit/internal/telemetry"
 	"github.com/fewbit/fewbit/internal/trace"
+	"github.com/fewbit/fewbit/internal/trace/profiler"
 )
 
 // Layout of the data directory.
@@ -173,7 +174,16 @@ func (a *App) openTrace(ctx context.Context, version string) (err error) {
 			return usageError{fmt.Errorf("--otlp: %w", err)}
 		}
 	}
-	a.trace = trace.New(trace.Options{Dir: filepath.Join(a.cfg.DataDir, tracesDir), Process: "fewbit serve " + version, Exporter: a.exporter, Log: a.log})
+	var markers []trace.Marker
+	profilers, err := profiler.Open()
+	if err != nil {
+		a.log.Warn("a profiler does not see requests", "reason", err)
+	}
+	for _, m := range profilers {
+		a.log.Info("a profiler sees requests", "by", m)
+		markers = append(markers, m)
+	}
+	a.trace = trace.New(trace.Options{Dir: filepath.Join(a.cfg.DataDir, tracesDir), Process: "fewbit serve " + version, Exporter: a.exporter, Markers: markers, Log: a.log})
 	return nil
 }
 
