@@ -98,6 +98,8 @@ ifdef EMULATED
 	$(CUDA_GO) emulated exec $(GO) run $(STATICCHECK) -tags cuda,cudaemu $(CUDA_PACKAGES)
 	$(CUDA_GO) emulated exec $(GO) run $(GOLANGCI_LINT) run --build-tags cuda,cudaemu $(CUDA_PACKAGES)
 	$(CUDA_GO) emulated test -race -json -timeout 30m ./internal/engine/cuda/... | $(GO) run ./tools/testreport
+	$(CUDA_GO) emulated test -race -short -json -timeout 30m ./cuda/... | $(GO) run ./tools/testreport
+	$(CUDA_GO) emulated test -race -json -timeout 30m -run OnTheGPU ./internal/app | $(GO) run ./tools/testreport
 endif
 
 cuda: ## bin/fewbit and bin/serve with the CUDA kernels, for machines with and without a GPU

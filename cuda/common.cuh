@@ -9,6 +9,7 @@ __host__ __device__ constexpr int64_t fb_ceil_div(int64_t a, int64_t b) { return
 // Blocks for a grid-stride loop over n items: enough to fill the largest GPUs, few enough to amortise.
 static inline unsigned fb_grid(int64_t n, int per_block, int64_t limit = 4096) {
   const int64_t blocks = fb_ceil_div(n, per_block);
+  limit = fb_grid_limit(limit);
   return (unsigned)(blocks < 1 ? 1 : blocks > limit ? limit : blocks);
 }
 

@@ -190,8 +190,7 @@ __device__ __forceinline__ void product(const FbConvFloat &p) {
                                    stages_b + step % kFbStages * kBytesB + wn * (B::kTransB ? kFbRowBytes : (int)sizeof(T)));
     store(stage);
   }
-  fb_cp_wait<0>();
-  __syncthreads(); // the stages become staging of the epilogue
+  __syncthreads(); // all copies have landed, and the stages become staging of the epilogue
   fb_store_mma<MT, NT>(Store{p, group}, acc, f0 + wm, m0 + wn, reinterpret_cast<float *>(shared) + warp * fb_stage_words(NT));
 }
 

@@ -4,6 +4,7 @@ package cuda
 
 /*
 #cgo CXXFLAGS: -DFB_EMU -Wno-unknown-pragmas -Wno-unused-variable
+#include <stdlib.h>
 #include "emulate/emulate_api.h"
 const char *fb_emu_selftest(int defect);
 int fb_emu_cublaslt_double(int on, int fail);
@@ -11,7 +12,10 @@ int fb_emu_cublaslt_products(void);
 */
 import "C"
 
-import "embed"
+import (
+	"embed"
+	"unsafe"
+)
 
 // Sources makes the kernels, which the go command does not know as sources,
 // part of what a build of the emulation depends on.
@@ -22,6 +26,13 @@ var Sources embed.FS
 // Emulate sets how emulated launches are scheduled from now on (see
 // emulate_api.h) and the compute capability that Device reports.
 func Emulate(seed uint32, sm int) { C.fb_emu_configure(C.uint(seed), C.int(sm)) }
+
+// leaveOut makes every launch from now on skip the barrier in a line of a source.
+func leaveOut(file string, line int) {
+	name := C.CString(file)
+	defer C.free(unsafe.Pointer(name))
+	C.fb_emu_leave_out(name, C.int(line))
+}
 
 // EmulatorMessage says what the last failed launch was.
 func EmulatorMessage() string {

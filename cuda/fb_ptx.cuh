@@ -26,6 +26,8 @@ static inline void fb_allow_shared(K kernel, size_t bytes) {
 #define FB_SM80(statement) statement
 #endif
 
+static inline int64_t fb_grid_limit(int64_t limit) { return limit; }
+
 __device__ __forceinline__ int fb_lane() { return (int)(threadIdx.x & 31); }
 __device__ __forceinline__ uint32_t fb_shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
 

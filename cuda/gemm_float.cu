@@ -63,8 +63,7 @@ __device__ __forceinline__ void product(const FbGemmFloat &p) {
     load((step + kFbStages - 1) % kFbStages);
     fb_mma_step<T, TRANS_B, BN>(acc, shared + step % kFbStages * kBytesA + wm * kFbRowBytes, stages_b + step % kFbStages * kBytesB + wn * (TRANS_B ? kFbRowBytes : (int)sizeof(T)));
   }
-  fb_cp_wait<0>();
-  __syncthreads(); // the stages become staging of the epilogue
+  __syncthreads(); // all copies have landed, and the stages become staging of the epilogue
   fb_store_mma<MT, NT>(fb_gemm_store(p, at.batch), acc, m0 + wm, n0 + wn, reinterpret_cast<float *>(shared) + warp * fb_stage_words(NT));
 }
 

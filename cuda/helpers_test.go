@@ -15,6 +15,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "no CUDA device:", err)
 		os.Exit(1)
 	}
+	prepare()
 	os.Exit(m.Run())
 }
 

@@ -33,7 +33,7 @@ __device__ __forceinline__ bool fb_split_sum(T (&acc)[N][4], void *workspace, in
     parts[((int64_t)part * N + i) * THREADS + tid] = v;
   }
   __threadfence();
-  __syncthreads();
+  __syncthreads(); // everybody's part is written before it is counted
   if (tid == 0) *last = atomicAdd(counter, 1u) == (unsigned)split - 1;
   __syncthreads();
   if (!*last) return false;

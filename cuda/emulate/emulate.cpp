@@ -54,11 +54,15 @@ constexpr size_t kStaticShared = 48 << 10;
 constexpr size_t kSharedLimit = 227 << 10; // what a block can have on sm_90
 constexpr int kPoison = 0xFF;            // NaN as float and half, -1 as integer
 constexpr size_t kPage = 4096;
+constexpr unsigned kSmallGrids = 3;      // from this seed on, loops over a grid have this many blocks
+constexpr int64_t kSmallGrid = 2;
 
 thread_local int g_error;                // of the last launch, as CUDA numbers it
 std::mutex g_message_lock;
 char g_message[512];
 std::atomic<unsigned> g_seed{0};
+char g_left_out_file[64]; // set before there are launches
+int g_left_out_line = 0;
 std::atomic<int> g_sm{90};
 std::atomic<fb_emu_hook> g_hook{nullptr};
 std::atomic<void *> g_hook_user{nullptr};
@@ -212,9 +216,10 @@ struct Random {
   }
 };
 
-// Runs one warp until it waits for the block, ends, or (seeded) is preempted
+// Runs one warp until it waits for the block, ends, or (some seeds) is preempted
 // after a warp operation. False where the launch failed.
 bool run_warp(Block &b, Fiber *w, Random &random, unsigned seed, bool *progress) {
+  const bool preempts = seed == 1 || seed == 2; // otherwise a warp may be far ahead of those that it need not wait for
   for (;;) {
     const unsigned first = seed ? random.next() : 0;
     for (int i = 0; i < 32; i++) {
@@ -246,7 +251,7 @@ bool run_warp(Block &b, Fiber *w, Random &random, unsigned seed, bool *progress)
     if (g_aborted) return false;
     for (int i = 0; i < 32; i++) w[i].state = Ready;
     *progress = true;
-    if (seed && (random.next() & 3) == 0) return true; // another warp's turn
+    if (preempts && (random.next() & 3) == 0) return true; // another warp's turn
   }
 }
 
@@ -400,6 +405,14 @@ void sync_block(int line) {
   yield(AtBlock);
 }
 
+int64_t grid_limit(int64_t limit) { return g_seed >= kSmallGrids && limit > kSmallGrid ? kSmallGrid : limit; }
+
+bool left_out(const char *file, int line) {
+  if (line != g_left_out_line) return false;
+  const size_t n = strlen(file), m = strlen(g_left_out_file);
+  return n >= m && !strcmp(file + n - m, g_left_out_file) && (n == m || file[n - m - 1] == '/');
+}
+
 void *static_shared(int id, size_t bytes) {
   Block *b = block_now;
   for (const Static &s : b->statics)
@@ -508,6 +521,11 @@ extern "C" {
 void fb_emu_configure(unsigned seed, int sm) {
   g_seed = seed;
   g_sm = sm;
+}
+
+void fb_emu_leave_out(const char *file, int line) {
+  snprintf(g_left_out_file, sizeof g_left_out_file, "%s", file);
+  g_left_out_line = line;
 }
 
 int fb_emu_sm(void) { return g_sm; }

@@ -6,11 +6,17 @@
 extern "C" {
 #endif
 
-/* seed 0 runs threads in order; others shuffle lanes, warps and blocks, preempt
- * warps, and (odd ones) let asynchronous copies land at once. sm is what
- * fb_device reports. For all launches of the process from now on. */
+/* seed 0 runs threads in order; others shuffle lanes, warps and blocks, and (odd
+ * ones) let asynchronous copies land at once. 1 and 2 preempt warps, later ones let
+ * them run on as far as they can, and keep grids small, so that blocks do more than
+ * one item of work. sm is what fb_device reports. For all launches of the process
+ * from now on. */
 void fb_emu_configure(unsigned seed, int sm);
 int fb_emu_sm(void);
+
+/* Leaves out the barrier (__syncthreads, __syncwarp, fb_cp_wait) in this line of
+ * this source, named without folders; line 0: none. Tests have to notice. */
+void fb_emu_leave_out(const char *file, int line);
 
 /* What the last failed launch or damaged allocation was. */
 void fb_emu_message(char *text, size_t bytes);
