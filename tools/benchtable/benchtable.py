@@ -33,7 +33,7 @@ def table(results):
 
 
 # The plots that the README shows, at most two of those that are drawn.
-SHOWN = ("accuracy-latency", "latency-target")
+SHOWN = ("accuracy-latency", "load-target", "latency-target")
 
 
 def facts(results, named):
@@ -49,7 +49,7 @@ def facts(results, named):
     if noisy:
         text += " More was running than the machine has cores during: %s." % ", ".join(noisy)
     shown = ["<img src=\"docs/plots/%s.svg\" width=\"49%%\" alt=\"%s\">" % (name, chart.about) for name in SHOWN for chart in [PLOTS[name](named)] if not isinstance(chart, str)]
-    return [text] + (["", "<p align=\"center\">" + " ".join(shown) + "</p>"] if shown else [])
+    return [text] + (["", "<p align=\"center\">" + " ".join(shown[:2]) + "</p>"] if shown else [])
 
 
 def others(results):

@@ -18,7 +18,7 @@ STYLE = """
  .grid { stroke: #d1d9e0; stroke-width: 1; }
  .frame { stroke: #818b98; stroke-width: 1; fill: none; }
  .target { stroke: #cf222e; stroke-width: 1.5; stroke-dasharray: 6 4; }
- .target-text { fill: #cf222e; font-size: 12px; }
+ .target-text { fill: #cf222e; font-size: 12px; stroke: #ffffff; stroke-width: 4px; paint-order: stroke; }
  .line { fill: none; stroke-width: 2; }
  .s0 { stroke: #0969da; } .f0 { fill: #0969da; }
  .s1 { stroke: #bc4c00; stroke-dasharray: 7 3; } .f1 { fill: #bc4c00; }
@@ -33,7 +33,7 @@ STYLE = """
   .grid { stroke: #30363d; }
   .frame { stroke: #6e7681; }
   .target { stroke: #ff7b72; }
-  .target-text { fill: #ff7b72; }
+  .target-text { fill: #ff7b72; stroke: #0d1117; }
   .s0 { stroke: #58a6ff; } .f0 { fill: #58a6ff; }
   .s1 { stroke: #f0883e; } .f1 { fill: #f0883e; }
   .s2 { stroke: #3fb950; } .f2 { fill: #3fb950; }
@@ -121,14 +121,6 @@ class Chart:
         out.append('<rect class="frame" x="%d" y="%d" width="%d" height="%d"/>' % (LEFT, TOP, WIDTH - RIGHT - LEFT, HEIGHT - BOTTOM - TOP))
         out.append('<text class="axis" x="%d" y="%d" text-anchor="middle">%s</text>' % ((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, escape(self.xname)))
         out.append('<text class="axis" transform="translate(20 %d) rotate(-90)" text-anchor="middle">%s</text>' % ((TOP + HEIGHT - BOTTOM) / 2, escape(self.yname)))
-        if self.xtarget is not None:
-            p = x.at(self.xtarget)
-            out.append('<path class="target" d="M%.1f %dV%d"/><text class="target-text" x="%.1f" y="%d" text-anchor="end">target %s%s</text>'
-                       % (p, TOP, HEIGHT - BOTTOM, p, TOP - 6, number(self.xtarget), self.unit))
-        if self.ytarget is not None:
-            p = y.at(self.ytarget)
-            out.append('<path class="target" d="M%d %.1fH%d"/><text class="target-text" x="%d" y="%.1f">target %s%s</text>'
-                       % (LEFT, p, WIDTH - RIGHT, LEFT + 6, p - 5, number(self.ytarget), self.unit))
         labels = []
         for i, s in enumerate(self.series):
             kind = s.get("kind", i)
@@ -141,6 +133,14 @@ class Chart:
                 if s.get("marks", True):
                     out.append(mark(kind, px, py))
             labels.append((at[-1][1], at[-1][0], kind, s["name"]))
+        if self.xtarget is not None:
+            p = x.at(self.xtarget)
+            out.append('<path class="target" d="M%.1f %dV%d"/><text class="target-text" x="%.1f" y="%d" text-anchor="end">target %s%s</text>'
+                       % (p, TOP, HEIGHT - BOTTOM, p, TOP - 6, number(self.xtarget), self.unit))
+        if self.ytarget is not None:
+            p = y.at(self.ytarget)
+            out.append('<path class="target" d="M%d %.1fH%d"/><text class="target-text" x="%d" y="%.1f">target %s%s</text>'
+                       % (LEFT, p, WIDTH - RIGHT, LEFT + 6, p - 5, number(self.ytarget), self.unit))
         for py, px, kind, name in apart(labels):
             px = WIDTH - RIGHT + 12
             out.append(mark(kind, px, py) + '<text x="%.1f" y="%.1f">%s</text>' % (px + 10, py + 4.5, escape(name)))

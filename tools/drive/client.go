@@ -227,3 +227,9 @@ func (c *Client) Report(ctx context.Context, s jobs.Status) (*report.Report, err
 	r := &report.Report{}
 	return r, c.Do(ctx, http.MethodGet, "/quantize/"+s.ID+"/report", "", nil, r)
 }
+
+// EngineVersion is the version of ONNX Runtime that a report names.
+func EngineVersion(r report.Report) string {
+	_, v, _ := strings.Cut(r.Machine.Engine, "ONNX Runtime ")
+	return strings.TrimRight(v, ")")
+}
