@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/fewbit/fewbit/internal/calib/external"
 	"github.com/fewbit/fewbit/internal/onnx"
 	"github.com/fewbit/fewbit/internal/pipeline"
 	"github.com/fewbit/fewbit/internal/quant"
@@ -33,7 +34,7 @@ type quantizeFlags struct {
 	noLatency, timePasses                      bool
 	maxLoss                                    lossValue
 	slo                                        time.Duration
-	dumpPass                                   string
+	dumpPass, calibrator                       string
 	engine                                     engineFlags
 	device                                     deviceFlags
 }
@@ -67,6 +68,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	f.StringVar(&q.scheme, "scheme", "", "int8 (static, needs --calib), int8-dynamic, int4 or fp16 (weights only), mixed (int8 with --operators) (default int8)")
 	f.StringVar(&q.calib, "calib", "", "calibration data, or a calibration table")
 	f.StringVar(&q.method, "method", "", "range method: auto, minmax, entropy, percentile[:P], mse or moving-average (default auto: per tensor by the operator's output error)")
+	f.StringVar(&q.calibrator, "calibrator", "", "choose ranges with this program and its arguments, separated by spaces (docs/calibrators.md)")
 	f.StringVar(&q.weights, "weights", "", "how weights are rounded: auto, rtn, mse or gptq (default auto: gptq with calibration data, else rtn for 8 bits and mse for 4)")
 	f.StringVar(&q.granularity, "granularity", "", "weight scales: per-channel or per-tensor (default per-channel)")
 	f.BoolVar(&q.symmetric, "symmetric", false, "centre activation ranges on zero")
@@ -122,6 +124,14 @@ func (q *quantizeFlags) run(cmd *cobra.Command, model string) error {
 	if q.asJSON {
 		side = cmd.ErrOrStderr()
 	}
+	if q.calibrator != "" {
+		own, err := external.Start(cmd.Context(), strings.Fields(q.calibrator), 0)
+		if err != nil {
+			return fmt.Errorf("quantize: %w", err)
+		}
+		defer own.Close()
+		cfg.Thresholder, cfg.Method = own, ""
+	}
 	m := newMeter()
 	rep, err := p.Quantize(cmd.Context(), pipeline.Request{
 		Model: model, Out: q.out, Config: cfg, Calib: q.calib, Eval: q.eval, Precision: pipeline.Precision(q.precision), Samples: q.samples, EvalSamples: q.evalSamples,
@@ -167,6 +177,10 @@ func (q *quantizeFlags) check(model string, cfg quant.Config) error {
 		return usagef("quantize: --samples %d, --eval-samples %d, --max-tokens %d: none may be negative", q.samples, q.evalSamples, q.maxTokens)
 	case q.slo < 0:
 		return usagef("quantize: --slo %v: it must not be negative", q.slo)
+	case q.calibrator != "" && q.method != "":
+		return usagef("quantize: --method %s and --calibrator exclude each other", q.method)
+	case q.calibrator != "" && !cfg.NeedsCalibration():
+		return usagef("quantize: --calibrator chooses ranges, and scheme %s has none: leave it out, or use scheme int8", cfg.Scheme)
 	case cfg.NeedsCalibration() && q.calib == "":
 		return usagef("quantize: scheme %s needs calibration data: give --calib DATA, or use --scheme %s", cfg.Scheme, quant.INT8Dynamic)
 	case q.dumpPass != "" && q.dumpPass != "all" && !slices.Contains(pipeline.PassNames(cfg), q.dumpPass):

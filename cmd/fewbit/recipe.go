@@ -20,8 +20,9 @@ import (
 // maxRecipeBytes bounds a recipe file.
 const maxRecipeBytes = 1 << 20
 
-// notInRecipes are flags that say how one call is shown, not what is done.
-var notInRecipes = []string{"recipe", "json", "help", "dump-pass", "time-passes", "ort-lib", "cpu-lib", "out"}
+// notInRecipes are flags that say how one call is shown, not what is done, and
+// one that runs a program: a recipe may come from elsewhere.
+var notInRecipes = []string{"calibrator", "recipe", "json", "help", "dump-pass", "time-passes", "ort-lib", "cpu-lib", "out"}
 
 // recipes are those for a kind of models, by the name that --recipe takes.
 //

@@ -96,6 +96,9 @@ const Auto = "auto"
 // the exponential moving average of each sample's minimum and maximum.
 const MovingAverage = calib.MethodMovingAverage
 
+// External is the method that Config.Thresholder chooses by.
+const External = "external"
+
 // WeightMethod says how the codes of weights are found.
 type WeightMethod string
 
@@ -125,6 +128,8 @@ type Config struct {
 	Symmetric bool
 	// Method is a calib threshold method or Auto (default).
 	Method string
+	// Thresholder chooses ranges for method External, which it implies.
+	Thresholder calib.Thresholder
 	// Weights says how the codes of weights are found; default AutoWeights.
 	Weights WeightMethod
 	// Rules give operators a precision other than the scheme's; later ones win.
@@ -150,8 +155,13 @@ func (c Config) WithDefaults() (Config, error) {
 	if c.Granularity == "" {
 		c.Granularity = PerChannel
 	}
-	if c.Method == "" {
+	switch {
+	case c.Method == "" && c.Thresholder != nil:
+		c.Method = External
+	case c.Method == "":
 		c.Method = Auto
+	case c.Thresholder != nil && c.Method != External:
+		return c, fmt.Errorf("%w: method %s and a calibrator of one's own exclude each other", ErrConfig, c.Method)
 	}
 	if c.Weights == "" {
 		c.Weights = AutoWeights
@@ -185,7 +195,7 @@ func (c Config) WithDefaults() (Config, error) {
 	if c.Granularity != PerChannel && c.Granularity != PerTensor {
 		return c, fmt.Errorf("%w: unknown granularity %q; use %s or %s", ErrConfig, c.Granularity, PerChannel, PerTensor)
 	}
-	if c.Method != Auto && c.Method != MovingAverage {
+	if c.Method != Auto && c.Method != MovingAverage && c.Thresholder == nil {
 		if _, err := calib.ByName(c.Method); err != nil {
 			return c, fmt.Errorf("%w: unknown method %q; use %s, %s or %s", ErrConfig, c.Method, Auto, strings.Join(calib.Names(), ", "), MovingAverage)
 		}
@@ -206,6 +216,18 @@ func joined[T ~string](names []T) string {
 		s += string(n)
 	}
 	return s
+}
+
+// threshold is the range that a method gives h.
+func (c Config) threshold(h *calib.Histogram, method string, s calib.Scheme) (calib.Range, error) {
+	if method == External && c.Thresholder != nil {
+		return c.Thresholder.Threshold(h, s)
+	}
+	th, err := calib.ByName(method)
+	if err != nil {
+		return calib.Range{}, err
+	}
+	return th.Threshold(h, s)
 }
 
 // Lowered reports whether Lower makes integer operators of what Insert wrote.

@@ -152,7 +152,7 @@ func (r *Ranges) plain(c *Choice) error {
 		c.Why = "smallest squared error of the tensor itself"
 	}
 	for _, name := range methods {
-		rg, err := r.Stats.Threshold(c.Tensor, name, s)
+		rg, err := r.threshold(c.Tensor, name, s)
 		if err != nil {
 			return err
 		}
@@ -160,6 +160,18 @@ func (r *Ranges) plain(c *Choice) error {
 	}
 	c.set(pick, c.Candidates[pick], s)
 	return nil
+}
+
+// threshold is the range of a tensor by a method; a device may have found it.
+func (r *Ranges) threshold(tensor, method string, s calib.Scheme) (calib.Range, error) {
+	if method != External {
+		return r.Stats.Threshold(tensor, method, s)
+	}
+	h, err := r.histogram(tensor)
+	if err != nil {
+		return calib.Range{}, err
+	}
+	return r.Plan.Config.threshold(h, method, s)
 }
 
 // autoMethods are the candidates of auto for a tensor.
@@ -244,11 +256,7 @@ func (t *trial) try(ctx context.Context, c *Choice, st *setting, methods []strin
 	}
 	cands := make([]candidate, len(methods))
 	for i, name := range methods {
-		th, err := calib.ByName(name)
-		if err != nil {
-			return err
-		}
-		rg, err := th.Threshold(st.hist, t.scheme)
+		rg, err := t.cfg.threshold(st.hist, name, t.scheme)
 		if err != nil {
 			return err
 		}
