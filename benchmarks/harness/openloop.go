@@ -14,24 +14,28 @@ type Sample struct {
 	Err       error
 }
 
+// Poisson are requests of an open loop that have not been sent.
+func Poisson(rate float64, length time.Duration, seed uint64) (samples []Sample) {
+	r := rand.New(rand.NewPCG(seed, 1))
+	for at := 0.0; ; {
+		at += -math.Log(1-r.Float64()) / rate
+		d := time.Duration(at * float64(time.Second))
+		if d >= length {
+			return samples
+		}
+		samples = append(samples, Sample{Due: d})
+	}
+}
+
 // OpenLoop sends requests at the rate (a second), at Poisson arrivals, for so
 // long, and waits for all answers. Latency counts from the instant that a
 // request was due, whatever became of those before.
 func OpenLoop(f func() error, rate float64, length time.Duration, seed uint64) []Sample {
-	r := rand.New(rand.NewPCG(seed, 1))
-	var due []time.Duration
-	for at := 0.0; ; {
-		at += -math.Log(1-r.Float64()) / rate
-		if d := time.Duration(at * float64(time.Second)); d < length {
-			due = append(due, d)
-			continue
-		}
-		break
-	}
-	samples := make([]Sample, len(due))
+	samples := Poisson(rate, length, seed)
 	var wg sync.WaitGroup
 	start := time.Now()
-	for i, d := range due {
+	for i := range samples {
+		d := samples[i].Due
 		if wait := d - time.Since(start); wait > 0 {
 			time.Sleep(wait)
 		}

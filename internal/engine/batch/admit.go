@@ -1,6 +1,8 @@
 package batch
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -9,6 +11,32 @@ import (
 // idle before a request runs that is predicted to end too late: what is refused
 // is not measured, and a prediction made on a busy day would hold for ever.
 const probeTimes = 4
+
+const (
+	// answering is left of a deadline for the answer to be written and read.
+	answering = time.Millisecond
+	// maxBroken is the share of admitted requests that may miss their deadline,
+	// caution how much a miss adds to the allowance for it, and maxSlip its bound.
+	maxBroken = 0.01
+	caution   = 0.05
+	maxSlip   = 1
+)
+
+// kept counts whether a request that was admitted was answered before its
+// deadline; those whose client has left do not count. Each miss widens the allowance with which others are admitted, each
+// answer in time narrows it a little, so that in the long run maxBroken miss:
+// what runs vary by, and what else the machine does, need not be known. s.mu is
+// held.
+func (q *Queue) kept(r *request, now time.Time) {
+	if r.deadline.IsZero() || r.probe || errors.Is(r.ctx.Err(), context.Canceled) {
+		return
+	}
+	if errors.Is(r.err, ErrOverloaded) || now.Add(answering).After(r.deadline) {
+		q.slip = min(q.slip+caution*(1-maxBroken), maxSlip)
+	} else {
+		q.slip = max(q.slip-caution*maxBroken, 0)
+	}
+}
 
 // admit refuses a request that could not be answered in time, or that too many
 // wait before. s.mu is held.
@@ -23,6 +51,7 @@ func (q *Queue) admit(r *request) error {
 	if own > 0 {
 		ends += time.Duration(float64(wait) * float64(ends) / float64(own))
 	}
+	ends += time.Duration(q.slip*float64(ends)) + answering
 	if left := r.deadline.Sub(r.arrived); !r.deadline.IsZero() && own > 0 && ends > left {
 		if s.free == 0 || s.waiting > 0 || r.arrived.Sub(q.last) <= probeTimes*own {
 			return &Overloaded{Why: fmt.Sprintf("the answer would take about %v, the deadline is in %v", ends.Round(time.Millisecond), left.Round(time.Millisecond)), RetryAfter: wait}

@@ -109,6 +109,7 @@ type Queue struct {
 	start   float64    // virtual start time
 	ends    []time.Time
 	last    time.Time                   // when a run ended
+	slip    float64                     // allowance of admit for a late end, as a share
 	scratch []map[string]*tensor.Tensor // buffers of joined inputs that are not in use
 }
 
@@ -218,6 +219,7 @@ func (q *Queue) Run(ctx context.Context, feeds engine.Feeds, outs []string) (eng
 		s.mu.Lock()
 		if !r.picked {
 			q.remove(r)
+			q.kept(r, time.Now())
 			s.mu.Unlock()
 			return nil, Timing{Queue: time.Since(r.arrived)}, ctx.Err()
 		}
@@ -339,6 +341,7 @@ func (q *Queue) form(now time.Time) []*request {
 		switch err := q.hopeless(r, now); {
 		case err != nil:
 			r.picked, r.err = true, err
+			q.kept(r, now)
 			dropped = append(dropped, r)
 			q.s.waiting--
 		case len(group) == 0 || q.pays(group, r, now):
@@ -368,7 +371,7 @@ func (q *Queue) hopeless(r *request, now time.Time) error {
 	if r.deadline.IsZero() {
 		return nil
 	}
-	if own := q.cost.late(r.size()); own > 0 && now.Add(own).After(r.deadline) {
+	if own := q.cost.late(r.size()); own > 0 && now.Add(own+answering).After(r.deadline) {
 		return &Overloaded{Why: "it waited too long to be answered before its deadline"}
 	}
 	return nil
@@ -525,6 +528,9 @@ func (q *Queue) end(group []*request, took time.Duration, measured bool) {
 	}
 	if measured {
 		q.cost.observe(batchSize(group), took)
+	}
+	for _, r := range group {
+		q.kept(r, now)
 	}
 	// A model pays for what it took, whatever was expected.
 	q.start += max(took-group[0].expected, time.Microsecond-group[0].expected).Seconds() / q.o.Weight

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -19,8 +20,9 @@ import (
 // with each row's sum of ids, and the ids themselves by token.
 type encoder struct {
 	fixed, each time.Duration
-	fail        int64 // an id that no run may contain
-	mixes       bool  // answers with one row for the whole batch
+	fail        int64                // an id that no run may contain
+	noise       func() time.Duration // more that a run takes; nil for nothing
+	mixes       bool                 // answers with one row for the whole batch
 
 	mu       sync.Mutex
 	runs     []string
@@ -49,8 +51,12 @@ func (e *encoder) Run(ctx context.Context, in engine.Feeds, _ []string) (engine.
 	e.runs = append(e.runs, fmt.Sprintf("%dx%d", rows, width))
 	e.requests = append(e.requests, engine.Requests(ctx))
 	e.mu.Unlock()
+	took := e.fixed + time.Duration(rows*width)*e.each
+	if e.noise != nil {
+		took += e.noise()
+	}
 	select {
-	case <-time.After(e.fixed + time.Duration(rows*width)*e.each):
+	case <-time.After(took):
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -245,6 +251,57 @@ func TestDeadlines(t *testing.T) {
 		}
 		if d := time.Since(start); d > 45*time.Millisecond {
 			t.Errorf("the last answer came after %v", d)
+		}
+	})
+}
+
+// Ten times too many requests, on a machine whose runs vary: of those that are
+// admitted nearly all are answered in time, and the engine is kept busy.
+func TestOverloadOnANoisyMachine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := rand.New(rand.NewPCG(1, 2))
+		const run, limit, every, n = 20 * time.Millisecond, 125 * time.Millisecond, 2 * time.Millisecond, 40_000
+		e := &encoder{each: (run - 4*time.Millisecond) / 8, noise: func() time.Duration {
+			d := time.Duration(r.Float64() * float64(8*time.Millisecond))
+			if r.IntN(50) == 0 {
+				d += 30 * time.Millisecond
+			}
+			return d
+		}}
+		q := New(Options{}).Queue(e, QueueOptions{Alone: true})
+		var mu sync.Mutex
+		var good, late, refused int
+		var wg sync.WaitGroup
+		start := time.Now()
+		for i := range n {
+			wg.Go(func() {
+				ctx, cancel := context.WithTimeout(context.Background(), limit)
+				defer cancel()
+				sent := time.Now()
+				_, err := ask(ctx, q, 1, 8, 1)
+				took := time.Since(sent)
+				mu.Lock()
+				defer mu.Unlock()
+				switch {
+				case i < n/4: // while it learns
+				case err == nil && took <= limit-answering:
+					good++
+				case err == nil || took > 0: // or told so after it had waited
+					late++
+				default:
+					refused++
+				}
+			})
+			time.Sleep(every)
+		}
+		wg.Wait()
+		could := (time.Since(start) * 3 / 4).Seconds() / (run + 600*time.Microsecond).Seconds()
+		t.Logf("%d in time, %d late, %d refused at once; the engine could answer %.0f", good, late, refused, could)
+		if share := float64(late) / float64(good+late); share > 0.02 {
+			t.Errorf("%.1f %% of the admitted missed their deadline", 100*share)
+		}
+		if share := float64(good) / could; share < 0.95 {
+			t.Errorf("%.1f %% of what the engine could do", 100*share)
 		}
 	})
 }
