@@ -179,6 +179,9 @@ var publicPaths = map[string]bool{"v1": true, "v2": true, "quantize": true, "mod
 
 // hidePaths replaces every absolute file path in s by its last part.
 func hidePaths(s string) string {
+	if !strings.Contains(s, "/") { // most refusals, of which an overloaded server makes many
+		return s
+	}
 	return absPath.ReplaceAllStringFunc(s, func(m string) string {
 		i := strings.IndexByte(m, '/')
 		path := m[i:]
