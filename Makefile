@@ -28,7 +28,7 @@ export ORT_DISABLE_TELEMETRY := 1
 # go-nvml marks old functions of NVIDIA's header as deprecated, a page of warnings in every first build.
 export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 
-.PHONY: help build kernels deps deps-bench run test test-cpu test-cuda test-cycles check cuda check-cuda gpu-check test-clients test-tokenizers fuzz bench bench-full example-text clean distclean
+.PHONY: help build kernels deps deps-bench run test test-cpu test-cuda test-cycles check cuda check-cuda gpu-check test-clients test-tokenizers fuzz bench bench-full example-text example-image clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -135,6 +135,9 @@ bench-full: build deps-bench ## the same with the counts that the claims rest on
 
 example-text: ## BERT-base on a CPU under 50 ms, start to finish (examples/text-classification); FULL=1 keeps the result
 	@GO='$(GO)' PYTHON='$(PYTHON)' examples/text-classification/run.sh $(ARGS)
+
+example-image: ## image classifiers for a device with 2 GB, start to finish (examples/image-classification); FULL=1 keeps the result
+	@GO='$(GO)' PYTHON='$(PYTHON)' examples/image-classification/run.sh $(ARGS)
 
 clean: ## remove what the build made
 	rm -rf bin build

@@ -18,7 +18,7 @@ STYLE = """
  .grid { stroke: #d1d9e0; stroke-width: 1; }
  .frame { stroke: #818b98; stroke-width: 1; fill: none; }
  .target { stroke: #cf222e; stroke-width: 1.5; stroke-dasharray: 6 4; }
- .target-text { fill: #cf222e; font-size: 12px; stroke: #ffffff; stroke-width: 4px; paint-order: stroke; }
+ .target-text { fill: #cf222e; font-size: 12px; }
  .line { fill: none; stroke-width: 2; }
  .s0 { stroke: #0969da; } .f0 { fill: #0969da; }
  .s1 { stroke: #bc4c00; stroke-dasharray: 7 3; } .f1 { fill: #bc4c00; }
@@ -33,7 +33,7 @@ STYLE = """
   .grid { stroke: #30363d; }
   .frame { stroke: #6e7681; }
   .target { stroke: #ff7b72; }
-  .target-text { fill: #ff7b72; stroke: #0d1117; }
+  .target-text { fill: #ff7b72; }
   .s0 { stroke: #58a6ff; } .f0 { fill: #58a6ff; }
   .s1 { stroke: #f0883e; } .f1 { fill: #f0883e; }
   .s2 { stroke: #3fb950; } .f2 { fill: #3fb950; }
@@ -84,7 +84,7 @@ def mark(kind, x, y):
 
 def apart(labels):
     """(y, ...) in order of y, moved so that no two are closer than LINE."""
-    labels = sorted(labels)
+    labels = sorted(labels, key=lambda l: l[0])
     ys = [l[0] for l in labels]
     for i in range(1, len(ys)):
         ys[i] = max(ys[i], ys[i - 1] + LINE)
@@ -132,16 +132,19 @@ class Chart:
                     out.append('<path class="bar s%d" d="M%.1f %.1fV%.1f"/>' % (kind, px, y.at(p[2]), y.at(p[3])))
                 if s.get("marks", True):
                     out.append(mark(kind, px, py))
-            labels.append((at[-1][1], at[-1][0], kind, s["name"]))
+            labels.append((at[-1][1], kind, s["name"]))
         if self.xtarget is not None:
             p = x.at(self.xtarget)
             out.append('<path class="target" d="M%.1f %dV%d"/><text class="target-text" x="%.1f" y="%d" text-anchor="end">target %s%s</text>'
                        % (p, TOP, HEIGHT - BOTTOM, p, TOP - 6, number(self.xtarget), self.unit))
         if self.ytarget is not None:
             p = y.at(self.ytarget)
-            out.append('<path class="target" d="M%d %.1fH%d"/><text class="target-text" x="%d" y="%.1f">target %s%s</text>'
-                       % (LEFT, p, WIDTH - RIGHT, LEFT + 6, p - 5, number(self.ytarget), self.unit))
-        for py, px, kind, name in apart(labels):
-            px = WIDTH - RIGHT + 12
-            out.append(mark(kind, px, py) + '<text x="%.1f" y="%.1f">%s</text>' % (px + 10, py + 4.5, escape(name)))
+            out.append('<path class="target" d="M%d %.1fH%d"/>' % (LEFT, p, WIDTH - RIGHT))
+            labels.append((p, None, "target %s%s" % (number(self.ytarget), self.unit)))
+        px = WIDTH - RIGHT + 12
+        for py, kind, name in apart(labels):
+            if kind is None:
+                out.append('<text class="target-text" x="%.1f" y="%.1f">%s</text>' % (px + 10, py + 4.5, escape(name)))
+            else:
+                out.append(mark(kind, px, py) + '<text x="%.1f" y="%.1f">%s</text>' % (px + 10, py + 4.5, escape(name)))
         return "\n".join(out) + "\n</svg>\n"
