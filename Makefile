@@ -107,6 +107,8 @@ cuda: ## bin/fewbit and bin/serve with the CUDA kernels, for machines with and w
 	@cmake --build build/cuda --target fewbit_cuda --parallel $(shell nproc)
 	@mkdir -p bin
 	$(CUDA_GO) real build -o bin/ ./cmd/...
+# What another compiler than the pinned one makes of the kernels is told here, and an error in check-cuda only.
+	@[ build/cuda/checked -nt build/cuda/libfewbit_cuda.a ] || if $(GO) run ./tools/cudacheck; then touch build/cuda/checked; else ! grep -q "CUDA_PROGRAMS='.*cuda-toolkit" build/cuda/toolkit.env; fi
 
 check-cuda: cuda ## look at the machine code of the kernels: no spills, the instructions they were written for
 	$(GO) run ./tools/cudacheck
