@@ -129,7 +129,11 @@ func (r *run) rewrite(ctx context.Context) error {
 	cfg := r.req.Config
 	if cfg.Scheme == quant.FP16 {
 		r.plan = &quant.Plan{Config: cfg}
-		if err := r.passes(ctx, quant.Half{Config: cfg}); err != nil {
+		only, err := r.fits(ctx, nil)
+		if err != nil {
+			return err
+		}
+		if err := r.passes(ctx, quant.Half{Config: cfg, Only: only}); err != nil {
 			return err
 		}
 		r.qdq = r.m
@@ -147,9 +151,13 @@ func (r *run) rewrite(ctx context.Context) error {
 			return err
 		}
 	}
+	half, err := r.halves(ctx)
+	if err != nil {
+		return err
+	}
 	r.progress.say("rewrite", 0)
 	r.cover()
-	if err := r.passes(ctx, r.rewriting()...); err != nil {
+	if err := r.passes(ctx, r.rewriting(half)...); err != nil {
 		return err
 	}
 	if r.qdq == nil {
@@ -212,7 +220,7 @@ func byScheme(all []*quant.Plan, schemes ...quant.Scheme) (out []*quant.Plan) {
 }
 
 // rewriting returns the passes that write the plan into the graph.
-func (r *run) rewriting() []quant.Pass {
+func (r *run) rewriting(half map[*graph.Node]bool) []quant.Pass {
 	cfg := r.req.Config
 	var table []quant.Pass
 	if !cfg.NoEmbeddings {
@@ -221,7 +229,7 @@ func (r *run) rewriting() []quant.Pass {
 	if cfg.Target.Encoder() {
 		table = append(table, quant.Residuals{})
 	}
-	if half := r.rules.with(quant.PrecisionFP16); len(half) > 0 {
+	if len(half) > 0 {
 		table = append(table, quant.Half{Config: cfg, Only: half})
 	}
 	for _, plan := range byScheme(r.plans, quant.INT4) {

@@ -15,6 +15,7 @@ type reuse struct {
 	choices  map[string]*quant.Choice // by grounds
 	int8     map[string]solvedInt8    // by the operator's first output
 	int4     map[string]*quant.BlockWeight
+	overflow map[string]float64 // see run.overflow; nil is not known
 }
 
 // solvedInt8 is a weight and the smoothing that it carries.

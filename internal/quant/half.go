@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// halfMax is the largest finite FP16; larger weights stay in float.
-	halfMax = 65504
+	// HalfMax is the largest finite FP16; larger weights stay in float.
+	HalfMax = 65504
 	// halfMin is the size below which a tensor is not worth a Cast.
 	halfMin = 256
 )
@@ -63,7 +63,20 @@ func (h Half) Run(_ context.Context, m *graph.Model) (Stats, error) {
 	if count == 0 && h.Only == nil {
 		return Stats{}, fmt.Errorf("%w: no float weight of %d elements or more", ErrNothing, halfMin)
 	}
-	return Stats{Changed: count, Note: fmt.Sprintf("%d weights in FP16, %d kept in FP32 for values past %d", count, kept, halfMax)}, nil
+	return Stats{Changed: count, Note: fmt.Sprintf("%d weights in FP16, %d kept in FP32 for values past %d", count, kept, HalfMax)}, nil
+}
+
+// HalfWeight reports whether n reads a weight that Half stores.
+func HalfWeight(m *graph.Model, n *graph.Node) bool {
+	if len(n.Outputs) == 0 {
+		return false
+	}
+	for _, in := range n.Inputs {
+		if t := m.Graph.Init(in); t != nil && t.Type == tensor.Float32 && t.Len() >= halfMin {
+			return true
+		}
+	}
+	return false
 }
 
 func (h Half) excluded(uses []graph.Use) bool {
@@ -84,7 +97,7 @@ func (h Half) excluded(uses []graph.Use) bool {
 func halves(v []float32) ([]uint16, bool) {
 	out := make([]uint16, len(v))
 	for i, x := range v {
-		if !(math.Abs(float64(x)) <= halfMax) {
+		if !(math.Abs(float64(x)) <= HalfMax) {
 			return nil, false
 		}
 		out[i] = tensor.F32ToF16(x)
