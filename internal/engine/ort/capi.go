@@ -150,9 +150,49 @@ func runOptionsPointer(o *ortgo.RunOptions) (*C.OrtRunOptions, error) {
 	return (*C.OrtRunOptions)(p), err
 }
 
-func sessionPointer(s *ortgo.DynamicAdvancedSession) (*C.OrtSession, error) {
-	p, err := field(s, "s", "ortSession")
-	return (*C.OrtSession)(p), err
+// openSession loads the model at path.
+func openSession(path string, o *ortgo.SessionOptions) (*C.OrtSession, error) {
+	p, err := optionsPointer(o)
+	if err != nil {
+		return nil, err
+	}
+	cp := C.CString(path)
+	defer C.free(unsafe.Pointer(cp))
+	var s *C.OrtSession
+	err = status(C.fbort_session_new(cp, p, &s))
+	return s, err
+}
+
+func releaseSession(s *C.OrtSession) { C.fbort_session_release(s) }
+
+// metadata reads the model's metadata_props.
+func metadata(s *C.OrtSession) (map[string]string, error) {
+	var m *C.OrtModelMetadata
+	var keys **C.char
+	var n C.int64_t
+	err := status(C.fbort_metadata(s, &m, &keys, &n))
+	if m != nil {
+		defer C.fbort_metadata_release(m)
+	}
+	if err != nil {
+		return nil, err
+	}
+	props := make(map[string]string, n)
+	if keys == nil {
+		return props, nil
+	}
+	defer C.fbort_free(unsafe.Pointer(keys))
+	for _, k := range unsafe.Slice(keys, n) {
+		var v *C.char
+		if e := status(C.fbort_metadata_value(m, k, &v)); e != nil {
+			err = e
+		} else if v != nil {
+			props[C.GoString(k)] = C.GoString(v)
+			C.fbort_free(unsafe.Pointer(v))
+		}
+		C.fbort_free(unsafe.Pointer(k))
+	}
+	return props, err
 }
 
 // checkLayout finds out at start, not in the first request, whether the
@@ -160,13 +200,7 @@ func sessionPointer(s *ortgo.DynamicAdvancedSession) (*C.OrtSession, error) {
 func checkLayout() error {
 	_, err1 := optionsPointer(&ortgo.SessionOptions{})
 	_, err2 := runOptionsPointer(&ortgo.RunOptions{})
-	f, ok := reflect.TypeFor[ortgo.DynamicAdvancedSession]().FieldByName("s")
-	var err3 error
-	if !ok || f.Type != reflect.TypeFor[*ortgo.AdvancedSession]() {
-		err3 = fmt.Errorf("%w: onnxruntime_go's DynamicAdvancedSession is not as expected", engine.ErrUnavailable)
-	}
-	_, err4 := field(&ortgo.AdvancedSession{}, "ortSession")
-	return errors.Join(err1, err2, err3, err4)
+	return errors.Join(err1, err2)
 }
 
 func shareThreads(o *ortgo.SessionOptions) error {

@@ -57,9 +57,7 @@ func clean(path string, err error) error {
 const maxErrorBytes = 1000
 
 func cleanText(path, s string) string {
-	for _, noise := range []string{"Error creating C session from file: ", "Load model from "} {
-		s = strings.TrimPrefix(s, noise)
-	}
+	s = strings.TrimPrefix(s, "Load model from ")
 	s = stripSource(s)
 	for _, dir := range foldersOf(path) {
 		s = strings.ReplaceAll(s, dir+"/", "")

@@ -1,7 +1,7 @@
 // Package ort runs models on the CPU with ONNX Runtime.
 //
 // The library is loaded at run time (FindLibrary). github.com/yalue/onnxruntime_go
-// owns the environment, session and run options and the sessions; shim.c adds,
+// owns the environment, session and run options; shim.c adds sessions and,
 // over the same library and environment, what it lacks: one thread pool for all
 // sessions that spins only during runs, outputs that stay in ONNX Runtime's memory, every
 // element type, strings with any bytes, run-config entries and EndProfiling.
@@ -219,22 +219,23 @@ func (e *Engine) Open(ctx context.Context, path string, o engine.Options) (*Sess
 		cancelLoad(so)
 		close(cancelled)
 	})
-	inner, err := ortgo.NewDynamicAdvancedSession(path, nil, nil, so)
+	c, err := openSession(path, so)
 	if !stop() {
 		<-cancelled // so is destroyed below
 	}
 	if ctx.Err() != nil {
 		if err == nil {
-			_ = inner.Destroy() // nothing to tell beside the cancellation
+			releaseSession(c)
 		}
 		return nil, ctx.Err()
 	}
 	if err != nil {
 		return nil, modelError(path, err)
 	}
-	s, err := newSession(inner, path, o)
+	s, err := newSession(c, path, o)
 	if err != nil {
-		return nil, errors.Join(err, inner.Destroy())
+		releaseSession(c)
+		return nil, err
 	}
 	return s, nil
 }

@@ -13,14 +13,11 @@ import (
 	"time"
 	"unsafe"
 
-	ortgo "github.com/yalue/onnxruntime_go"
-
 	"github.com/fewbit/fewbit/internal/engine"
 )
 
 // Session is one model in ONNX Runtime. Run may be called from many goroutines.
 type Session struct {
-	inner  *ortgo.DynamicAdvancedSession
 	c      *C.OrtSession
 	path   string // only to take it out of errors
 	spec   engine.IOSpec
@@ -44,17 +41,14 @@ type Session struct {
 
 var _ engine.Session = (*Session)(nil)
 
-// newSession takes inner over, unless it returns an error.
-func newSession(inner *ortgo.DynamicAdvancedSession, path string, o engine.Options) (*Session, error) {
-	s := &Session{inner: inner, path: path, shrink: o.ShrinkMemory, meter: o.Meter, profiling: o.Profile != ""}
+// newSession takes c over, unless it returns an error.
+func newSession(c *C.OrtSession, path string, o engine.Options) (*Session, error) {
+	s := &Session{c: c, path: path, shrink: o.ShrinkMemory, meter: o.Meter, profiling: o.Profile != ""}
 	var err error
-	if s.c, err = sessionPointer(inner); err != nil {
-		return nil, err
-	}
 	if s.spec.Inputs, s.spec.Outputs, err = sessionIO(s.c); err != nil {
 		return nil, modelError(path, err)
 	}
-	if s.spec.Metadata, err = metadata(inner); err != nil {
+	if s.spec.Metadata, err = metadata(c); err != nil {
 		return nil, modelError(path, err)
 	}
 	s.outIDs = make(map[string]int, len(s.spec.Outputs))
@@ -71,30 +65,6 @@ func newSession(inner *ortgo.DynamicAdvancedSession, path string, o engine.Optio
 		s.names[i] = C.CString(io.Name)
 	}
 	return s, nil
-}
-
-// metadata reads the model's metadata_props.
-func metadata(s *ortgo.DynamicAdvancedSession) (map[string]string, error) {
-	m, err := s.GetModelMetadata()
-	if err != nil {
-		return nil, err
-	}
-	defer m.Destroy()
-	keys, err := m.GetCustomMetadataMapKeys()
-	if err != nil {
-		return nil, err
-	}
-	props := make(map[string]string, len(keys))
-	for _, k := range keys {
-		v, ok, err := m.LookupCustomMetadataMap(k)
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			props[k] = v
-		}
-	}
-	return props, nil
 }
 
 // Spec implements engine.Session. The caller must not change it.
@@ -273,7 +243,8 @@ func (s *Session) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	_, err := s.endProfile()
-	err = errors.Join(err, s.frames.close(), s.large.close(), s.inner.Destroy())
+	err = errors.Join(err, s.frames.close(), s.large.close())
+	releaseSession(s.c)
 	s.c = nil
 	for _, n := range s.names {
 		C.free(unsafe.Pointer(n))

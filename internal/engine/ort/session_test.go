@@ -6,7 +6,11 @@ import (
 	"errors"
 	"maps"
 	"math"
+	"os"
+	"path/filepath"
 	"reflect"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -358,4 +362,52 @@ func TestCancelLoad(t *testing.T) {
 		}
 	}
 	run(t, openFile(t, path, engine.Options{}), miniLMFeeds(101, 102))
+}
+
+// Opening and closing a model leaves nothing behind, not even its path.
+func TestSessionsAreFreed(t *testing.T) {
+	e := newEngine(t)
+	dir := t.TempDir()
+	for len(dir) < 3500 {
+		dir = filepath.Join(dir, strings.Repeat("d", 200))
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "model.onnx")
+	if err := os.Rename(identity(tensor.Float32, 1).file(t), path); err != nil {
+		t.Fatal(err)
+	}
+	const opens, most = 1500, 2 << 20 // the paths alone are 5 MB
+	var before int64
+	for i := range opens + 100 {
+		s, err := e.OpenFile(t.Context(), path, engine.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if i == 99 {
+			before = malloced(t)
+		}
+	}
+	if grown := malloced(t) - before; grown > most {
+		t.Errorf("%d sessions left %d kB behind", opens, grown>>10)
+	}
+}
+
+// malloced is the process's memory without Go's heap, once what is free is given
+// back.
+func malloced(t *testing.T) int64 {
+	t.Helper()
+	newEngine(t).Trim()
+	debug.FreeOSMemory()
+	m, err := engine.ReadMemory()
+	if err != nil {
+		t.Skip(err)
+	}
+	var g runtime.MemStats
+	runtime.ReadMemStats(&g)
+	return m.Anon - int64(g.HeapInuse)
 }

@@ -181,6 +181,23 @@ void fbort_bf16_pack(const float *w, int64_t k, int64_t n, int64_t first, int64_
 
 // ---- options and profiling
 
+OrtStatus *fbort_session_new(const char *model, const OrtSessionOptions *o, OrtSession **out) {
+  return api->CreateSession(env, model, o, out);
+}
+
+void fbort_session_release(OrtSession *s) { api->ReleaseSession(s); }
+
+OrtStatus *fbort_metadata(const OrtSession *s, OrtModelMetadata **m, char ***keys, int64_t *n) {
+  TRY(api->SessionGetModelMetadata(s, m));
+  return api->ModelMetadataGetCustomMetadataMapKeys(*m, allocator, keys, n);
+}
+
+OrtStatus *fbort_metadata_value(const OrtModelMetadata *m, const char *key, char **value) {
+  return api->ModelMetadataLookupCustomMetadataMap(m, allocator, key, value);
+}
+
+void fbort_metadata_release(OrtModelMetadata *m) { api->ReleaseModelMetadata(m); }
+
 OrtStatus *fbort_share_threads(OrtSessionOptions *o) { return api->DisablePerSessionThreads(o); }
 OrtStatus *fbort_cancel_load(OrtSessionOptions *o) { return api->SessionOptionsSetLoadCancellationFlag(o, true); }
 OrtStatus *fbort_run_config(OrtRunOptions *o, const char *key, const char *value) {

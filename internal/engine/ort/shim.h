@@ -1,7 +1,8 @@
 // What github.com/yalue/onnxruntime_go lacks, over the same loaded library and
 // the same process-wide OrtEnv: a global thread pool, a logger that does not
 // print, runs whose outputs stay in ONNX Runtime's memory, strings with any
-// bytes, types and shapes of a session's inputs and outputs, EndProfiling.
+// bytes, types and shapes of a session's inputs and outputs, EndProfiling; and
+// sessions themselves.
 //
 // Functions return NULL for success. An OrtStatus belongs to the caller, who
 // reads it with fbort_status_code and fbort_status_text and then gives it to
@@ -23,6 +24,7 @@ typedef struct OrtSession OrtSession;
 typedef struct OrtSessionOptions OrtSessionOptions;
 typedef struct OrtRunOptions OrtRunOptions;
 typedef struct OrtValue OrtValue;
+typedef struct OrtModelMetadata OrtModelMetadata;
 
 // Loads the library and reads its version; does not bind its API yet.
 // Returns 0, or writes the reason into err.
@@ -57,6 +59,16 @@ size_t fbort_int8_packed_size(int64_t k, int64_t n);
 void fbort_int8_pack(const int8_t *w, const float *scales, int64_t k, int64_t n, int64_t first, int64_t last, void *to);
 size_t fbort_bf16_packed_size(int64_t k, int64_t n);
 void fbort_bf16_pack(const float *w, int64_t k, int64_t n, int64_t first, int64_t last, void *to);
+
+// onnxruntime_go 1.27.0 keeps the memory of each path that it opens.
+OrtStatus *fbort_session_new(const char *model, const OrtSessionOptions *o, OrtSession **out);
+void fbort_session_release(OrtSession *s);
+// The keys of a model's metadata_props, each and the array itself to be freed with
+// fbort_free, and the metadata for fbort_metadata_value and fbort_metadata_release.
+OrtStatus *fbort_metadata(const OrtSession *s, OrtModelMetadata **m, char ***keys, int64_t *n);
+// *value is NULL when there is none, else to be freed with fbort_free.
+OrtStatus *fbort_metadata_value(const OrtModelMetadata *m, const char *key, char **value);
+void fbort_metadata_release(OrtModelMetadata *m);
 
 OrtStatus *fbort_share_threads(OrtSessionOptions *o);
 OrtStatus *fbort_cancel_load(OrtSessionOptions *o);
