@@ -121,7 +121,7 @@ func underLoad(ctx context.Context, o options, e *ort.Engine, res *harness.Resul
 	}
 	target := o.target
 	if target == 0 {
-		target = max(50*time.Millisecond, 5*p50)
+		target = max(50*time.Millisecond, 5*p50).Round(time.Millisecond)
 	}
 	if null > target/10 {
 		harness.Say("too noisy for latencies: a request that does nothing has a p99 of %v", null)
