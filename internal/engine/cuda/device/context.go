@@ -104,6 +104,9 @@ func (d *Device) Err() error {
 	return nil
 }
 
+// over tells that the context is gone, and with it whatever it held.
+func (d *Device) over() bool { return d.Err() != nil }
+
 // Do calls f on one operating-system thread on which the device's context is
 // current. Do may be called inside Do.
 func (d *Device) Do(f func() error) error {

@@ -69,7 +69,7 @@ func (g *Graph) Launch(s *Stream) error {
 
 // Close gives the graph up; a launch that runs is still completed.
 func (g *Graph) Close() error {
-	if g.gone.Swap(true) || g.d.Err() != nil {
+	if g.gone.Swap(true) || g.d.over() {
 		return nil
 	}
 	return g.d.Do(func() error { return g.d.status("destroy graph", C.cuGraphExecDestroy(g.exec)) })

@@ -46,7 +46,7 @@ func (d *Device) Alloc(bytes int64) (*Memory, error) {
 // Close gives the memory back once the device has done what it has been told so far.
 // A second Close, or one after the device's, does nothing.
 func (m *Memory) Close() error {
-	if m.gone.Swap(true) || m.d.Err() != nil {
+	if m.gone.Swap(true) || m.d.over() {
 		return nil
 	}
 	return m.d.call("free memory", func() error { return cu.MemFree(cu.DevicePtr(m.Ptr)) })

@@ -109,7 +109,7 @@ func (s *Stream) Done() (bool, error) { return s.d.done("query stream", s.s.Quer
 
 // Close gives the stream up; what is queued is still done.
 func (s *Stream) Close() error {
-	if s.gone.Swap(true) || s.d.Err() != nil {
+	if s.gone.Swap(true) || s.d.over() {
 		return nil
 	}
 	return s.d.call("destroy stream", s.s.Destroy)
@@ -164,7 +164,7 @@ func (e *Event) Since(start *Event) (time.Duration, error) {
 
 // Close gives the event up.
 func (e *Event) Close() error {
-	if e.gone.Swap(true) || e.d.Err() != nil {
+	if e.gone.Swap(true) || e.d.over() {
 		return nil
 	}
 	return e.d.call("destroy event", func() error { return cu.DestroyEvent(&e.e) })
