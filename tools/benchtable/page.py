@@ -46,7 +46,7 @@ def facts(r):
     m, noise = r["machine"], r["noise"]
     parts = ["`%s`" % command(r), "%s, %d cores" % (m.get("cpu", "unknown CPU"), m["cores"]), r["when"][:10],
              "commit %s%s" % (r["commit"][:10], " with %d changed files" % r["changed_files"] if r["changed_files"] else ""),
-             ", ".join("%s %s" % (k, v.removeprefix("go")) for k, v in sorted(r["versions"].items())),
+             ", ".join("%s %s" % (k, str(v).removeprefix("go")) for k, v in sorted(r["versions"].items())),
              "load %.1f to %.1f%s" % (noise["load1_before"], noise["load1_after"], " **(busy)**" if noise["load1_before"] > m["cores"] else "")]
     if noise.get("stolen_share") is not None:
         parts.append("stolen %.1f %%" % (100 * noise["stolen_share"]))

@@ -1,8 +1,11 @@
 package doccheck
 
 import (
+	"bytes"
+	"encoding/xml"
 	"errors"
 	"flag"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -237,6 +240,45 @@ func TestResultsTable(t *testing.T) {
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// TestPlots: every plot is well-formed, named for who cannot see it, has colours
+// for dark pages and is shown by docs/benchmarks.md.
+func TestPlots(t *testing.T) {
+	plots, err := filepath.Glob(filepath.Join(root, "docs/plots/*.svg"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile(filepath.Join(root, "docs/benchmarks.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range plots {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := filepath.Base(f)
+		for d := xml.NewDecoder(bytes.NewReader(b)); ; {
+			if _, err := d.Token(); errors.Is(err, io.EOF) {
+				break
+			} else if err != nil {
+				t.Errorf("%s: %v", name, err)
+				break
+			}
+		}
+		for _, want := range []string{"<title id=", "prefers-color-scheme: dark", "viewBox="} {
+			if !strings.Contains(string(b), want) {
+				t.Errorf("%s has no %s", name, want)
+			}
+		}
+		if strings.Contains(string(b), "NaN") || strings.Contains(string(b), "inf ") {
+			t.Errorf("%s holds a coordinate that is no number", name)
+		}
+		if !strings.Contains(string(page), "(plots/"+name+")") {
+			t.Errorf("docs/benchmarks.md does not show %s", name)
+		}
 	}
 }
 
