@@ -136,7 +136,7 @@ func run(ctx context.Context, c config) error {
 	if err != nil {
 		return err
 	}
-	o := &outcome{LimitMB: float64(c.limit) / 1e6, Cores: engine.AvailableCPUs(), Load: loadAverage()}
+	o := &outcome{LimitMB: float64(c.limit) / 1e6, Samples: c.samples, Cores: engine.AvailableCPUs(), Load: loadAverage()}
 	for i, m := range c.models {
 		for _, f := range forms {
 			r, err := c.one(ctx, steps, i, m, f)

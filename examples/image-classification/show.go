@@ -14,6 +14,7 @@ import (
 // outcome is all that a run found; it is kept as the facts of the result.
 type outcome struct {
 	LimitMB float64  `json:"limit_mb"`
+	Samples int      `json:"samples"` // that calibrated
 	Cores   int      `json:"cores"`
 	Load    float64  `json:"load1"` // before
 	Results []result `json:"results"`
@@ -37,7 +38,7 @@ type traced struct {
 // text is what a run prints at its end and what the walk-through shows.
 func (o *outcome) text() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "fewbit quantize within %.0f MB of resident memory; intervals: 95 %%\n\n", o.LimitMB)
+	fmt.Fprintf(&b, "fewbit quantize within %.0f MB of resident memory, %d images calibrate; intervals: 95 %%\n\n", o.LimitMB, o.Samples)
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	fmt.Fprint(w, "model\tform\tsize, MB\tp50, ms\tFP32\tratio\tn\tintegers\trun, MB\tFP32\tquantize: s\tpeak, MB\n")
 	for _, r := range o.Results {
@@ -97,17 +98,17 @@ const how = `The scenario examples/image-classification: EfficientNet-lite0 (rea
 	`Each result against FP32 by fewbit compare: one image a run, in turn; images that did not calibrate. The photos carry the first of their accepted ImageNet classes as label.`
 
 // command is what makes the result anew, with full or quick counts.
-func command() string {
+func (o *outcome) command() string {
 	if harness.Full() {
 		return "make example-image FULL=1"
 	}
-	return "make example-image ARGS='-result benchmarks/results/example_image.json -page examples/image-classification/README.md'"
+	return fmt.Sprintf("make example-image ARGS='-samples %d -result benchmarks/results/example_image.json -page examples/image-classification/README.md'", o.Samples)
 }
 
 // write keeps the outcome as a result of the benchmarks.
 func (o *outcome) write(path string) error {
 	res := harness.NewResult("example_image", "Image classification for a device with 2 GB", how, o.Results[0].Unseen.Engine)
-	res.Command, res.Facts, res.LoadBefore = command(), o, o.Load
+	res.Command, res.Facts, res.LoadBefore = o.command(), o, o.Load
 	for _, r := range o.Results {
 		name := fmt.Sprintf("example image: %s, %s", r.Model, r.Form)
 		u := r.Unseen

@@ -131,9 +131,9 @@ def image_memory(results):
     for m in f["models"]:
         points = [(s["seconds"], s["resident_mb"]) for s in m["trace"]]
         if points:
-            series.append({"name": m["name"], "points": points, "kind": len(series), "marks": False})
+            series.append({"name": m["name"].split(" (")[0], "points": points, "kind": len(series), "marks": False})
     return Chart("Quantizing under a limit of 2 GB: memory over time", "Resident memory of fewbit quantize over its time, for each model of the image scenario.", "seconds since the start",
-                 "resident memory, MB", series, yzero=True, xzero=True, ytarget=f["limit_mb"], unit=" MB (limit)")
+                 "resident memory, MB", series, yzero=True, xzero=True, ytarget=round(f["limit_mb"]), unit=" MB", goal="limit")
 
 
 # File below docs/plots -> what draws it, in the order of the page.

@@ -96,9 +96,9 @@ class Chart:
     """series: dicts of name, points [(x, y) or (x, y, low, high)], and optionally line (False: marks alone), kind
     (0..3: colour, mark and dash), marks (False: the line alone)."""
 
-    def __init__(self, title, about, xname, yname, series, xlog=False, ylog=False, xzero=False, yzero=False, xtarget=None, ytarget=None, unit=" ms", xticks=None):
+    def __init__(self, title, about, xname, yname, series, xlog=False, ylog=False, xzero=False, yzero=False, xtarget=None, ytarget=None, unit=" ms", xticks=None, goal="target"):
         self.title, self.about, self.series = title, about, series
-        self.xname, self.yname, self.xtarget, self.ytarget, self.unit = xname, yname, xtarget, ytarget, unit
+        self.xname, self.yname, self.xtarget, self.ytarget, self.unit, self.goal = xname, yname, xtarget, ytarget, unit, goal
         points = [p for s in series for p in s["points"]]
         xs = [p[0] for p in points] + [v for v in [xtarget] if v is not None]
         ys = [v for p in points for v in p[1:]] + [v for v in [ytarget] if v is not None]
@@ -140,7 +140,7 @@ class Chart:
         if self.ytarget is not None:
             p = y.at(self.ytarget)
             out.append('<path class="target" d="M%d %.1fH%d"/>' % (LEFT, p, WIDTH - RIGHT))
-            labels.append((p, None, "target %s%s" % (number(self.ytarget), self.unit)))
+            labels.append((p, None, "%s %s%s" % (self.goal, number(self.ytarget), self.unit)))
         px = WIDTH - RIGHT + 12
         for py, kind, name in apart(labels):
             if kind is None:
