@@ -354,7 +354,7 @@ func (q *Queue) form(now time.Time) []*request {
 	clear(q.waiting[len(kept):])
 	q.waiting = kept
 	for _, r := range dropped { // once woken it is no longer ours
-		if o, ok := r.err.(*Overloaded); ok {
+		if o := (*Overloaded)(nil); errors.As(r.err, &o) {
 			o.RetryAfter = q.backlog(now, time.Time{}, 0)
 		}
 		r.timing = Timing{Queue: now.Sub(r.arrived)}
