@@ -6,5 +6,6 @@ namespace fewbit {
 
 const Operator &matmul_bf16();
 const Operator &linear_rows();
+const Operator &encoder_attention();
 
 } // namespace fewbit

@@ -1,0 +1,68 @@
+#include "attention.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "bf16.hpp"
+#include "level.hpp"
+
+namespace fewbit {
+
+namespace {
+
+uint16_t &key(const Attention &a, const AttentionMemory &m, int64_t s, int64_t d) {
+  return m.keys[(s / 16 * a.size_pairs() + d / 2) * 32 + s % 16 * 2 + d % 2];
+}
+
+uint16_t &value(const Attention &a, const AttentionMemory &m, int64_t s, int64_t d) {
+  return m.values[(d / 16 * a.length_pairs() + s / 2) * 32 + d % 16 * 2 + s % 2];
+}
+
+void pack(const Attention &a, int64_t b, int64_t h, const AttentionMemory &m) {
+  for (int64_t s = 0; s < a.length; s++)
+    for (int64_t d = 0; d < a.size; d++) {
+      key(a, m, s, d) = bf16_round(a.row(b, s, 1, h)[d]);
+      value(a, m, s, d) = bf16_round(a.row(b, s, 2, h)[d]);
+    }
+}
+
+void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, const AttentionMemory &m) {
+  for (int64_t r = r0; r < r1; r++) {
+    const float *q = a.row(b, r, 0, h), *bias = a.bias_of(b, h, r);
+    float most = -std::numeric_limits<float>::infinity();
+    for (int64_t s = 0; s < a.length; s++) {
+      float x = 0;
+      for (int64_t d = 0; d < a.size; d++) x += bf16_to_float(bf16_round(q[d])) * bf16_to_float(key(a, m, s, d));
+      x *= a.scale;
+      if (bias) x += bias[s];
+      m.scores[s] = x;
+      most = std::max(most, x);
+    }
+    float sum = 0;
+    for (int64_t s = 0; s < a.length; s++) {
+      const float e = std::exp(m.scores[s] - most);
+      sum += e;
+      m.weights[s] = bf16_round(e);
+    }
+    float *y = a.y + (b * a.length + r) * a.width() + h * a.size;
+    for (int64_t d = 0; d < a.size; d++) {
+      float v = 0;
+      for (int64_t s = 0; s < a.length; s++) v += bf16_to_float(m.weights[s]) * bf16_to_float(value(a, m, s, d));
+      y[d] = v / sum;
+    }
+  }
+}
+
+} // namespace
+
+const AttentionKernels attention_plain = {pack, rows};
+
+const AttentionKernels &attention_kernels() {
+#if defined(FEWBIT_AVX512)
+  if (level() >= FEWBIT_CPU_AVX512_BF16) return attention_avx512;
+#endif
+  return attention_plain;
+}
+
+} // namespace fewbit

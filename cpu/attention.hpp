@@ -1,0 +1,77 @@
+// Attention of an encoder: Y = softmax(scale Q K' + bias) V by heads, of the
+// three projections as they stand side by side. Q, K, V and the weights behind
+// the softmax are rounded to BF16; sums, softmax and division are FP32.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace fewbit {
+
+inline constexpr int64_t kMaxHeadSize = 1024;
+inline constexpr int64_t kMaxLength = 1 << 17; // a head's keys and values stay below 1 GiB
+
+struct Attention {
+  const float *qkv = nullptr;  // [batch, length, 3, heads, size]
+  const float *bias = nullptr; // [batch|1, heads|1, length|1, length], added to the scores; or nullptr
+  int64_t bias_batch = 0, bias_head = 0, bias_row = 0; // its strides in elements, 0 where one serves all
+  float *y = nullptr;          // [batch, length, heads, size]
+  int64_t batch = 0, length = 0, heads = 0, size = 0;
+  float scale = 1;
+
+  int64_t width() const { return heads * size; }
+  const float *row(int64_t b, int64_t r, int part, int64_t h) const {
+    return qkv + ((b * length + r) * 3 + part) * width() + h * size;
+  }
+  const float *bias_of(int64_t b, int64_t h, int64_t r) const {
+    return bias ? bias + b * bias_batch + h * bias_head + r * bias_row : nullptr;
+  }
+  // Numbers of pairs and of vectors of 16 that hold `size` and `length`.
+  int64_t size_pairs() const { return (size + 1) / 2; }
+  int64_t length_pairs() const { return (length + 1) / 2; }
+  int64_t size_vectors() const { return (size + 15) / 16; }
+  int64_t length_vectors() const { return (length + 15) / 16; }
+};
+
+inline constexpr int64_t kAttentionRows = 6; // computed together
+
+// What one thread works in: the keys and values of a head, then the queries,
+// scores and weights of kAttentionRows rows. All lie on 64 bytes.
+//
+//   keys    [vector of 16 keys][pair of a head's size][key][2]
+//   values  [vector of a head's size][pair of keys][column][2]
+struct AttentionMemory {
+  uint16_t *keys, *values, *queries, *weights;
+  float *scores;
+  size_t bytes;
+
+  AttentionMemory(const Attention &a, void *memory) {
+    bytes = 0;
+    const auto take = [&](int64_t n) { // without memory only counts
+      const uintptr_t at = reinterpret_cast<uintptr_t>(memory) + bytes;
+      bytes += (size_t(n) + 63) / 64 * 64;
+      return at;
+    };
+    keys = reinterpret_cast<uint16_t *>(take(a.length_vectors() * a.size_pairs() * 64));
+    values = reinterpret_cast<uint16_t *>(take(a.size_vectors() * a.length_pairs() * 64));
+    queries = reinterpret_cast<uint16_t *>(take(kAttentionRows * a.size_vectors() * 32));
+    weights = reinterpret_cast<uint16_t *>(take(kAttentionRows * a.length_vectors() * 32));
+    scores = reinterpret_cast<float *>(take(kAttentionRows * a.length_vectors() * 64));
+  }
+};
+
+inline size_t attention_bytes(const Attention &a) { return AttentionMemory(a, nullptr).bytes; }
+
+struct AttentionKernels {
+  // Converts the keys and values of head h of sample b.
+  void (*pack)(const Attention &a, int64_t b, int64_t h, const AttentionMemory &m);
+  // Rows [r0,r1) of its output.
+  void (*rows)(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, const AttentionMemory &m);
+};
+
+extern const AttentionKernels attention_plain;
+#if defined(FEWBIT_AVX512)
+extern const AttentionKernels attention_avx512;
+#endif
+const AttentionKernels &attention_kernels(); // the level's
+
+} // namespace fewbit

@@ -1,0 +1,201 @@
+// Compiled for AVX-512 with BF16; runs only where level() says so.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "attention.hpp"
+#include "math_avx512.hpp"
+
+namespace fewbit {
+
+namespace {
+
+constexpr int kRows = int(kAttentionRows), kVectors = 4; // a tile of 6 x 64: 24 accumulators
+
+FEWBIT_INLINE __mmask16 first(int64_t n) { return n >= 16 ? 0xffff : n > 0 ? __mmask16((1u << n) - 1) : 0; }
+
+FEWBIT_INLINE __m256i bf16(__m512 v) {
+  const __m256bh h = _mm512_cvtneps_pbh(v);
+  return reinterpret_cast<const __m256i &>(h);
+}
+
+// Turns 16 vectors of 16 words.
+FEWBIT_INLINE void transpose(__m512i v[16]) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    t[i] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0xdd);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    v[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    v[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    v[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    v[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
+void pack(const Attention &a, int64_t b, int64_t h, const AttentionMemory &m) {
+  for (int64_t s = 0; s < a.length; s += 16)
+    for (int64_t d = 0; d < a.size; d += 32) {
+      __m512i v[16];
+      for (int i = 0; i < 16; i++) {
+        v[i] = _mm512_setzero_si512();
+        if (s + i >= a.length) continue;
+        const float *k = a.row(b, s + i, 1, h) + d;
+        const __m256i lo = bf16(_mm512_maskz_loadu_ps(first(a.size - d), k));
+        const __m256i hi = bf16(_mm512_maskz_loadu_ps(first(a.size - d - 16), k + 16));
+        v[i] = _mm512_inserti64x4(_mm512_castsi256_si512(lo), hi, 1);
+      }
+      transpose(v);
+      uint16_t *to = m.keys + (s / 16 * a.size_pairs() + d / 2) * 32;
+      const int pairs = int(std::min<int64_t>(16, a.size_pairs() - d / 2));
+      for (int i = 0; i < pairs; i++) _mm512_store_si512(to + 32 * i, v[i]);
+    }
+  for (int64_t s = 0; s < a.length; s += 2) {
+    const float *even = a.row(b, s, 2, h), *odd = a.row(b, std::min(s + 1, a.length - 1), 2, h);
+    for (int64_t d = 0; d < a.size; d += 16) {
+      const __mmask16 in = first(a.size - d);
+      const __m512i lo = _mm512_cvtepu16_epi32(bf16(_mm512_maskz_loadu_ps(in, even + d)));
+      const __m512i hi = _mm512_cvtepu16_epi32(bf16(_mm512_maskz_loadu_ps(s + 1 < a.length ? in : 0, odd + d)));
+      _mm512_store_si512(m.values + (d / 16 * a.length_pairs() + s / 2) * 32, _mm512_or_si512(lo, _mm512_slli_epi32(hi, 16)));
+    }
+  }
+}
+
+// Calls store(r, v, sums) with the products of row r of `left`, rows of this many
+// elements, and the v-th of V vectors of columns.
+template <int V, class Store>
+FEWBIT_INLINE void multiply(const uint16_t *left, int64_t row_elements, const uint16_t *right, int64_t pairs, const Store &store) {
+  __m512 acc[kRows][V]; // of this function alone: sums that others can point at stay in memory
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) acc[r][v] = _mm512_setzero_ps();
+  for (int64_t p = 0; p < pairs; p++, right += 32) {
+    __m512i w[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) w[v] = _mm512_load_si512(right + v * pairs * 32);
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; r++) {
+      // In assembly and in this order: left to itself the compiler hoists the
+      // broadcasts and spills accumulators.
+      __m512i a;
+      const auto *pair = reinterpret_cast<const int *>(left + r * row_elements + 2 * p);
+      if constexpr (V == 4)
+        asm volatile("vpbroadcastd %5, %4\n\tvdpbf16ps %6, %4, %0\n\tvdpbf16ps %7, %4, %1\n\tvdpbf16ps %8, %4, %2\n\tvdpbf16ps %9, %4, %3"
+                     : "+v"(acc[r][0]), "+v"(acc[r][1]), "+v"(acc[r][2]), "+v"(acc[r][3]), "=&v"(a)
+                     : "m"(*pair), "v"(w[0]), "v"(w[1]), "v"(w[2]), "v"(w[3]));
+      else if constexpr (V == 3)
+        asm volatile("vpbroadcastd %4, %3\n\tvdpbf16ps %5, %3, %0\n\tvdpbf16ps %6, %3, %1\n\tvdpbf16ps %7, %3, %2"
+                     : "+v"(acc[r][0]), "+v"(acc[r][1]), "+v"(acc[r][2]), "=&v"(a)
+                     : "m"(*pair), "v"(w[0]), "v"(w[1]), "v"(w[2]));
+      else if constexpr (V == 2)
+        asm volatile("vpbroadcastd %3, %2\n\tvdpbf16ps %4, %2, %0\n\tvdpbf16ps %5, %2, %1"
+                     : "+v"(acc[r][0]), "+v"(acc[r][1]), "=&v"(a) : "m"(*pair), "v"(w[0]), "v"(w[1]));
+      else
+        asm volatile("vpbroadcastd %2, %1\n\tvdpbf16ps %3, %1, %0" : "+v"(acc[r][0]), "=&v"(a) : "m"(*pair), "v"(w[0]));
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) store(r, v, acc[r][v]);
+}
+
+template <int V> void scores(const Attention &a, const AttentionMemory &m, int64_t vector) {
+  float *to = m.scores + vector * 16;
+  const int64_t row = a.length_vectors() * 16;
+  multiply<V>(m.queries, a.size_vectors() * 16, m.keys + vector * a.size_pairs() * 32, a.size_pairs(),
+              [&](int r, int v, __m512 sums) __attribute__((always_inline)) { _mm512_store_ps(to + r * row + 16 * v, sums); });
+}
+
+template <int V> void context(const Attention &a, const AttentionMemory &m, int64_t vector, float *y, int64_t count, const float *shares) {
+  multiply<V>(m.weights, a.length_vectors() * 16, m.values + vector * a.length_pairs() * 32, a.length_pairs(),
+              [&](int r, int v, __m512 sums) __attribute__((always_inline)) {
+                const int64_t d = (vector + v) * 16;
+                const __mmask16 in = r < count ? first(a.size - d) : __mmask16(0);
+                _mm512_mask_storeu_ps(y + r * a.width() + d, in, _mm512_mul_ps(sums, splat(shares[r])));
+              });
+}
+
+// weights = exp(scale * scores + bias - their largest); returns 1 / their sum. A
+// NaN among the scores makes the sum, and with it the row, NaN.
+float softmax(const Attention &a, float *x, const float *bias, uint16_t *weights) {
+  const __m512 scale = splat(a.scale), least = splat(-std::numeric_limits<float>::infinity());
+  __m512 most = least;
+  for (int64_t s = 0; s < a.length; s += 16) {
+    const __mmask16 in = first(a.length - s);
+    __m512 v = _mm512_mul_ps(_mm512_load_ps(x + s), scale);
+    if (bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(in, bias + s));
+    v = _mm512_mask_mov_ps(least, in, v);
+    _mm512_store_ps(x + s, v);
+    most = _mm512_max_ps(most, v);
+  }
+  const __m512 top = splat(_mm512_reduce_max_ps(most));
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t s = 0; s < a.length; s += 16) {
+    const __m512 e = _mm512_maskz_mov_ps(first(a.length - s), exp16(_mm512_sub_ps(_mm512_load_ps(x + s), top)));
+    sum = _mm512_add_ps(sum, e);
+    _mm256_store_si256(reinterpret_cast<__m256i *>(weights + s), bf16(e));
+  }
+  return 1 / _mm512_reduce_add_ps(sum);
+}
+
+void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, const AttentionMemory &m) {
+  const int64_t q_row = a.size_vectors() * 16, s_row = a.length_vectors() * 16;
+  for (int64_t r = r0; r < r1; r += kRows) {
+    const int64_t count = std::min<int64_t>(kRows, r1 - r);
+    for (int64_t i = 0; i < kRows; i++)
+      for (int64_t d = 0; d < q_row; d += 16) {
+        const __mmask16 in = i < count ? first(a.size - d) : __mmask16(0);
+        const float *q = a.row(b, r + std::min(i, count - 1), 0, h);
+        _mm256_store_si256(reinterpret_cast<__m256i *>(m.queries + i * q_row + d), bf16(_mm512_maskz_loadu_ps(in, q + d)));
+      }
+    int64_t v = 0;
+    for (; v + kVectors <= a.length_vectors(); v += kVectors) scores<kVectors>(a, m, v);
+    switch (a.length_vectors() - v) {
+    case 1: scores<1>(a, m, v); break;
+    case 2: scores<2>(a, m, v); break;
+    case 3: scores<3>(a, m, v); break;
+    default: break;
+    }
+    float shares[kRows] = {};
+    for (int64_t i = 0; i < kRows; i++) {
+      if (i < count)
+        shares[i] = softmax(a, m.scores + i * s_row, a.bias_of(b, h, r + i), m.weights + i * s_row);
+      else
+        std::fill_n(m.weights + i * s_row, s_row, uint16_t(0));
+    }
+    float *y = a.y + (b * a.length + r) * a.width() + h * a.size;
+    for (v = 0; v + kVectors <= a.size_vectors(); v += kVectors) context<kVectors>(a, m, v, y, count, shares);
+    switch (a.size_vectors() - v) {
+    case 1: context<1>(a, m, v, y, count, shares); break;
+    case 2: context<2>(a, m, v, y, count, shares); break;
+    case 3: context<3>(a, m, v, y, count, shares); break;
+    default: break;
+    }
+  }
+}
+
+} // namespace
+
+const AttentionKernels attention_avx512 = {pack, rows};
+
+} // namespace fewbit

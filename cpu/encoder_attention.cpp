@@ -1,0 +1,84 @@
+// fewbit.EncoderAttention(QKV, Bias) -> Y: attention of three projections that
+// one product made; see attention.hpp.
+#include <cmath>
+
+#include "attention.hpp"
+#include "operators.hpp"
+#include "tasks.hpp"
+
+namespace fewbit {
+
+namespace {
+
+struct EncoderAttention final : Kernel {
+  int64_t width = 0, heads = 0;
+  float scale = 0;
+
+  explicit EncoderAttention(const Node &node) : width(node.integer("N", -1)), heads(node.integer("num_heads", -1)), scale(node.real("scale", 0)) {
+    if (width < 1 || heads < 1 || width % heads != 0 || width / heads > kMaxHeadSize)
+      refuse("EncoderAttention: N must be a multiple of num_heads, of at most " + std::to_string(kMaxHeadSize) + " a head");
+    if (!std::isfinite(scale) || scale == 0) refuse("EncoderAttention: scale must be a number other than 0");
+  }
+
+  void compute(const Call &call) override {
+    const Tensor x = call.input(0), bias = call.input(1);
+    if (x.rank != 3 || x.last() != 3 * width) refuse("EncoderAttention: QKV must be [batch, length, 3 * " + std::to_string(width) + "]");
+    Attention a;
+    a.batch = x.dims[0], a.length = x.dims[1], a.heads = heads, a.size = width / heads, a.scale = scale;
+    if (a.length > kMaxLength) refuse("EncoderAttention: QKV has more than " + std::to_string(kMaxLength) + " rows");
+    if (bias.data) set_bias(a, bias);
+    a.qkv = x.as<float>();
+    a.y = static_cast<float *>(call.output(0, {a.batch, a.length, width}));
+    if (a.batch && a.length) run(call, a);
+  }
+
+  static void set_bias(Attention &a, const Tensor &t) {
+    const auto one_or = [&](size_t i, int64_t n) { return t.dims[i] == n || t.dims[i] == 1; };
+    if (t.rank != 4 || !one_or(0, a.batch) || !one_or(1, a.heads) || !one_or(2, a.length) || t.dims[3] != a.length)
+      refuse("EncoderAttention: Bias must be [batch or 1, heads or 1, length or 1, length]");
+    a.bias = t.as<float>();
+    a.bias_row = t.dims[2] == 1 ? 0 : a.length;
+    a.bias_head = t.dims[1] == 1 ? 0 : t.dims[2] * a.length;
+    a.bias_batch = t.dims[0] == 1 ? 0 : t.dims[1] * t.dims[2] * a.length;
+  }
+
+  // A task is a part of the rows of one head; a thread converts keys and values
+  // once for the parts that it gets one after the other.
+  static void run(const Call &call, const Attention &a) {
+    constexpr int64_t most_rows = 16 * kAttentionRows;
+    static std::atomic<uint64_t> calls{0};
+    const uint64_t id = ++calls;
+    const size_t bytes = attention_bytes(a);
+    const int64_t parts = (a.length + most_rows - 1) / most_rows;
+    const int64_t rows = ((a.length + parts - 1) / parts + kAttentionRows - 1) / kAttentionRows * kAttentionRows;
+    const AttentionKernels &kernels = attention_kernels();
+    std::atomic<bool> failed{false};
+    call.parallel(size_t(a.batch * a.heads * parts), [&](size_t task) {
+      thread_local BlockRows mine;
+      const int64_t head = int64_t(task) / parts, r0 = int64_t(task) % parts * rows;
+      void *memory = mine.reserve(bytes);
+      if (!memory) {
+        failed = true;
+        return;
+      }
+      const AttentionMemory m(a, memory);
+      if (mine.call != id || mine.block != head) {
+        kernels.pack(a, head / a.heads, head % a.heads, m);
+        mine.call = id, mine.block = head;
+      }
+      kernels.rows(a, head / a.heads, head % a.heads, std::min(r0, a.length), std::min(r0 + rows, a.length), m);
+    });
+    if (failed) throw std::bad_alloc();
+  }
+};
+
+} // namespace
+
+const Operator &encoder_attention() {
+  constexpr auto f32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+  static const Operator op("EncoderAttention", {{f32}, {f32, true}}, {{f32}}, [](const Node &n) -> Kernel * { return new EncoderAttention(n); },
+                           shapes_with_columns);
+  return op;
+}
+
+} // namespace fewbit

@@ -1,0 +1,151 @@
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+
+#include "attention.hpp"
+#include "bf16.hpp"
+#include "level.hpp"
+#include "test.hpp"
+
+using namespace fewbit;
+
+namespace {
+
+struct Shape {
+  int64_t batch, length, heads, size;
+};
+
+// Runs the rows in parts of `part`, with everything outside the memory's parts
+// poisoned by what was there before.
+std::vector<float> run(const AttentionKernels &kn, Attention a, int64_t part, int fill = 0xff) {
+  std::vector<float> y(size_t(a.batch * a.length * a.width()), -1);
+  a.y = y.data();
+  const size_t bytes = attention_bytes(a);
+  std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64), std::free);
+  std::memset(memory.get(), fill, bytes);
+  const AttentionMemory m(a, memory.get());
+  for (int64_t b = 0; b < a.batch; b++)
+    for (int64_t h = 0; h < a.heads; h++) {
+      kn.pack(a, b, h, m);
+      for (int64_t r = 0; r < a.length; r += part) kn.rows(a, b, h, r, std::min(a.length, r + part), m);
+    }
+  return y;
+}
+
+// The formula in double, on what was rounded to BF16 or not.
+std::vector<float> exact(const Attention &a, bool rounded) {
+  const auto in = [&](float v) { return rounded ? double(bf16_to_float(bf16_round(v))) : double(v); };
+  std::vector<float> y(size_t(a.batch * a.length * a.width()));
+  std::vector<double> p(static_cast<size_t>(a.length));
+  for (int64_t b = 0; b < a.batch; b++)
+    for (int64_t h = 0; h < a.heads; h++)
+      for (int64_t r = 0; r < a.length; r++) {
+        double most = -std::numeric_limits<double>::infinity(), sum = 0;
+        for (int64_t s = 0; s < a.length; s++) {
+          double x = 0;
+          for (int64_t d = 0; d < a.size; d++) x += in(a.row(b, r, 0, h)[d]) * in(a.row(b, s, 1, h)[d]);
+          p[size_t(s)] = x * a.scale + (a.bias ? a.bias_of(b, h, r)[s] : 0);
+          most = std::max(most, p[size_t(s)]);
+        }
+        for (double &v : p) sum += v = std::exp(v - most);
+        for (int64_t d = 0; d < a.size; d++) {
+          double v = 0;
+          for (int64_t s = 0; s < a.length; s++) v += p[size_t(s)] * in(a.row(b, s, 2, h)[d]);
+          y[size_t((b * a.length + r) * a.width() + h * a.size + d)] = float(v / sum);
+        }
+      }
+  return y;
+}
+
+float largest_difference(const std::vector<float> &a, const std::vector<float> &b) {
+  float d = 0;
+  for (size_t i = 0; i < a.size(); i++) d = std::isnan(a[i]) || std::isnan(b[i]) ? std::numeric_limits<float>::infinity() : std::max(d, std::fabs(a[i] - b[i]));
+  return d;
+}
+
+// Weights behind the softmax are rounded to 8 bits: 2^-9 of values of size 4 at most.
+constexpr float kWeightsTolerance = 4.f / 512;
+// With the operands rounded too: of standard normal values, scores of size 1.
+constexpr float kOperandsTolerance = 8.f / 256;
+
+std::vector<const AttentionKernels *> kernels() {
+  std::vector<const AttentionKernels *> all = {&attention_plain};
+  if (&attention_kernels() != &attention_plain) all.push_back(&attention_kernels());
+  return all;
+}
+
+} // namespace
+
+TEST(attention_of_all_shapes) {
+  std::vector<Shape> shapes;
+  for (int64_t length : {1, 2, 5, 6, 7, 15, 16, 17, 33, 63, 64, 65, 130})
+    for (int64_t size : {1, 2, 15, 16, 17, 32, 33, 64, 65, 80}) shapes.push_back({2, length, 3, size});
+  shapes.push_back({1, 700, 1, 64});
+  shapes.push_back({1, 3, 1, kMaxHeadSize});
+  for (const Shape &s : shapes) {
+    Attention a;
+    a.batch = s.batch, a.length = s.length, a.heads = s.heads, a.size = s.size, a.scale = float(1 / std::sqrt(double(s.size)));
+    const auto qkv = gauss(size_t(s.batch * s.length * 3 * a.width()), 1);
+    a.qkv = qkv.data();
+    // Forms of the bias: none, padding of each sample, of each head, of each row and head.
+    for (int form = 0; form < 4; form++) {
+      const int64_t hs = form == 2 || form == 3 ? s.heads : 1, rs = form == 3 ? s.length : 1;
+      auto bias = gauss(size_t(s.batch * hs * rs * s.length), 2);
+      for (size_t i = 0; i < bias.size(); i++)
+        if (int64_t(i) % s.length > 0 && i % 5 == 0) bias[i] = i % 2 ? -10000 : std::numeric_limits<float>::lowest();
+      if (form) {
+        a.bias = bias.data();
+        a.bias_row = rs == 1 ? 0 : s.length, a.bias_head = hs == 1 ? 0 : rs * s.length, a.bias_batch = hs * rs * s.length;
+      } else {
+        a.bias = nullptr;
+      }
+      const auto rounded = exact(a, true), real = exact(a, false);
+      for (const AttentionKernels *k : kernels()) {
+        const auto y = run(*k, a, s.length);
+        const bool close = CHECK(largest_difference(y, rounded) <= kWeightsTolerance) && CHECK(largest_difference(y, real) <= kOperandsTolerance);
+        // Neither where rows are cut nor what lay in the memory matters.
+        const bool same = CHECK(run(*k, a, kAttentionRows, 0) == y) && CHECK(run(*k, a, 5) == y);
+        if (!close || !same) {
+          std::fprintf(stderr, "  batch %d, length %d, heads %d, size %d, form %d\n", int(s.batch), int(s.length), int(s.heads), int(s.size), form);
+          return;
+        }
+      }
+    }
+  }
+}
+
+TEST(attention_not_finite) {
+  Attention a;
+  a.batch = 1, a.length = 40, a.heads = 2, a.size = 20, a.scale = 0.2f;
+  const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  for (const AttentionKernels *k : kernels()) {
+    auto qkv = gauss(size_t(a.length * 3 * a.width()), 1);
+    a.qkv = qkv.data(), a.bias = nullptr;
+    // A query that is not a number spoils its own row and head alone.
+    qkv[size_t(7 * 3 * a.width() + 3)] = nan;
+    auto y = run(*k, a, a.length);
+    for (int64_t r = 0; r < a.length; r++)
+      for (int64_t c = 0; c < a.width(); c++) CHECK(std::isnan(y[size_t(r * a.width() + c)]) == (r == 7 && c < a.size));
+    // A key that is not spoils every row of its head, and an infinite value one column.
+    qkv[size_t(7 * 3 * a.width() + 3)] = 0;
+    qkv[size_t((9 * 3 + 1) * a.width() + 3)] = nan, qkv[size_t((9 * 3 + 2) * a.width() + 25)] = inf;
+    y = run(*k, a, a.length);
+    for (int64_t r = 0; r < a.length; r++)
+      for (int64_t c = 0; c < a.width(); c++) {
+        const float v = y[size_t(r * a.width() + c)];
+        CHECK(c < a.size ? std::isnan(v) : c == 25 ? v == inf : std::isfinite(v));
+      }
+    // All masked: by -inf there is nothing to divide by, by -10000 all count alike.
+    qkv = gauss(size_t(a.length * 3 * a.width()), 3), a.qkv = qkv.data();
+    std::vector<float> bias(size_t(a.length), -inf);
+    a.bias = bias.data();
+    y = run(*k, a, a.length);
+    CHECK(std::all_of(y.begin(), y.end(), [](float v) { return std::isnan(v); }));
+    std::fill(bias.begin(), bias.end(), -10000.f);
+    CHECK(largest_difference(run(*k, a, a.length), exact(a, true)) <= kWeightsTolerance);
+    // Some masked by -inf.
+    std::fill(bias.begin() + 3, bias.end(), -inf);
+    CHECK(largest_difference(run(*k, a, a.length), exact(a, true)) <= kWeightsTolerance);
+  }
+}
