@@ -88,7 +88,7 @@ else
 endif
 
 check: deps ## format, vet, staticcheck, golangci-lint, race detector
-	@unformatted=$$(gofmt -l $$(ls -d cmd cuda internal tools benchmarks 2>/dev/null)); [ -z "$$unformatted" ] || { echo "gofmt -w these files:"; echo "$$unformatted"; exit 1; }
+	@unformatted=$$(gofmt -l $$(ls -d benchmarks cmd cuda examples internal tests tools 2>/dev/null)); [ -z "$$unformatted" ] || { echo "gofmt -w these files:"; echo "$$unformatted"; exit 1; }
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) run $(GOLANGCI_LINT) run
