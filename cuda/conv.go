@@ -110,6 +110,17 @@ const (
 	FP16 Products = C.FB_PRODUCTS_FP16 // rounded to F16, on tensor cores
 )
 
+// PickConvFloat describes the kernel that a convolution of floats gets on a device,
+// its tensors aligned to 16 bytes; "" where there is none.
+func PickConvFloat(g Conv, products Products, on Info) string {
+	c, info := g.c(), C.fb_device_info{sm: C.int(on.SM), sms: C.int(on.SMs), smem_per_block: C.int(on.SharedPerBlock)}
+	var buffer [pickText]C.char
+	if C.fb_conv_float_pick(&c, C.int(products), &info, &buffer[0], pickText) != C.FB_OK {
+		return ""
+	}
+	return C.GoString(&buffer[0])
+}
+
 // ConvFloat launches a convolution of floats: x [N, C, H, W], w [OC, C / Groups,
 // KH, KW], y and residual [N, OC, OH, OW]; y = act(x * w + bias + residual). All are
 // F32, but w is F16 for FP16. bias [OC] and residual may be 0; y may be the residual.

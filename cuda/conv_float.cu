@@ -6,6 +6,8 @@
 #include "conv_float.cuh"
 #include "mma_float.cuh"
 
+#include <cstdio>
+
 namespace {
 
 // What element k of a filter reads, seen from the first tap of a window.
@@ -242,6 +244,18 @@ void launch(const fb_conv_s8 &d, FbConvFloat &p, const Choice &choice, int64_t b
 }
 
 } // namespace
+
+extern "C" int fb_conv_float_pick(const fb_conv_s8 *d, int products, const fb_device_info *dev, char *text, size_t text_bytes) {
+  if (fb_conv_bad(d) || d->n < 1 || products < FB_PRODUCTS_FP32 || products > FB_PRODUCTS_FP16 || !dev || dev->sms < 1 || !text || !text_bytes || fb_conv_too_large(*d)) return FB_BAD_ARGUMENT;
+  const bool aligned = fb_conv_depth(*d) * (products == FB_PRODUCTS_FP16 ? 2 : 4) % 16 == 0;
+  const Choice c = pick(*d, products, aligned, *dev);
+  if (c.kernel == kDirect)
+    snprintf(text, text_bytes, "direct f32");
+  else
+    snprintf(text, text_bytes, "%s %s %dx%d%s; %lld tiles", c.kernel == kFma ? "fma" : "mma", c.kernel == kFma ? "f32" : products == FB_PRODUCTS_FP16 ? "f16" : "tf32", c.tile, c.tile,
+             c.kernel == kMma && !aligned ? ", filters not aligned" : "", (long long)(fb_ceil_div(fb_conv_pixels(*d), c.tile) * fb_ceil_div(d->oc / d->groups, c.tile) * d->groups));
+  return FB_OK;
+}
 
 extern "C" int fb_conv_float(const fb_conv_s8 *d, int products, const float *x, const void *w, const float *bias, const float *residual, float *y, fb_stream s) {
   if (fb_conv_bad(d) || products < FB_PRODUCTS_FP32 || products > FB_PRODUCTS_FP16 || !x || !w || !y) return FB_BAD_ARGUMENT;

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -195,5 +196,34 @@ func TestConvFloatRefusesArguments(t *testing.T) {
 	g.N, g.H, g.W = 1<<10, 1<<10, 1<<10
 	if err := ConvFloat(g, FP32, p, p, 0, 0, p, 0); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("a tensor of 2^32 elements: %v", err)
+	}
+}
+
+// The choice is a pure function, so it can be read.
+func TestConvFloatPick(t *testing.T) {
+	layers := []struct {
+		name string
+		Conv
+	}{
+		{"stem", square(1, 224, 224, 3, 32, 3, 2, 1, 1, 1)},
+		{"res2 3x3", square(1, 56, 56, 64, 64, 3, 1, 1, 1, 1)},
+		{"res5 1x1", square(32, 7, 7, 512, 2048, 1, 1, 0, 1, 1)},
+		{"depthwise", square(1, 56, 56, 144, 144, 3, 2, 1, 1, 144)},
+		{"depth not aligned", square(1, 28, 28, 30, 96, 1, 1, 0, 1, 1)},
+	}
+	var text strings.Builder
+	for _, d := range devices {
+		for _, l := range layers {
+			for i, name := range []string{"fp32", "tf32", "fp16"} {
+				fmt.Fprintf(&text, "%s %s, %s: %s\n", d.name, l.name, name, PickConvFloat(l.Conv, []Products{FP32, TF32, FP16}[i], d.Info))
+			}
+		}
+	}
+	golden(t, "testdata/conv_float_pick.txt", text.String())
+	if got := PickConvFloat(Conv{}, FP32, devices[0].Info); got != "" {
+		t.Errorf("no convolution: %q", got)
+	}
+	if got := PickConvFloat(layers[0].Conv, 3, devices[0].Info); got != "" {
+		t.Errorf("unknown products: %q", got)
 	}
 }

@@ -193,6 +193,8 @@ typedef struct fb_gemm_float {
  * the residual. Any alignment and shape; rows of multiples of 16 bytes are fast. The same bits every time. More than 8 rows of FB_F16 or tf32 go
  * through cuBLASLt where it is installed and out is FB_F32, without an activation or with FB_ACT_RELU and no residual. */
 int fb_gemm_float_run(const fb_gemm_float *d, const void *a, const void *b, const float *bias, const void *residual_f32, void *c, fb_stream s);
+/* Describes the kernel that d gets on a device, of operands whose rows are multiples of 16 bytes; FB_OK or FB_BAD_ARGUMENT. Pure. */
+int fb_gemm_float_pick(const fb_gemm_float *d, const fb_device_info *dev, char *text, size_t text_bytes);
 
 /* ---- cublaslt.cu: NVIDIA's library, opened at run time -------------------------------------------------------------- */
 /* 1 where it is used; text (host) gets its version, or why not. A device must be current. */
@@ -246,6 +248,7 @@ enum { FB_PRODUCTS_FP32 = 0, FB_PRODUCTS_TF32 = 1, FB_PRODUCTS_FP16 = 2 };
 /* Same geometry and activation; x [n, c, h, w], w [oc, c/groups, kh, kw], y and residual [n, oc, oh, ow], all f32, but w f16 for
  * FB_PRODUCTS_FP16. Groups of fewer than 8 filters, and all before sm_80, multiply x and w as they are. The same bits every time. */
 int fb_conv_float(const fb_conv_s8 *geometry, int products, const float *x, const void *w, const float *bias, const float *residual, float *y, fb_stream s);
+int fb_conv_float_pick(const fb_conv_s8 *geometry, int products, const fb_device_info *dev, char *text, size_t text_bytes); /* as fb_gemm_float_pick */
 
 /* ---- norm.cu ------------------------------------------------------------------------------------------------------ */
 /* y = LayerNorm(x + residual) * gamma + beta over the last axis; any of sum, y, q may be NULL: sum [m, k] receives x + residual;

@@ -5,6 +5,8 @@
 #include "gemm_float.cuh"
 #include "mma_float.cuh"
 
+#include <cstdio>
+
 namespace {
 
 // BM x BN a block, 16 MT x 8 NT a warp.
@@ -123,6 +125,18 @@ bool chunks(const void *p, int64_t ld, int64_t stride, int64_t batch, int64_t co
 constexpr int64_t kMax = 0x7fffffff; // of m, n, k, batch and the grid
 
 } // namespace
+
+extern "C" int fb_gemm_float_pick(const fb_gemm_float *d, const fb_device_info *dev, char *text, size_t text_bytes) {
+  if (!d || !dev || dev->sms < 1 || !text || !text_bytes || d->m < 1 || d->n < 1 || d->k < 1 || d->batch < 1 || d->m > kMax || d->n > kMax || d->batch > kMax) return FB_BAD_ARGUMENT;
+  const Choice c = pick(*d, *dev);
+  const char *in = d->in == FB_F16 ? "f16" : d->tf32 && c.kernel == kMma ? "tf32" : "f32";
+  if (c.kernel == kSkinny)
+    snprintf(text, text_bytes, "skinny %s, %d rows at most", in, (int)kSkinnyRows);
+  else
+    snprintf(text, text_bytes, "%s %s %dx%d; %lld tiles%s", c.kernel == kMma ? "mma" : "fma", in, c.tile, c.tile,
+             (long long)(fb_ceil_div(d->m, c.tile) * fb_ceil_div(d->n, c.tile) * d->batch), c.kernel == kMma && !d->own ? "; cuBLASLt first" : "");
+  return FB_OK;
+}
 
 extern "C" int fb_gemm_float_run(const fb_gemm_float *d, const void *a, const void *b, const float *bias, const void *residual_f32, void *c, fb_stream s) {
   if (!d || !a || !b || !c || d->m < 0 || d->n < 0 || d->k < 1 || d->batch < 1 || d->m > kMax || d->n > kMax || d->k > kMax || d->batch > kMax) return FB_BAD_ARGUMENT;

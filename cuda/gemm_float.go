@@ -40,8 +40,24 @@ func CublasLt() (used bool, about string) {
 // goes, or with lost after it went.
 func ResetCublasLt(lost bool) { C.fb_cublaslt_reset(cbool(lost)) }
 
+// Pick describes the kernel that g gets on a device where rows are multiples of
+// 16 bytes; "" where there is none.
+func (g *GemmFloat) Pick(on Info) string {
+	d, info := g.c(), C.fb_device_info{sm: C.int(on.SM), sms: C.int(on.SMs), smem_per_block: C.int(on.SharedPerBlock)}
+	var buffer [pickText]C.char
+	if C.fb_gemm_float_pick(&d, &info, &buffer[0], pickText) != C.FB_OK {
+		return ""
+	}
+	return C.GoString(&buffer[0])
+}
+
 // Run launches it. bias [N] f32 and residual f32, which lies as C does, may be 0.
 func (g *GemmFloat) Run(a, b, bias, residual, c Ptr, s Stream) error {
+	d := g.c()
+	return check("float gemm", C.fb_gemm_float_run(&d, unsafe.Pointer(at[byte](a)), unsafe.Pointer(at[byte](b)), at[C.float](bias), unsafe.Pointer(at[byte](residual)), unsafe.Pointer(at[byte](c)), stream(s)))
+}
+
+func (g *GemmFloat) c() C.fb_gemm_float {
 	or := func(v, otherwise int64) C.int64_t {
 		if v == 0 {
 			return C.int64_t(otherwise)
@@ -60,5 +76,5 @@ func (g *GemmFloat) Run(a, b, bias, residual, c Ptr, s Stream) error {
 		d.alpha = 1
 	}
 	d.lda, d.ldb, d.ldc = or(g.LdA, g.K), or(g.LdB, cols), or(g.LdC, g.N)
-	return check("float gemm", C.fb_gemm_float_run(&d, unsafe.Pointer(at[byte](a)), unsafe.Pointer(at[byte](b)), at[C.float](bias), unsafe.Pointer(at[byte](residual)), unsafe.Pointer(at[byte](c)), stream(s)))
+	return d
 }

@@ -5,6 +5,7 @@ package cuda
 import (
 	"fmt"
 	"math"
+	"strings"
 	"testing"
 )
 
@@ -212,5 +213,27 @@ func TestGemmFloatRefusesArguments(t *testing.T) {
 	}
 	if good.Run(0, x, 0, 0, x, 0) == nil || good.Run(x, x, 0, 0, 0, 0) == nil {
 		t.Error("null: accepted")
+	}
+}
+
+// The choice is a pure function, so it can be read.
+func TestGemmFloatPick(t *testing.T) {
+	var text strings.Builder
+	for _, d := range devices {
+		for _, c := range [][3]int64{{1, 768, 768}, {16, 3072, 768}, {128, 768, 768}, {4096, 3072, 768}} {
+			for _, in := range []GemmFloat{{In: F32}, {In: F32, TF32: true}, {In: F16}, {In: F16, Own: true}} {
+				in.M, in.N, in.K = c[0], c[1], c[2]
+				fmt.Fprintf(&text, "%s %dx%dx%d, f16 %v, tf32 %v, own %v: %s\n", d.name, c[0], c[1], c[2], in.In == F16, in.TF32, in.Own, in.Pick(d.Info))
+			}
+		}
+	}
+	golden(t, "testdata/gemm_float_pick.txt", text.String())
+	for _, bad := range []GemmFloat{{N: 1, K: 1}, {M: 1, N: 1 << 40, K: 1}, {M: -1, N: 1, K: 1}} {
+		if got := bad.Pick(devices[0].Info); got != "" {
+			t.Errorf("%+v: %q", bad, got)
+		}
+	}
+	if got := (&GemmFloat{M: 1, N: 1, K: 1}).Pick(Info{SM: 90}); got != "" {
+		t.Errorf("a device without multiprocessors: %q", got)
 	}
 }
