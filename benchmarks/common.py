@@ -148,7 +148,8 @@ def core_state(ns):
 
 def environment(name, requirements):
     """The bin folder of an environment of a peer's own, made from its pinned requirements."""
-    path, want = DEPS / ("venv-" + name), sha256(requirements)
+    path = (DEPS / ("venv-" + name)).resolve()
+    want = "%s %s" % (sha256(requirements), path)  # its programs name the folder that they were installed in
     stamp = path / "requirements.sha256"
     if not stamp.exists() or stamp.read_text() != want:
         say("installing " + name)
