@@ -63,6 +63,8 @@ int fb_sync(fb_stream s);
  * zp_u8 = clamp(rne(-lo / scale), 0, 255); q_u8 = clamp(rne(x / scale) + zp_u8, 0, 255). divisor [k] or NULL: x is divided by it first
  * (smoothing that could not be folded). */
 int fb_quantize_rows(const float *x, int64_t m, int64_t k, const float *divisor, int8_t *q, int64_t ldq, float *scale, int32_t *zero, fb_stream s);
+/* Its inverse: x [m, k] dense = (q - zero) * scale by row; zero NULL stands for zeros. */
+int fb_dequantize_rows(const int8_t *q, int64_t m, int64_t k, int64_t ldq, const float *scale, const int32_t *zero, float *x, fb_stream s);
 /* Static: one scale and u8 zero point for the tensor (host values). */
 int fb_quantize_tensor(const float *x, int64_t m, int64_t k, const float *divisor, float scale, int32_t zero_u8, int8_t *q, int64_t ldq, fb_stream s);
 /* Symmetric per channel: x viewed as [outer, c, inner], scale [c]; q = clamp(rne(x / scale), -127, 127), or its inverse. */

@@ -13,6 +13,7 @@ const fb_entry kEntries[] = {
     {"fb_quantize_rows", "quantize"},
     {"fb_quantize_tensor", "quantize"},
     {"fb_quantize_channels", "quantize"},
+    {"fb_dequantize_rows", "quantize"},
     {"fb_dequantize_channels", "quantize"},
     {"fb_dequantize_tensor", "quantize"},
     {"fb_quantize_blocks_s4", "quantize"},

@@ -95,6 +95,13 @@ __global__ void __launch_bounds__(256) quantize_channels(const float *__restrict
     q[i] = (int8_t)fb_clamp(__float2int_rn(fb_div(x[i], scale[i / inner % c])), -127, 127);
 }
 
+__global__ void __launch_bounds__(256) dequantize_rows(const int8_t *__restrict__ q, int64_t n, int64_t k, int64_t ldq, const float *__restrict__ scale, const int32_t *__restrict__ zero, float *__restrict__ x) {
+  for (int64_t i = blockIdx.x * (int64_t)256 + threadIdx.x; i < n; i += (int64_t)gridDim.x * 256) {
+    const int64_t row = i / k;
+    x[i] = (float)(q[row * ldq + i % k] - (zero ? zero[row] : 0)) * scale[row];
+  }
+}
+
 __global__ void __launch_bounds__(256) dequantize_channels(const int8_t *__restrict__ q, int64_t n, int64_t c, int64_t inner, const float *__restrict__ scale, float *__restrict__ x) {
   for (int64_t i = blockIdx.x * (int64_t)256 + threadIdx.x; i < n; i += (int64_t)gridDim.x * 256) x[i] = (float)q[i] * scale[i / inner % c];
 }
@@ -161,6 +168,13 @@ int fb_quantize_channels(const float *x, int64_t outer, int64_t c, int64_t inner
   const int64_t n = outer * c * inner;
   if (n == 0) return FB_OK;
   FB_LAUNCH(quantize_channels, dim3(fb_grid(n, 1024)), dim3(256), 0, s, x, n, c, inner, scale, q);
+  return fb_launch_status();
+}
+
+int fb_dequantize_rows(const int8_t *q, int64_t m, int64_t k, int64_t ldq, const float *scale, const int32_t *zero, float *x, fb_stream s) {
+  if (!x || !q || !scale || m < 0 || k < 1 || ldq < k) return FB_BAD_ARGUMENT;
+  if (m == 0) return FB_OK;
+  FB_LAUNCH(dequantize_rows, dim3(fb_grid(m * k, 1024)), dim3(256), 0, s, q, m * k, k, ldq, scale, zero, x);
   return fb_launch_status();
 }
 

@@ -11,6 +11,11 @@ func QuantizeRows(x Ptr, m, k int64, divisor, q Ptr, ldq int64, scale, zero Ptr,
 	return check("quantize rows", C.fb_quantize_rows(at[C.float](x), C.int64_t(m), C.int64_t(k), at[C.float](divisor), at[C.int8_t](q), C.int64_t(ldq), at[C.float](scale), at[C.int32_t](zero), stream(s)))
 }
 
+// DequantizeRows is its inverse, x dense. zero may be 0, for rows without zero points.
+func DequantizeRows(q Ptr, m, k, ldq int64, scale, zero, x Ptr, s Stream) error {
+	return check("dequantize rows", C.fb_dequantize_rows(at[C.int8_t](q), C.int64_t(m), C.int64_t(k), C.int64_t(ldq), at[C.float](scale), at[C.int32_t](zero), at[C.float](x), stream(s)))
+}
+
 // QuantizeTensor quantizes x [m, k] f32 with one scale and u8 zero point.
 func QuantizeTensor(x Ptr, m, k int64, divisor Ptr, scale float32, zero uint8, q Ptr, ldq int64, s Stream) error {
 	return check("quantize tensor", C.fb_quantize_tensor(at[C.float](x), C.int64_t(m), C.int64_t(k), at[C.float](divisor), C.float(scale), C.int32_t(zero), at[C.int8_t](q), C.int64_t(ldq), stream(s)))

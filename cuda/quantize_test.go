@@ -70,6 +70,19 @@ func TestQuantizeRows(t *testing.T) {
 			equal(t, name+"scale", out[float32](t, scale, c.m), wantS)
 			equal(t, name+"zero", out[int32](t, zero, c.m), wantZ)
 			equal(t, name+"q", out[int8](t, q, c.m*c.ldq), wantQ)
+			y := device[float32](t, c.m*c.k)
+			for _, points := range []Ptr{zero, 0} {
+				ok(t, DequantizeRows(q, int64(c.m), int64(c.k), int64(c.ldq), scale, points, y, 0))
+				back := make([]float32, c.m*c.k)
+				for i := range back {
+					row, z := i/c.k, int32(0)
+					if points != 0 {
+						z = wantZ[row]
+					}
+					back[i] = float32(int32(wantQ[row*c.ldq+i%c.k])-z) * wantS[row]
+				}
+				equal(t, name+"dequantized", out[float32](t, y, c.m*c.k), back)
+			}
 		}
 	})
 }
