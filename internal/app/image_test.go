@@ -160,7 +160,7 @@ func TestClassifyImages(t *testing.T) {
 	s.do("PUT", "/models/text", text, "Content-Type", "application/zip").into(t, 201, nil)
 	s.do("PUT", "/models/mlp", mlp(t)).into(t, 201, nil)
 	noFile, noFileType := form(t, map[string]string{"model": "px"})
-	oddField, oddType := form(t, map[string]string{"model": "px", "modle": "px"}, red)
+	oddField, oddType := form(t, map[string]string{"model": "px", "modul": "px"}, red)
 	many := make([]string, 33)
 	for i := range many {
 		many[i] = b64(red)
@@ -186,7 +186,7 @@ func TestClassifyImages(t *testing.T) {
 		"image to text":        {"/v1/classify?model=text", "image/png", red, 400, "takes no images"},
 		"image to numbers":     {"/v1/classify?model=mlp", "image/png", red, 400, "takes no images"},
 		"form without a file":  {"/v1/classify", noFileType, noFile, 400, "no image"},
-		"unknown field":        {"/v1/classify", oddType, oddField, 400, "modle"},
+		"unknown field":        {"/v1/classify", oddType, oddField, 400, "modul"},
 		"no boundary":          {"/v1/classify", "multipart/form-data", mixed, 400, "boundary"},
 		"form cut off":         {"/v1/classify", mixedType, mixed[:len(mixed)-40], 400, "cut off"},
 		"texts of 2 MB":        {"/v1/classify", "application/json", map[string]any{"model": "text", "texts": []string{strings.Repeat("a", 1<<20), strings.Repeat("a", 1<<20)}}, 413, "limit"},

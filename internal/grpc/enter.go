@@ -8,7 +8,6 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
@@ -52,7 +51,7 @@ var errUnseen = errors.New("grpc: a call reached its handler past the tap")
 func (s *Server) receiving(ctx context.Context, info *tap.Info) (context.Context, error) {
 	c := &call{began: time.Now(), b: s.b, patience: s.o.ReceiveTimeout}
 	c.caller = fhttp.Caller{Loopback: s.loopback, Key: fhttp.KeyOf(func(name string) string {
-		if v := metadata.MD(info.Header).Get(name); len(v) > 0 {
+		if v := info.Header.Get(name); len(v) > 0 {
 			return v[0]
 		}
 		return ""
@@ -68,7 +67,7 @@ func (s *Server) receiving(ctx context.Context, info *tap.Info) (context.Context
 		err = errElsewhere
 	}
 	if err != nil {
-		err, code := s.word(ctx, info.FullMethodName, err)
+		code, err := s.word(ctx, info.FullMethodName, err)
 		if need == fhttp.NeedAdmin {
 			s.record(c, info.FullMethodName, code, err)
 		}

@@ -173,7 +173,7 @@ func (s *Server) serve(srv any, ss grpc.ServerStream, info *grpc.StreamServerInf
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
 		var code int
-		err, code = s.word(ctx, info.FullMethod, err)
+		code, err = s.word(ctx, info.FullMethod, err)
 		if needOf(info.FullMethod) == fhttp.NeedAdmin {
 			s.record(c, strings.TrimSpace(info.FullMethod+" "+c.about), code, err)
 		}
@@ -255,23 +255,23 @@ var codeOf = map[int]codes.Code{
 
 // status words err for the client.
 func (s *Server) status(ctx context.Context, method string, err error) error {
-	err, _ = s.word(ctx, method, err)
+	_, err = s.word(ctx, method, err)
 	return err
 }
 
 // word is status with the HTTP status that stands for it.
-func (s *Server) word(ctx context.Context, method string, err error) (error, int) {
+func (s *Server) word(ctx context.Context, method string, err error) (int, error) {
 	if err == nil {
-		return nil, http.StatusOK
+		return http.StatusOK, nil
 	}
 	if st, ok := status.FromError(err); ok { // grpc's own, errSlow or errElsewhere
 		if st.Code() == codes.PermissionDenied {
-			return err, http.StatusForbidden
+			return http.StatusForbidden, err
 		}
-		return err, http.StatusBadRequest
+		return http.StatusBadRequest, err
 	}
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
-		return status.Error(codes.Canceled, "the client left"), statusClientGone
+		return statusClientGone, status.Error(codes.Canceled, "the client left")
 	}
 	code, text, retry := s.b.Explain("gRPC", method, idOf(ctx), err)
 	c, known := codeOf[code]
@@ -291,7 +291,7 @@ func (s *Server) word(ctx context.Context, method string, err error) (error, int
 		// is refused by its header has no trailer but the status.
 		_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", strconv.FormatInt(after.Milliseconds(), 10), "retry-after", strconv.Itoa(retry)))
 	}
-	return st.Err(), code
+	return code, st.Err()
 }
 
 // statusClientGone is nginx's status of a request whose client left.

@@ -77,14 +77,14 @@ func (s *Server) LogSettings(ctx context.Context, r *pb.LogSettingsRequest) (*pb
 // too, and writes it down.
 func (s *Server) administer(ctx context.Context, method string, f func() error) error {
 	c := callIn(ctx) // the interceptor has refused calls without
-	err := error(errElsewhere)
+	err := errElsewhere
 	if !s.o.NoAdmin {
 		err = s.b.Enter(fhttp.NeedAdmin, &c.caller)
 	}
 	if err == nil {
 		err = f()
 	}
-	err, code := s.word(ctx, method, err)
+	code, err := s.word(ctx, method, err)
 	s.record(c, method, code, err)
 	return err
 }

@@ -100,7 +100,7 @@ func (s *Server) Allow(c *Caller) error {
 
 func (s *Server) tooMany(reason string, wait time.Duration, format string, args ...any) error {
 	s.metrics.refused.WithLabelValues(reason).Inc()
-	e := failf(http.StatusTooManyRequests, format+"; retry later", args...).(*httpError)
+	e := failf(http.StatusTooManyRequests, format+"; retry later", args...).(*httpError) //nolint:errorlint // failf makes nothing else
 	e.retry = int(min((wait+time.Second-1)/time.Second, maxRetryAfter))
 	return e
 }

@@ -9,7 +9,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"log"
+	"log" //nolint:depguard // net/http's Server takes one of its loggers
 	"log/slog"
 	"net/http"
 	"sync"

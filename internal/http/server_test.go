@@ -7,7 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"log"
+	"log" //nolint:depguard // as server.go
 	"net"
 	"net/http"
 	"net/http/httptest"

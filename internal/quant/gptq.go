@@ -130,9 +130,8 @@ type rounded struct {
 func (f *factor) round(ctx context.Context, alg Algebra, w []float32, n int, g grid) (*rounded, error) {
 	k := f.k
 	out := &rounded{codes: make([]int8, k*n), scales: g.scales}
-	groups := 1
 	if g.group > 0 {
-		groups = (k + g.group - 1) / g.group
+		groups := (k + g.group - 1) / g.group
 		out.scales = make([]float32, groups*n)
 	}
 	block := gptqBlock

@@ -219,12 +219,6 @@ func (l *Loaded) freeLocked(n int64) {
 	l.freed = make(chan struct{})
 }
 
-func (l *Loaded) free(n int64) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.freeLocked(n)
-}
-
 // trimEvery is the shortest time between two collections of the Go heap for
 // the sake of the system: one takes processor time from requests.
 const trimEvery = time.Second

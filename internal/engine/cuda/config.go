@@ -26,6 +26,7 @@ type Config struct {
 	// NoGraphs launches each kernel by itself instead of recording CUDA graphs.
 	NoGraphs bool
 
+	//lint:ignore U1000 watch.go sets it, in builds with CUDA
 	keepInputs bool // they are observed
 }
 
