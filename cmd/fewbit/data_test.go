@@ -28,7 +28,7 @@ var dataKinds = map[string]func() []array{
 	"mlp-labels":  func() []array { x, l := mlpSamples(200); return []array{x, l} },
 	"mlp-ten":     func() []array { x, _ := mlpSamples(10); return []array{x} },
 	"wide":        func() []array { return []array{normal("x", 200, 1024)} },
-	"deep":        func() []array { return []array{normal("x", 120, 512)} },
+	"deep":        func() []array { return []array{normal("x", 120, 1024)} },
 	"cnn":         func() []array { return []array{normal("image", 80, 3, cnnSize, cnnSize)} },
 	"wrong-names": func() []array { return []array{normal("y", 4, mlpIn), normal("z", 4, mlpIn)} },
 	"wrong-rank":  func() []array { return []array{normal("x", 4, 2, mlpIn)} },

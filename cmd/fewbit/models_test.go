@@ -30,7 +30,7 @@ var modelKinds = map[string]func(path string) error{
 	// wide is large enough for a run to be interrupted.
 	"wide": func(p string) error { return wide(1024, 8).Save(p, onnx.SaveOptions{}) },
 	// deep is large enough to be faster in integers.
-	"deep": func(p string) error { return wide(512, 5).Save(p, onnx.SaveOptions{}) },
+	"deep": func(p string) error { return wide(1024, 5).Save(p, onnx.SaveOptions{}) },
 	"external": func(p string) error {
 		m := mlp()
 		m.Graph.SetInit("pad", tensor.From(make([]float32, 4096), 4096)) // large enough to go outside

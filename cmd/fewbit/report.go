@@ -51,6 +51,21 @@ func showReport(cmd *cobra.Command, r *report.Report, asJSON bool, path string) 
 	return nil
 }
 
+// unfinished are the names of files that writeFile has not finished.
+const unfinished = ".fewbit-*.tmp"
+
+// sweepFiles removes what killed processes left unfinished in a folder of the
+// caller's own.
+func sweepFiles(dir string) {
+	left, err := filepath.Glob(filepath.Join(dir, unfinished))
+	if err != nil {
+		return // a folder whose name is a pattern
+	}
+	for _, path := range left {
+		os.Remove(path)
+	}
+}
+
 // writeFile writes through a temporary file in the same folder: the old file
 // stays until the new one is whole.
 func writeFile(path string, write func(io.Writer) error) (err error) {
@@ -60,7 +75,7 @@ func writeFile(path string, write func(io.Writer) error) (err error) {
 			err = fmt.Errorf("write %s: %w", name, bare.Error(err))
 		}
 	}()
-	f, err := os.CreateTemp(filepath.Dir(path), ".fewbit-*.tmp")
+	f, err := os.CreateTemp(filepath.Dir(path), unfinished)
 	if err != nil {
 		return err
 	}

@@ -133,8 +133,12 @@ func (q *searchFlags) run(cmd *cobra.Command, model string) error {
 		return err
 	}
 	m := newMeter()
-	given := 0
+	given, swept := 0, !folder
 	req.OnTrial = func(s report.Search) error {
+		if !swept { // under the journal's lock nobody else writes here
+			swept = true
+			sweepFiles(q.out)
+		}
 		m.line("%s", s.Trials[len(s.Trials)-1].Line())
 		if s.Best != given {
 			given = s.Best
