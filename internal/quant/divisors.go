@@ -64,7 +64,6 @@ type divisorFolder struct {
 type operand struct {
 	node  *graph.Node
 	input int
-	width int64
 }
 
 // vector returns the values of a constant [n], nil for anything else.
@@ -90,9 +89,9 @@ func (f *divisorFolder) absorb(value string, width int64) []operand {
 		if t == nil || t.Type != tensor.Float32 || !(fits(3) || t.Len() == 1) || (n.In(6) != "" && !fits(6)) {
 			return nil
 		}
-		out := []operand{{n, 3, width}}
+		out := []operand{{n, 3}}
 		if n.In(6) != "" {
-			out = append(out, operand{n, 6, width})
+			out = append(out, operand{n, 6})
 		}
 		return out
 	case n.Domain == graph.DomainMS && n.Op == "MultiHeadAttention":
@@ -105,16 +104,16 @@ func (f *divisorFolder) absorb(value string, width int64) []operand {
 		if len(n.Outputs) > 1 || !fits(1) || (n.In(2) != "" && !fits(2)) {
 			return nil
 		}
-		out := []operand{{n, 1, width}}
+		out := []operand{{n, 1}}
 		if n.In(2) != "" {
-			out = append(out, operand{n, 2, width})
+			out = append(out, operand{n, 2})
 		}
 		return out
 	case n.Is("Mul") && fits(1):
-		return []operand{{n, 1, width}}
+		return []operand{{n, 1}}
 	case n.Is("Add") && fits(1):
 		if before := f.absorb(n.In(0), width); before != nil {
-			return append(before, operand{n, 1, width})
+			return append(before, operand{n, 1})
 		}
 	}
 	return nil
@@ -124,10 +123,10 @@ func (f *divisorFolder) absorb(value string, width int64) []operand {
 func (f *divisorFolder) scale(o operand, c []float32) {
 	old := o.node.Inputs[o.input]
 	v := tensor.View[float32](f.g.Init(old))
-	scaled := make([]float32, o.width)
+	scaled := make([]float32, len(c))
 	for i := range scaled {
 		scaled[i] = v[i%len(v)] * c[i]
 	}
 	o.node.Inputs[o.input] = f.names.Name(old + "_divided")
-	f.g.SetInit(o.node.Inputs[o.input], tensor.From(scaled, o.width))
+	f.g.SetInit(o.node.Inputs[o.input], tensor.From(scaled, int64(len(c))))
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/tensor"
@@ -38,7 +39,7 @@ func (MergeAttention) Run(_ context.Context, m *graph.Model) (Stats, error) {
 	w := &attentionMerger{g: g, ix: g.Index(), names: g.Namer(), drop: map[*graph.Node]bool{}, masks: map[string]string{}}
 	count := 0
 	for _, n := range g.Nodes {
-		if n.Domain == graph.DomainMS && n.Op == "MultiHeadAttention" && w.merge(n) {
+		if heads, ok := graph.PlainAttention(n); ok && w.merge(n, heads) {
 			count++
 		}
 	}
@@ -61,15 +62,7 @@ type attentionMerger struct {
 	masks map[string]string // mask -> its int32 form
 }
 
-func (w *attentionMerger) merge(n *graph.Node) bool {
-	if len(n.Outputs) != 1 || len(n.Inputs) < 3 || n.Int("unidirectional", 0) != 0 {
-		return false
-	}
-	for i, name := range n.Inputs {
-		if i > 2 && i != 5 && name != "" {
-			return false
-		}
-	}
+func (w *attentionMerger) merge(n *graph.Node, heads int64) bool {
 	var parts [3]*graph.Node
 	for i := range parts {
 		if parts[i] = w.product(n.In(i)); parts[i] == nil {
@@ -82,8 +75,7 @@ func (w *attentionMerger) merge(n *graph.Node) bool {
 		}
 	}
 	rows, width, ok := w.sizes(parts)
-	heads := n.Int("num_heads", 0)
-	if !ok || heads <= 0 || width%heads != 0 {
+	if !ok || width%heads != 0 {
 		return false
 	}
 	// QAttention's own scale is 1/sqrt(size of a head).
@@ -100,7 +92,11 @@ func (w *attentionMerger) merge(n *graph.Node) bool {
 	}
 	base := n.Outputs[0]
 	codes, scales, bias := w.names.Name(base+"_qkv_quantized"), w.names.Name(base+"_qkv_scale"), w.names.Name(base+"_qkv_bias")
-	w.g.SetInit(codes, w.columns(parts, rows, width))
+	var weights [3][]int8
+	for i, p := range parts {
+		weights[i] = tensor.View[int8](w.g.Init(p.In(1)))
+	}
+	w.g.SetInit(codes, tensor.From(graph.JoinColumns(weights, rows, width), rows, 3*width))
 	w.g.SetInit(scales, tensor.From(w.join(parts, 3, width), 3*width))
 	w.g.SetInit(bias, tensor.From(w.join(parts, 6, width), 3*width))
 	p := parts[0]
@@ -120,13 +116,7 @@ func (w *attentionMerger) product(value string) *graph.Node {
 		return nil
 	}
 	// The length of Q may be read for the mask, which goes with the block.
-	readers := 0
-	for _, u := range w.ix.Uses(value) {
-		if !u.Node.Is("Shape") {
-			readers++
-		}
-	}
-	if readers != 1 || w.ix.IsOutput(value) || w.ix.Captured(value) {
+	if !w.ix.OnlyBesideShapes(value) {
 		return nil
 	}
 	return n
@@ -153,31 +143,19 @@ func (w *attentionMerger) sizes(parts [3]*graph.Node) (rows, width int64, ok boo
 	return rows, width, rows > 0 && width > 0
 }
 
-// columns puts the three weights side by side: [rows, 3*width].
-func (w *attentionMerger) columns(parts [3]*graph.Node, rows, width int64) *tensor.Tensor {
-	t := &tensor.Tensor{Type: tensor.Int8, Dims: []int64{rows, 3 * width}, Data: make([]byte, rows*3*width)}
-	for i, p := range parts {
-		v := w.g.Init(p.In(1)).Data
-		for r := range rows {
-			copy(t.Data[(3*r+int64(i))*width:][:width], v[r*width:][:width])
-		}
-	}
-	return t
-}
-
 // join puts the vectors at one input of the three side by side. A single value
 // stands for all columns, an absent one for zeros.
 func (w *attentionMerger) join(parts [3]*graph.Node, input int, width int64) []float32 {
-	out := make([]float32, 3*width)
+	var vectors [3][]float32
 	for i, p := range parts {
 		if t := w.g.Init(p.In(input)); t != nil {
-			v := tensor.View[float32](t)
-			for j := range width {
-				out[int64(i)*width+j] = v[j%int64(len(v))]
+			vectors[i] = tensor.View[float32](t)
+			if t.Len() == 1 {
+				vectors[i] = slices.Repeat(vectors[i], int(width))
 			}
 		}
 	}
-	return out
+	return graph.JoinColumns(vectors, 1, width)
 }
 
 // mask follows a mask that is added to the scores back to the whole numbers

@@ -23,32 +23,31 @@ const maxHeadSize = 1024
 //	        \-> MatMulQuantized -> Add --/
 //
 // becomes MatMulQuantized(codes, [Wq Wk Wv]) -> Add -> EncoderAttention(., mask):
-// the rows are quantized once, and nothing is turned into heads and back.
-func (l *lowering) attentions() {
+// the rows are quantized once, and nothing is turned into heads and back. What
+// nobody reads any more is pruned.
+func (l *lowering) attentions() error {
 	g := l.m.Graph
+	names := g.Namer()
 	for _, n := range slices.Clone(g.Nodes) {
-		if n.Domain == graph.DomainMS && n.Op == "MultiHeadAttention" {
-			l.attention(n)
+		if heads, ok := graph.PlainAttention(n); ok {
+			l.attention(n, heads, names)
 		}
 	}
+	if err := g.Sort(); err != nil {
+		return err
+	}
+	g.Prune()
+	l.ix = g.Index()
+	return nil
 }
 
 // branch is one of the three projections.
 type branch struct {
-	product, add     *graph.Node // add is nil without a bias
-	w, scale, sum, b *tensor.Tensor
+	product          *graph.Node
+	w, scale, sum, b *tensor.Tensor // b is nil without a bias
 }
 
-func (l *lowering) attention(n *graph.Node) {
-	heads := n.Int("num_heads", 0)
-	if len(n.Outputs) != 1 || heads <= 0 || n.Int("unidirectional", 0) != 0 {
-		return
-	}
-	for i, in := range n.Inputs {
-		if i > 2 && i != 5 && in != "" {
-			return
-		}
-	}
+func (l *lowering) attention(n *graph.Node, heads int64, names graph.Namer) {
 	var parts [3]branch
 	for i := range parts {
 		p, ok := l.branch(n.In(i))
@@ -69,26 +68,27 @@ func (l *lowering) attention(n *graph.Node) {
 		scale = float32(1 / math.Sqrt(float64(width/heads)))
 	}
 	mask, ok := l.mask(n.In(5))
-	if !ok || !l.releaseShapes(parts, rows, width) {
+	if !ok {
 		return
 	}
 	g := l.m.Graph
-	names := g.Namer()
 	base := n.Outputs[0]
 	fresh := func(suffix string) string { return names.Name(base + suffix) }
 	in := append(slices.Clone(parts[0].product.Inputs[:3]), fresh("_qkv_quantized"), fresh("_qkv_scale"), fresh("_qkv_sum"))
 	bias, product, qkv := fresh("_qkv_bias"), fresh("_qkv_product"), fresh("_qkv")
-	codes := make([]int8, rows*3*width)
+	var codes [3][]int8
+	var scales, biases [3][]float32
+	var sums [3][]int32
 	for i, p := range parts {
-		v := tensor.View[int8](p.w)
-		for r := range rows {
-			copy(codes[(3*r+int64(i))*width:][:width], v[r*width:][:width])
+		codes[i], scales[i], sums[i] = tensor.View[int8](p.w), tensor.View[float32](p.scale), tensor.View[int32](p.sum)
+		if p.b != nil {
+			biases[i] = tensor.View[float32](p.b)
 		}
 	}
-	g.SetInit(in[3], tensor.From(codes, rows, 3*width))
-	g.SetInit(in[4], tensor.From(beside3[float32](parts, width, func(p branch) *tensor.Tensor { return p.scale }), 3*width))
-	g.SetInit(in[5], tensor.From(beside3[int32](parts, width, func(p branch) *tensor.Tensor { return p.sum }), 3*width))
-	g.SetInit(bias, tensor.From(beside3[float32](parts, width, func(p branch) *tensor.Tensor { return p.b }), 3*width))
+	g.SetInit(in[3], tensor.From(graph.JoinColumns(codes, rows, width), rows, 3*width))
+	g.SetInit(in[4], tensor.From(graph.JoinColumns(scales, 1, width), 3*width))
+	g.SetInit(in[5], tensor.From(graph.JoinColumns(sums, 1, width), 3*width))
+	g.SetInit(bias, tensor.From(graph.JoinColumns(biases, 1, width), 3*width))
 	att := []string{qkv}
 	if mask != "" {
 		att = append(att, mask)
@@ -98,38 +98,31 @@ func (l *lowering) attention(n *graph.Node) {
 	g.Nodes = append(g.Nodes,
 		graph.NewNode(ops.Domain, ops.OpMatMulQuantized, base+"_qkv_MatMulQuantized", in, []string{product}),
 		graph.NewNode("", "Add", base+"_qkv_Add", []string{product, bias}, []string{qkv}))
-	gone := map[*graph.Node]bool{}
-	for _, p := range parts {
-		gone[p.product] = true
-		if p.add != nil {
-			gone[p.add] = true
-		}
-	}
-	g.Nodes = slices.DeleteFunc(g.Nodes, func(x *graph.Node) bool { return gone[x] })
-	l.ix = g.Index()
 }
 
 // branch follows value, which an attention and nothing but Shapes read, back to
-// its product with constants as docs/ops.md says.
+// its product of quantized rows with constants as docs/ops.md says.
 func (l *lowering) branch(value string) (p branch, ok bool) {
 	g := l.m.Graph
-	if !l.onlyShapesBeside(value) {
+	if !l.ix.OnlyBesideShapes(value) {
 		return p, false
 	}
 	n := l.ix.Producer(value)
 	if n != nil && n.Is("Add") {
-		p.add = n
-		b := g.Init(n.In(1))
-		x := n.In(0)
-		if b == nil {
-			b, x = g.Init(n.In(0)), n.In(1)
+		bias, x := n.In(1), n.In(0)
+		if g.Init(bias) == nil {
+			bias, x = x, bias
 		}
-		if b == nil || b.Type != tensor.Float32 || len(b.Dims) != 1 || l.ix.Only(x) == nil {
+		p.b = g.Init(bias)
+		if p.b == nil || p.b.Type != tensor.Float32 || len(p.b.Dims) != 1 || l.ix.Only(x) == nil {
 			return p, false
 		}
-		p.b, n = b, l.ix.Producer(x)
+		n = l.ix.Producer(x)
 	}
 	if n == nil || n.Domain != ops.Domain || n.Op != ops.OpMatMulQuantized || len(n.Inputs) != 6 {
+		return p, false
+	}
+	if q := l.ix.Producer(n.In(0)); q == nil || q.Op != ops.OpQuantizeRows {
 		return p, false
 	}
 	p.product, p.w, p.scale, p.sum = n, g.Init(n.In(3)), g.Init(n.In(4)), g.Init(n.In(5))
@@ -141,16 +134,6 @@ func (l *lowering) branch(value string) (p branch, ok bool) {
 		return p, false
 	}
 	return p, true
-}
-
-func (l *lowering) onlyShapesBeside(value string) bool {
-	readers := 0
-	for _, u := range l.ix.Uses(value) {
-		if !u.Node.Is("Shape") {
-			readers++
-		}
-	}
-	return readers == 1 && !l.ix.IsOutput(value) && !l.ix.Captured(value)
 }
 
 // mask returns the mask that the operator adds to the scores: one row for all
@@ -166,40 +149,4 @@ func (l *lowering) mask(value string) (string, bool) {
 	}
 	v := l.info(value)
 	return value, v != nil && len(v.Dims) == 4 && v.Type == tensor.Float32
-}
-
-// releaseShapes points the Shapes of the projections, which go, at the rows that
-// they are made from: where these have as many columns the shape is the same.
-func (l *lowering) releaseShapes(parts [3]branch, rows, width int64) bool {
-	var shapes []*graph.Node
-	for _, p := range parts {
-		last := p.product
-		if p.add != nil {
-			last = p.add
-		}
-		for _, u := range l.ix.Uses(last.Outputs[0]) {
-			if u.Node.Is("Shape") {
-				shapes = append(shapes, u.Node)
-			}
-		}
-	}
-	q := l.ix.Producer(parts[0].product.In(0))
-	if q == nil || q.Op != ops.OpQuantizeRows || len(shapes) > 0 && rows != width {
-		return false
-	}
-	for _, s := range shapes {
-		s.Inputs[0] = q.In(0)
-	}
-	return true
-}
-
-// beside3 puts a vector of each branch side by side, zeros for one that has none.
-func beside3[T float32 | int32](parts [3]branch, width int64, of func(branch) *tensor.Tensor) []T {
-	out := make([]T, 3*width)
-	for i, p := range parts {
-		if t := of(p); t != nil {
-			copy(out[int64(i)*width:][:width], tensor.View[T](t))
-		}
-	}
-	return out
 }

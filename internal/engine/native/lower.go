@@ -55,7 +55,9 @@ func (l *lowering) run(ctx context.Context) (int, error) {
 	graph.InferShapes(l.m)
 	g := l.m.Graph
 	l.ix, l.gone, l.packed = g.Index(), map[*graph.Node]bool{}, map[string]string{}
-	l.attentions()
+	if err := l.attentions(); err != nil {
+		return 0, err
+	}
 	count := 0
 	for _, n := range g.Nodes {
 		if n.Domain != ops.Domain || n.Op != ops.OpMatMulQuantized {

@@ -249,7 +249,9 @@ func TestAttentionKept(t *testing.T) {
 		l := lowering{m: m, e: e.Engine, threads: 2}
 		graph.InferShapes(m)
 		l.ix = m.Graph.Index()
-		l.attentions()
+		if err := l.attentions(); err != nil {
+			t.Fatal(err)
+		}
 		count := map[string]int{}
 		for _, n := range m.Graph.Nodes {
 			count[n.Op]++
