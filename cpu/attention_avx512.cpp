@@ -13,8 +13,6 @@ namespace {
 
 constexpr int kRows = int(kAttentionRows), kVectors = 4; // a tile of 6 x 64: 24 accumulators
 
-FEWBIT_INLINE __mmask16 first(int64_t n) { return n >= 16 ? 0xffff : n > 0 ? __mmask16((1u << n) - 1) : 0; }
-
 FEWBIT_INLINE __m256i bf16(__m512 v) {
   const __m256bh h = _mm512_cvtneps_pbh(v);
   return reinterpret_cast<const __m256i &>(h);

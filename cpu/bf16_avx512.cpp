@@ -53,9 +53,9 @@ FEWBIT_INLINE void tile(const Bf16Product &p, const uint16_t *rows, int64_t row,
   const int64_t c0 = panel * kPanel;
 #pragma GCC unroll 3
   for (int v = 0; v < kVectors; v++) {
-    const int64_t c = c0 + 16 * v, left = p.w.n - c;
-    if (left <= 0) break;
-    const __mmask16 m = left >= 16 ? 0xffff : (1u << left) - 1;
+    const int64_t c = c0 + 16 * v;
+    const __mmask16 m = first(p.w.n - c);
+    if (!m) break;
     const __m512 bias = p.bias ? _mm512_maskz_loadu_ps(m, p.bias + c) : _mm512_setzero_ps();
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
@@ -93,9 +93,7 @@ void convert(const Bf16Product &p, int64_t r0, int64_t r1, uint16_t *rows) {
   for (int64_t r = r0; r < r1; r++, rows += kp) {
     const float *x = p.x + r * k;
     for (int64_t i = 0; i < kp; i += 16) {
-      const int64_t left = k - i;
-      const __mmask16 m = left >= 16 ? 0xffff : left > 0 ? (1u << left) - 1 : 0;
-      const __m256bh v = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(m, x + i));
+      const __m256bh v = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(first(k - i), x + i));
       _mm256_storeu_si256(reinterpret_cast<__m256i *>(rows + i), reinterpret_cast<const __m256i &>(v));
     }
   }

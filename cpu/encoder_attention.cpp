@@ -46,29 +46,15 @@ struct EncoderAttention final : Kernel {
   // once for the parts that it gets one after the other.
   static void run(const Call &call, const Attention &a) {
     constexpr int64_t most_rows = 16 * kAttentionRows;
-    static std::atomic<uint64_t> calls{0};
-    const uint64_t id = ++calls;
-    const size_t bytes = attention_bytes(a);
     const int64_t parts = (a.length + most_rows - 1) / most_rows;
     const int64_t rows = ((a.length + parts - 1) / parts + kAttentionRows - 1) / kAttentionRows * kAttentionRows;
     const AttentionKernels &kernels = attention_kernels();
-    std::atomic<bool> failed{false};
-    call.parallel(size_t(a.batch * a.heads * parts), [&](size_t task) {
-      thread_local BlockRows mine;
-      const int64_t head = int64_t(task) / parts, r0 = int64_t(task) % parts * rows;
-      void *memory = mine.reserve(bytes);
-      if (!memory) {
-        failed = true;
-        return;
-      }
-      const AttentionMemory m(a, memory);
-      if (mine.call != id || mine.block != head) {
-        kernels.pack(a, head / a.heads, head % a.heads, m);
-        mine.call = id, mine.block = head;
-      }
-      kernels.rows(a, head / a.heads, head % a.heads, std::min(r0, a.length), std::min(r0 + rows, a.length), m);
-    });
-    if (failed) throw std::bad_alloc();
+    run_blocks(
+        call, a.batch * a.heads, parts, attention_bytes(a),
+        [&](int64_t head, void *memory) { kernels.pack(a, head / a.heads, head % a.heads, AttentionMemory(a, memory)); },
+        [&](int64_t head, int64_t part, void *memory) {
+          kernels.rows(a, head / a.heads, head % a.heads, std::min(part * rows, a.length), std::min((part + 1) * rows, a.length), AttentionMemory(a, memory));
+        });
   }
 };
 

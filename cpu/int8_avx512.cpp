@@ -13,8 +13,6 @@ namespace {
 
 constexpr int kRows = 8, kVectors = kPanel / 16; // a tile of 8 x 48: 24 accumulators
 
-FEWBIT_INLINE __mmask16 first(int64_t n) { return n >= 16 ? 0xffff : n > 0 ? __mmask16((1u << n) - 1) : 0; }
-
 void quantize(const Int8Product &p, int64_t r0, int64_t r1, uint8_t *codes, RowScale *scales) {
   const int64_t k = p.w.k, kp = p.w.padded_k();
   const __m512 largest = splat(std::numeric_limits<float>::max());

@@ -3,11 +3,16 @@
 #pragma once
 #include <immintrin.h>
 
+#include <cstdint>
+
 #define FEWBIT_INLINE inline __attribute__((always_inline))
 
 namespace fewbit {
 
 FEWBIT_INLINE __m512 splat(float v) { return _mm512_set1_ps(v); }
+
+// The first n of 16 lanes, all or none beyond.
+FEWBIT_INLINE __mmask16 first(int64_t n) { return n >= 16 ? 0xffff : n > 0 ? __mmask16((1u << n) - 1) : 0; }
 
 // erf by the odd rational approximation with which Eigen and oneDNN compute it,
 // on [-4,4], beyond which it is +-1 in float. Largest error 3e-7. NaN stays NaN.

@@ -12,8 +12,8 @@
 
 namespace fewbit {
 
-// The converted rows of one thread, and of which call and block they are: tasks
-// of the same rows come one after the other.
+// What one thread has prepared for a block, and of which call and block that is:
+// tasks of the same block come one after the other.
 struct BlockRows {
   uint64_t call = 0;
   int64_t block = -1;
@@ -30,6 +30,31 @@ struct BlockRows {
     return memory.get();
   }
 };
+
+// Runs `parts` tasks for each block on the session's threads: work(block, part,
+// memory) with `bytes` of memory into which prepare(block, memory) has written.
+// A thread prepares a block once for the parts that it gets one after the other.
+template <class Prepare, class Work>
+void run_blocks(const Call &call, int64_t blocks, int64_t parts, size_t bytes, const Prepare &prepare, const Work &work) {
+  static std::atomic<uint64_t> calls{0};
+  const uint64_t id = ++calls;
+  std::atomic<bool> failed{false};
+  call.parallel(size_t(blocks * parts), [&](size_t task) {
+    thread_local BlockRows mine;
+    const int64_t block = int64_t(task) / parts;
+    void *memory = mine.reserve(bytes);
+    if (!memory) {
+      failed = true;
+      return;
+    }
+    if (mine.call != id || mine.block != block) {
+      prepare(block, memory);
+      mine.call = id, mine.block = block;
+    }
+    work(block, int64_t(task) % parts, memory);
+  });
+  if (failed) throw std::bad_alloc();
+}
 
 struct Blocks {
   int64_t rows, panels;     // of the product
@@ -54,25 +79,13 @@ struct Blocks {
   // height * bytes_of_row bytes.
   template <class Convert, class Multiply>
   void run(const Call &call, size_t bytes_of_row, const Convert &convert, const Multiply &multiply) const {
-    static std::atomic<uint64_t> calls{0};
-    const uint64_t id = ++calls;
-    std::atomic<bool> failed{false};
-    call.parallel(size_t(blocks * groups), [&](size_t task) {
-      thread_local BlockRows mine;
-      const int64_t block = int64_t(task) / groups, group = int64_t(task) % groups;
-      const int64_t r0 = block * height, r1 = std::min(rows, r0 + height);
-      void *memory = mine.reserve(size_t(height) * bytes_of_row);
-      if (!memory) {
-        failed = true;
-        return;
-      }
-      if (mine.call != id || mine.block != block) {
-        convert(r0, r1, memory);
-        mine.call = id, mine.block = block;
-      }
-      multiply(r0, r1, panels * group / groups, panels * (group + 1) / groups, memory);
-    });
-    if (failed) throw std::bad_alloc();
+    const auto last = [&](int64_t block) { return std::min(rows, (block + 1) * height); };
+    run_blocks(
+        call, blocks, groups, size_t(height) * bytes_of_row,
+        [&](int64_t block, void *memory) { convert(block * height, last(block), memory); },
+        [&](int64_t block, int64_t group, void *memory) {
+          multiply(block * height, last(block), panels * group / groups, panels * (group + 1) / groups, memory);
+        });
   }
 };
 
