@@ -30,14 +30,19 @@ func checkReport(path string) error {
 	return nil
 }
 
+// writeReport writes v to path in the form that its name asks for.
+func writeReport[T any](path string, html, asJSON func(io.Writer, T) error, v T) error {
+	render := html
+	if strings.EqualFold(filepath.Ext(path), ".json") {
+		render = asJSON
+	}
+	return writeFile(path, func(w io.Writer) error { return render(w, v) })
+}
+
 // showReport prints the report and writes it to path, unless that is "".
 func showReport(cmd *cobra.Command, r *report.Report, asJSON bool, path string) error {
 	if path != "" {
-		render := report.HTML
-		if strings.EqualFold(filepath.Ext(path), ".json") {
-			render = report.WriteJSON
-		}
-		if err := writeFile(path, func(w io.Writer) error { return render(w, *r) }); err != nil {
+		if err := writeReport(path, report.HTML, report.WriteJSON, *r); err != nil {
 			return fmt.Errorf("--report: %w", err)
 		}
 	}

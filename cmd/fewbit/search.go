@@ -119,8 +119,7 @@ func (q *searchFlags) run(cmd *cobra.Command, model string) error {
 	if err != nil {
 		return err
 	}
-	folder := !strings.EqualFold(filepath.Ext(q.out), ".onnx")
-	if folder {
+	if q.folder() {
 		if err := os.Mkdir(q.out, 0o755); err != nil && !os.IsExist(err) {
 			return fmt.Errorf("search: -o %s: %w", filepath.Base(q.out), bare.Error(err))
 		}
@@ -133,7 +132,7 @@ func (q *searchFlags) run(cmd *cobra.Command, model string) error {
 		return err
 	}
 	m := newMeter()
-	given, swept := 0, !folder
+	given, swept := 0, !q.folder()
 	req.OnTrial = func(s report.Search) error {
 		if !swept { // under the journal's lock nobody else writes here
 			swept = true
@@ -144,14 +143,14 @@ func (q *searchFlags) run(cmd *cobra.Command, model string) error {
 			given = s.Best
 			m.line("best so far: trial %d", s.Best)
 		}
-		return q.write(cmd, folder, &s)
+		return q.write(cmd, &s)
 	}
 	s, err := p.Search(cmd.Context(), req, m.show)
 	m.done()
 	if s == nil {
 		return fmt.Errorf("search: %w", err)
 	}
-	if werr := q.write(cmd, folder, s); werr != nil {
+	if werr := q.write(cmd, s); werr != nil {
 		return errors.Join(werr, err)
 	}
 	render := report.SearchText
@@ -199,7 +198,7 @@ func (q *searchFlags) request(model string) (req pipeline.SearchRequest, err err
 		}
 		req.Targets = append(req.Targets, quant.Target(t))
 	}
-	if !strings.EqualFold(filepath.Ext(q.out), ".onnx") {
+	if q.folder() {
 		if st, err := os.Stat(q.out); err == nil && !st.IsDir() {
 			return req, usagef("search: -o %s: expected a folder, or a name ending in .onnx", filepath.Base(q.out))
 		}
@@ -214,36 +213,35 @@ func (q *searchFlags) request(model string) (req pipeline.SearchRequest, err err
 	if err := checkOutput("search: --report", q.report, append(inputs, req.Out, req.Journal)...); err != nil {
 		return req, err
 	}
-	if err := checkFolder(q.out); err != nil && strings.EqualFold(filepath.Ext(q.out), ".onnx") {
+	if err := checkFolder(q.out); err != nil && !q.folder() {
 		return req, fmt.Errorf("search: -o: %w", err)
 	}
 	return req, checkReport(q.report)
 }
 
+// folder reports whether -o names a folder.
+func (q *searchFlags) folder() bool { return !strings.EqualFold(filepath.Ext(q.out), ".onnx") }
+
 // write writes the reports and the recipe of the best so far.
-func (q *searchFlags) write(cmd *cobra.Command, folder bool, s *report.Search) error {
+func (q *searchFlags) write(cmd *cobra.Command, s *report.Search) error {
 	text, err := q.best(cmd.Flags(), s.BestTrial())
 	if err != nil {
 		return err
 	}
 	s.Recipe = text
 	files := []string{q.report}
-	if folder {
+	if q.folder() {
 		files = append(files, filepath.Join(q.out, searchReport), filepath.Join(q.out, searchFacts))
 	}
 	for _, path := range files {
 		if path == "" {
 			continue
 		}
-		render := report.SearchHTML
-		if strings.EqualFold(filepath.Ext(path), ".json") {
-			render = report.WriteSearchJSON
-		}
-		if err := writeFile(path, func(w io.Writer) error { return render(w, *s) }); err != nil {
+		if err := writeReport(path, report.SearchHTML, report.WriteSearchJSON, *s); err != nil {
 			return fmt.Errorf("report: %w", err)
 		}
 	}
-	if !folder || text == "" {
+	if !q.folder() || text == "" {
 		return nil
 	}
 	return writeFile(filepath.Join(q.out, searchRecipe), func(w io.Writer) error {

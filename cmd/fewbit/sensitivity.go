@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -101,11 +99,7 @@ operator quantized, and with all but this one. Bias correction and embeddings st
 // showSensitivity prints the report and writes it to path, unless that is "".
 func showSensitivity(w io.Writer, s report.Sensitivity, asJSON bool, path string) error {
 	if path != "" {
-		render := report.SensitivityHTML
-		if strings.EqualFold(filepath.Ext(path), ".json") {
-			render = report.WriteSensitivityJSON
-		}
-		if err := writeFile(path, func(w io.Writer) error { return render(w, s) }); err != nil {
+		if err := writeReport(path, report.SensitivityHTML, report.WriteSensitivityJSON, s); err != nil {
 			return fmt.Errorf("-o: %w", err)
 		}
 	}

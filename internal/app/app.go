@@ -129,7 +129,7 @@ func (a *App) open(ctx context.Context, version string) error {
 		Engine: serving, PreparerFor: preparerFor, Meter: a.meter, Target: a.cfg.Target, Alone: rowsDepend,
 		Scheduler: batch.New(batch.Options{Runs: a.cfg.MaxRuns}),
 		Budget:    a.cfg.memoryBudget(), Pinned: a.cfg.Pin, Lazy: a.cfg.Lazy, Trim: e.Trim,
-		OnSwitch: func(model, from, to string) func(time.Time) { return a.telemetry.BeginSwap(model, from, to) },
+		OnSwitch: a.telemetry.BeginSwap,
 	})
 	a.pipeline = pipeline.Pipeline{Engine: e, Version: version, CaptureKey: captureKey, PeakMemory: pipeline.PeakInChild(peakArgs(e.Library(), a.cfg.CPULib, a.cfg.Threads)...)}
 	if a.gpu != nil { // as models do

@@ -2,6 +2,7 @@ package http
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/http"
 	"net/url"
@@ -100,9 +101,7 @@ func (s *Server) Allow(c *Caller) error {
 
 func (s *Server) tooMany(reason string, wait time.Duration, format string, args ...any) error {
 	s.metrics.refused.WithLabelValues(reason).Inc()
-	e := failf(http.StatusTooManyRequests, format+"; retry later", args...).(*httpError) //nolint:errorlint // failf makes nothing else
-	e.retry = int(min((wait+time.Second-1)/time.Second, maxRetryAfter))
-	return e
+	return &httpError{status: http.StatusTooManyRequests, msg: fmt.Sprintf(format+"; retry later", args...), retry: int(min((wait+time.Second-1)/time.Second, maxRetryAfter))}
 }
 
 // keyHeaders are where clients send a key, besides Authorization: Bearer.

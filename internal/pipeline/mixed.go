@@ -143,8 +143,11 @@ func unmet(m *graph.Model, rules []quant.Rule, a assignment, all []*quant.Plan, 
 	return nil
 }
 
-// prepare brings the model into the form that planning expects.
+// prepare brings the float model into the form that planning expects.
 func (r *run) prepare(ctx context.Context) error {
+	if op := r.m.Quantized(); op != "" {
+		return fmt.Errorf("%w: it contains %s; give the float model it was made from", quant.ErrQuantized, op)
+	}
 	cfg := r.req.Config
 	r.progress.say("prepare", 0)
 	r.named = operatorsOf(r.m)

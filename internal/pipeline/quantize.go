@@ -115,9 +115,6 @@ func (r *run) passes(ctx context.Context, table ...quant.Pass) error {
 }
 
 func (r *run) quantize(ctx context.Context) error {
-	if op := r.m.Quantized(); op != "" {
-		return fmt.Errorf("%w: it contains %s; give the float model it was made from", quant.ErrQuantized, op)
-	}
 	if err := r.prepare(ctx); err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -172,20 +173,15 @@ func (s *searching) open(ctx context.Context) error {
 		space.Linear = space.Linear || op.Kind == quant.Linear
 		space.Conv = space.Conv || op.Kind == quant.Conv
 	}
-	tried := map[string]report.Trial{}
-	for k, t := range s.journal.Trials {
-		tried[k] = t
-	}
 	// What should lie at Out and does not must be made again: a process may die
 	// between publishing and its line.
 	if s.best, err = s.published(ctx); err != nil {
 		return err
 	}
-	for k, t := range tried {
-		if t.Accepted && (s.best == nil || search.Better(s.goal, t, *s.best)) {
-			delete(tried, k)
-		}
-	}
+	tried := maps.Clone(s.journal.Trials)
+	maps.DeleteFunc(tried, func(_ string, t report.Trial) bool {
+		return t.Accepted && (s.best == nil || search.Better(s.goal, t, *s.best))
+	})
 	s.search = &search.Search{Goal: s.goal, Space: space, Lab: s, Tried: tried, OnTrial: s.onTrial}
 	return nil
 }
@@ -282,12 +278,7 @@ func (s *searching) base(ctx context.Context, t quant.Target) (*run, error) {
 	if err != nil {
 		return nil, err
 	}
-	if op := r.m.Quantized(); op != "" {
-		err = fmt.Errorf("%w: it contains %s; give the float model it was made from", quant.ErrQuantized, op)
-	} else {
-		err = r.prepare(ctx)
-	}
-	if err != nil {
+	if err := r.prepare(ctx); err != nil {
 		r.close()
 		return nil, err
 	}

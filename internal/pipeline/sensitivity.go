@@ -66,6 +66,9 @@ func (p *Pipeline) Sensitivity(ctx context.Context, req SensitivityRequest, prog
 		return nil, err
 	}
 	defer r.close()
+	if err := r.prepare(ctx); err != nil {
+		return nil, err
+	}
 	if err := r.choose(ctx); err != nil {
 		return nil, err
 	}
@@ -128,14 +131,8 @@ func (s *sensitivity) measure(ctx context.Context) error {
 	return nil
 }
 
-// choose prepares the model, calibrates it and makes all choices, and writes none.
+// choose calibrates the prepared model and makes all choices, and writes none.
 func (r *run) choose(ctx context.Context) error {
-	if op := r.m.Quantized(); op != "" {
-		return fmt.Errorf("%w: it contains %s; give the float model it was made from", quant.ErrQuantized, op)
-	}
-	if err := r.prepare(ctx); err != nil {
-		return err
-	}
 	if err := r.planned(); err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"slices"
 	"sort"
 	"time"
 
@@ -139,13 +140,7 @@ func (s *searching) Units(ctx context.Context, t quant.Target) ([]search.Unit, e
 	}
 	r := base.fork(base.req.Config)
 	r.req.EvalSamples = min(searchRankSamples, s.journal.Head.First)
-	if err := r.planned(); err != nil {
-		return nil, err
-	}
-	if err := r.calibrate(ctx); err != nil {
-		return nil, err
-	}
-	if err := r.decide(ctx); err != nil {
+	if err := r.choose(ctx); err != nil {
 		return nil, err
 	}
 	z := &sensitivity{run: r, out: &report.Sensitivity{}, ref: s.judge.replay}
@@ -269,12 +264,9 @@ func (s *searching) reference(ctx context.Context) error {
 
 // warn keeps a warning, once.
 func (s *searching) warn(text string) {
-	for _, w := range s.out.Warnings {
-		if w == text {
-			return
-		}
+	if !slices.Contains(s.out.Warnings, text) {
+		s.out.Warnings = append(s.out.Warnings, text)
 	}
-	s.out.Warnings = append(s.out.Warnings, text)
 }
 
 // plan decides how many samples judge, or takes it from the journal, and keeps
@@ -329,12 +321,10 @@ func (s *searching) plan(ctx context.Context, j *judge) error {
 		if err != nil {
 			return err
 		}
-		f := make(engine.Feeds, len(x.Feeds))
-		for n, t := range x.Feeds {
-			f[n] = t.Clone()
+		for _, t := range x.Feeds {
 			bytes += len(t.Data)
 		}
-		j.feeds = append(j.feeds, f)
+		j.feeds = append(j.feeds, x.Feeds)
 	}
 	return nil
 }

@@ -276,9 +276,14 @@ func (r *Report) Judge(force bool) Verdict {
 // WriteJSON writes r, indented, with Schema set.
 func WriteJSON(w io.Writer, r Report) error {
 	r.Schema = Schema
+	return writeJSON(w, r)
+}
+
+// writeJSON writes one of the reports, indented.
+func writeJSON(w io.Writer, v any) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", " ")
-	if err := enc.Encode(r); err != nil {
+	if err := enc.Encode(v); err != nil {
 		return fmt.Errorf("write report: %w", err)
 	}
 	return nil

@@ -3,11 +3,11 @@ package report
 import (
 	"bufio"
 	_ "embed"
-	"encoding/json"
 	"fmt"
 	"html/template"
 	"io"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -134,12 +134,7 @@ func (s *Search) BestTrial() *Trial { return s.trial(s.Best) }
 // WriteSearchJSON writes s, indented, with Schema set.
 func WriteSearchJSON(w io.Writer, s Search) error {
 	s.Schema = SearchSchema
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", " ")
-	if err := enc.Encode(s); err != nil {
-		return fmt.Errorf("write report: %w", err)
-	}
-	return nil
+	return writeJSON(w, s)
 }
 
 // searchRow is a trial for people.
@@ -150,17 +145,13 @@ type searchRow struct {
 }
 
 func (s *Search) rows() []searchRow {
-	front := map[int]bool{}
-	for _, n := range s.Front {
-		front[n] = true
-	}
 	rows := make([]searchRow, len(s.Trials))
 	for i, t := range s.Trials {
 		r := searchRow{Trial: t, LossText: "–", Speed: "–"}
 		switch {
 		case t.Number == s.Best:
 			r.Mark = "best"
-		case front[t.Number]:
+		case slices.Contains(s.Front, t.Number):
 			r.Mark = "front"
 		}
 		if t.Loss.Finite() {
@@ -323,14 +314,10 @@ func frontPlot(s Search) template.HTML {
 	radius := func(bytes int64) float64 { return math.Max(3, 22*math.Sqrt(float64(bytes)/large)) }
 	d.circle("dot fp32", x.at(1), y.at(0), radius(s.Model.Bytes))
 	d.text("row-label", "middle", x.at(1), y.at(0)-radius(s.Model.Bytes)-4, "FP32")
-	front := map[int]bool{}
-	for _, n := range s.Front {
-		front[n] = true
-	}
 	for _, t := range all {
 		cx, cy := x.at(float64(t.Speed)), y.at(y.clamp(float64(t.Loss)))
 		class := "dot fp32"
-		if front[t.Number] {
+		if slices.Contains(s.Front, t.Number) {
 			class = "dot quant"
 		}
 		d.line("whisker quant", cx, y.at(y.clamp(float64(t.LossLo))), cx, y.at(y.clamp(float64(t.LossHi))))

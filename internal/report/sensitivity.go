@@ -3,7 +3,6 @@ package report
 import (
 	"cmp"
 	_ "embed"
-	"encoding/json"
 	"fmt"
 	"html/template"
 	"io"
@@ -124,12 +123,7 @@ func (o OperatorLoss) remedy(share, work float64) string {
 // WriteSensitivityJSON writes s, indented, with Schema set.
 func WriteSensitivityJSON(w io.Writer, s Sensitivity) error {
 	s.Schema = SensitivitySchema
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", " ")
-	if err := enc.Encode(s); err != nil {
-		return fmt.Errorf("write report: %w", err)
-	}
-	return nil
+	return writeJSON(w, s)
 }
 
 const sensitivityLines = 20 // operators that the text form shows

@@ -144,14 +144,6 @@ func (e *Energy) Sample(gpus []GPU) {
 	}
 }
 
-// SamplePackages ends the window of the processor packages, whose energy counters
-// have counted so many joules by now; nil when they cannot be read.
-func (e *Energy) SamplePackages(joules *float64) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.close(e.gpu(Packages), e.now(), &GPU{EnergyJ: joules})
-}
-
 // close shares out the window and begins the next one.
 func (e *Energy) close(g *gpuEnergy, now time.Time, reading *GPU) {
 	length := now.Sub(g.at)

@@ -1,6 +1,7 @@
 package telemetry
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,9 +49,6 @@ func (c *Collector) BeginSwap(model, from, to string) (end func(switched time.Ti
 	s := &swapping{swap: Swap{Name: model, From: from, To: to, Began: time.Now()}}
 	w := &c.swaps
 	w.mu.Lock()
-	if w.running == nil {
-		w.running = map[string]*swapping{}
-	}
 	if w.running[model] == nil {
 		w.active.Add(1)
 	}
@@ -80,7 +78,7 @@ func (w *swaps) finish(s *swapping, keep bool) {
 	h.mergeCounts(&s.total)
 	s.swap.Requests, s.swap.Failed, s.swap.Latencies = int64(h.Count()), s.failed.Load(), quantiles(&h)
 	if len(w.done) == maxSwaps {
-		w.done = append(w.done[:0], w.done[1:]...)
+		w.done = slices.Delete(w.done, 0, 1)
 	}
 	w.done = append(w.done, s.swap)
 }
@@ -106,5 +104,5 @@ func (c *Collector) Ended(model string, took time.Duration, answered bool) {
 func (c *Collector) Swaps() []Swap {
 	c.swaps.mu.Lock()
 	defer c.swaps.mu.Unlock()
-	return append([]Swap(nil), c.swaps.done...)
+	return slices.Clone(c.swaps.done)
 }

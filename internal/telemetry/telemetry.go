@@ -82,7 +82,7 @@ func New(o Options) *Collector {
 	if o.CPUEnergy == nil {
 		o.CPUEnergy = NewEnergy(nil)
 	}
-	return &Collector{opts: o, start: time.Now(), models: map[modelKey]*Latency{}}
+	return &Collector{opts: o, start: time.Now(), models: map[modelKey]*Latency{}, swaps: swaps{running: map[string]*swapping{}}}
 }
 
 // Run reads the sensors every second until ctx ends, then lets go of the GPU
@@ -224,7 +224,7 @@ func (c *Collector) sampleLocked(now time.Time) {
 	if c.cpu.PowerW == nil { // a part is missing since the reading before
 		joules = nil
 	}
-	c.opts.CPUEnergy.SamplePackages(joules)
+	c.opts.CPUEnergy.Sample([]GPU{{UUID: Packages, EnergyJ: joules}})
 	c.process = readProcess(c.opts.Proc)
 	c.taken = now
 

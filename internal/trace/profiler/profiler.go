@@ -55,17 +55,10 @@ func (m *Marker) String() string { return m.name }
 
 // Open returns a marker for each profiler that listens. Of one whose library
 // cannot be used the error tells; the others work all the same.
-func Open() (ms []*Marker, err error) {
-	once.Do(func() { opened, openErr = open() })
-	return opened, openErr
-}
+func Open() (ms []*Marker, err error) { return openOnce() }
 
 // The profilers' own code keeps one library for the process.
-var (
-	once    sync.Once
-	opened  []*Marker
-	openErr error
-)
+var openOnce = sync.OnceValues(open)
 
 func open() (ms []*Marker, err error) {
 	for _, p := range []struct {
