@@ -45,20 +45,12 @@ def calibration_file(n):
 
 def rounds(candidates):
     """Runs the candidates in turn until a state of the processors was seen in ROUNDS
-    rounds. Returns {state: (ms [candidate, round], median latency in ns)} of those seen
-    in LEAST at least, and the number of rounds during which the state changed."""
-    latency, seen, turned = c.core_latency(), {}, 0
+    rounds: see common.by_core_state; values are ms [candidate, round]."""
     c.interleaved(candidates, 1)
-    end, before = time.monotonic() + MAX_SECONDS, latency()
-    while time.monotonic() < end and max([0] + [len(v) for v in seen.values()]) < ROUNDS:
-        ms, after = c.interleaved(candidates, 1, warmup=0)[:, 0], latency()
-        if c.core_state(before) == c.core_state(after):
-            seen.setdefault(c.core_state(before), []).append((ms, after))
-        else:
-            turned += 1
-        before = after
-    median = lambda ns: None if None in ns else float(np.median(ns))
-    return {k: (np.array([m for m, _ in v]).T, median([ns for _, ns in v])) for k, v in sorted(seen.items()) if len(v) >= LEAST}, turned
+    end = time.monotonic() + MAX_SECONDS
+    states, dropped = c.by_core_state(lambda: c.interleaved(candidates, 1, warmup=0)[:, 0],
+                                      lambda seen, _: time.monotonic() >= end or max(seen.values(), default=0) >= ROUNDS, LEAST)
+    return {k: (np.array(ms).T, ns) for k, (ms, ns) in states.items()}, dropped
 
 
 def main():

@@ -5,6 +5,7 @@ holds) with the measurements behind them, the machine, the versions, the commit
 and how noisy the machine was. tools/benchtable prints them into the README.
 """
 import datetime
+import functools
 import hashlib
 import json
 import math
@@ -124,6 +125,7 @@ def session(path, threads=2, spinning=False):
     return ort.InferenceSession(str(path), o, providers=["CPUExecutionProvider"])
 
 
+@functools.lru_cache(maxsize=None)
 def core_latency():
     """A function that measures the one-way latency between the two processors in ns:
     at some 40 they share a cache, at hundreds they do not, and what two threads hand
@@ -144,6 +146,24 @@ FAR_NS = 100.0  # processors that share a cache are some 40 ns apart
 
 def core_state(ns):
     return "cores close" if ns is None or ns < FAR_NS else "cores far apart"
+
+
+def by_core_state(turn, done, least):
+    """Calls turn() until done(turns of each state, turns dropped) and groups what it
+    returned by the state of the processors, which must be the same before and after it.
+    Returns {state: (values, median latency in ns)} of states with `least` turns at least,
+    and the number of turns dropped."""
+    latency, seen, dropped = core_latency(), {}, 0
+    before = latency()
+    while not done({k: len(v) for k, v in seen.items()}, dropped):
+        value, after = turn(), latency()
+        if core_state(before) == core_state(after):
+            seen.setdefault(core_state(after), []).append((value, after))
+        else:
+            dropped += 1
+        before = after
+    median = lambda ns: None if None in ns else float(np.median(ns))
+    return {k: ([x for x, _ in v], median([ns for _, ns in v])) for k, v in sorted(seen.items()) if len(v) >= least}, dropped
 
 
 def environment(name, requirements):

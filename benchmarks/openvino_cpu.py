@@ -37,7 +37,6 @@ def main():
     if not made.exists():
         seconds, rss, _ = c.command([python, worker, "quantize", c.BERT / "model.onnx", data, made])
         c.say("NNCF: %.0f s, %.0f MB" % (seconds, rss / 1e6))
-    latency = c.core_latency()
     peer = subprocess.Popen([str(python), str(worker), "serve", str(made)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, universal_newlines=True)
 
     def theirs(sequence, threads):
@@ -47,26 +46,17 @@ def main():
 
     try:
         for sequence, threads, bar in SHAPES:
-            seen, turned = {}, 0
             theirs(sequence, threads)  # compiles
-            for _ in range(TURNS):
-                before = latency()
-                turn = [bench(files["native"], sequence, threads), theirs(sequence, threads), bench(files["stock"], sequence, threads), theirs(sequence, threads)]
-                after = latency()
-                if c.core_state(before) == c.core_state(after):
-                    seen.setdefault(c.core_state(before), []).append(turn + [after or 0])
-                else:
-                    turned += 1
-            for state, turns in sorted(seen.items()):
-                if len(turns) < LEAST:
-                    continue
-                native, first, stock, second, ns = np.array(turns).T
+            turn = lambda: [bench(files["native"], sequence, threads), theirs(sequence, threads), bench(files["stock"], sequence, threads), theirs(sequence, threads)]
+            states, dropped = c.by_core_state(turn, lambda seen, dropped: sum(seen.values()) + dropped >= TURNS, LEAST)
+            for state, (turns, ns) in states.items():
+                native, first, stock, second = np.array(turns).T
                 shape = "sequence %d, %d thread%s, %s" % (sequence, threads, "s"[:threads - 1], state)
                 for name, ours, peers, want in (("native form", native, first, bar), ("stock operators", stock, second, STOCK_BAR if (sequence, threads) == (128, 2) else None)):
                     ratio, lo, hi = c.median_interval(peers / ours)
                     r.row("BERT-base INT8, %s, against OpenVINO, %s" % (name, shape), "p50 %.1f ms" % np.median(ours), "OpenVINO NNCF INT8: p50 %.1f ms" % np.median(peers), ratio,
                           ">= %.2fx" % want if want else "", ratio >= want if want else None, range=[float((peers / ours).min()), float((peers / ours).max())],
-                          ours_ms=ours.tolist(), peer_ms=peers.tolist(), turns=len(turns), turns_dropped=turned, core_latency_ns=float(np.median(ns)))
+                          ours_ms=ours.tolist(), peer_ms=peers.tolist(), turns=len(turns), turns_dropped=dropped, core_latency_ns=ns)
     finally:
         peer.stdin.close()
         peer.wait()

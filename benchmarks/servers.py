@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -100,13 +101,10 @@ class Null(BaseHTTPRequestHandler):
         pass
 
 
-
-
 def main():
     r = c.Result("servers", "Against other servers", __doc__.strip())
     path = model()
-    ids = np.array(c.tokenizer(SEQUENCE).encode(c.rows("test")[0]["text"]).ids, np.int64)[None]
-    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    feeds = c.ids_feeds(c.tokenizer(SEQUENCE).encode(c.rows("test")[0]["text"]).ids)
     message, ports, processes = bodies(feeds), {}, []
     null = ThreadingHTTPServer(("127.0.0.1", 0), Null)
     threading.Thread(target=null.serve_forever, daemon=True).start()
@@ -153,13 +151,12 @@ def wait_ready(port, process):
 
 
 def upload(port, path):
-    import zipfile
     packed = path.with_suffix(".zip")
     with zipfile.ZipFile(packed, "w") as z:
         z.write(path, "model.onnx")
-        for extra in (path.parent / (path.name + ".data"),):
-            if extra.exists():
-                z.write(extra, extra.name)
+        weights = path.with_name(path.name + ".data")
+        if weights.exists():
+            z.write(weights, weights.name)
     urllib.request.urlopen(urllib.request.Request("http://127.0.0.1:%d/models/news" % port, packed.read_bytes(), method="PUT")).close()
 
 

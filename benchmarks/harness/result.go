@@ -50,7 +50,7 @@ type Result struct {
 // NewResult begins a result; engineVersion is ONNX Runtime's.
 func NewResult(name, title, how, engineVersion string) *Result {
 	r := &Result{name: name, title: title, how: how, engine: engineVersion}
-	r.LoadBefore, _ = LoadAverage()
+	r.LoadBefore = LoadAverage()
 	r.busy, r.stolen = cpuTime()
 	return r
 }
@@ -67,7 +67,7 @@ func (r *Result) Add(row Row) {
 
 // Write writes the result to path, whole or not at all.
 func (r *Result) Write(path string) error {
-	loadAfter, _ := LoadAverage()
+	loadAfter := LoadAverage()
 	busy, stolen := cpuTime()
 	share := 0.0
 	if busy > r.busy {
@@ -105,15 +105,30 @@ func (r *Result) Write(path string) error {
 	return os.Rename(tmp, path)
 }
 
-// LoadAverage returns the one-minute load, and whether the system tells.
-func LoadAverage() (float64, bool) {
+// ReadFacts decodes the Facts of the result at path into facts, a pointer.
+func ReadFacts(path string, facts any) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	r := struct {
+		Facts any `json:"facts"`
+	}{facts}
+	if err := json.Unmarshal(b, &r); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// LoadAverage returns the one-minute load, 0 where the system does not tell.
+func LoadAverage() float64 {
 	b, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
-		return 0, false
+		return 0
 	}
 	var v float64
-	_, err = fmt.Sscan(string(b), &v)
-	return v, err == nil
+	_, _ = fmt.Sscan(string(b), &v)
+	return v
 }
 
 // cpuTime returns the machine's processor time so far, idle time included, and

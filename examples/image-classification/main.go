@@ -25,6 +25,7 @@ import (
 	"strconv"
 	"syscall"
 
+	"github.com/fewbit/fewbit/benchmarks/harness"
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/eval"
 	"github.com/fewbit/fewbit/internal/report"
@@ -136,7 +137,7 @@ func run(ctx context.Context, c config) error {
 	if err != nil {
 		return err
 	}
-	o := &outcome{LimitMB: float64(c.limit) / 1e6, Samples: c.samples, Cores: engine.AvailableCPUs(), Load: loadAverage()}
+	o := &outcome{LimitMB: float64(c.limit) / 1e6, Samples: c.samples, Cores: engine.AvailableCPUs(), Load: harness.LoadAverage()}
 	for i, m := range c.models {
 		for _, f := range forms {
 			r, err := c.one(ctx, steps, i, m, f)
@@ -149,17 +150,7 @@ func run(ctx context.Context, c config) error {
 			}
 		}
 	}
-	text := o.text()
-	fmt.Fprintf(c.out, "\n%s", text)
-	if c.result != "" {
-		if err := o.write(c.result); err != nil {
-			return err
-		}
-	}
-	if c.page != "" {
-		return drive.Show(c.page, text)
-	}
-	return nil
+	return drive.Publish(c.out, o.text(), c.page, c.result, o.write)
 }
 
 // one quantizes a model in one form and compares the result with FP32.

@@ -179,8 +179,3 @@ func thin(all []point, most int) []point {
 	}
 	return kept
 }
-
-func loadAverage() float64 {
-	v, _ := harness.LoadAverage()
-	return v
-}

@@ -150,17 +150,7 @@ func run(ctx context.Context, c config, again bool) error {
 	if err != nil {
 		return srv.Explain(err)
 	}
-	text := o.text()
-	fmt.Fprintf(c.out, "\n%s", text)
-	if c.result != "" {
-		if err := o.write(c.result); err != nil {
-			return err
-		}
-	}
-	if c.page != "" {
-		return drive.Show(c.page, text)
-	}
-	return nil
+	return drive.Publish(c.out, o.text(), c.page, c.result, o.write)
 }
 
 // example is one run of the scenario.

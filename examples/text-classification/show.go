@@ -1,10 +1,7 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
-	"math"
-	"os"
 	"strings"
 	"text/tabwriter"
 
@@ -178,18 +175,12 @@ func (o *outcome) write(path string) error {
 
 // readOutcome returns the facts of a result that write has made.
 func readOutcome(path string) (*outcome, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
+	o := &outcome{}
+	if err := harness.ReadFacts(path, o); err != nil {
 		return nil, err
 	}
-	var r struct {
-		Facts outcome `json:"facts"`
-	}
-	if err := json.Unmarshal(b, &r); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	if len(r.Facts.Load.INT8) == 0 || math.IsNaN(r.Facts.TargetMS) {
+	if len(o.Load.INT8) == 0 {
 		return nil, fmt.Errorf("%s holds no run of this example", path)
 	}
-	return &r.Facts, nil
+	return o, nil
 }

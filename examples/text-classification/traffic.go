@@ -195,7 +195,7 @@ type grid struct {
 // latency measures tensors of every shape, one client over loopback, both
 // versions in turn.
 func (e *example) latency(ctx context.Context, o *outcome) (g grid, err error) {
-	g.Noise = append(g.Noise, loadAverage())
+	g.Noise = append(g.Noise, harness.LoadAverage())
 	show := drive.NewCounter(e.out, "shapes", len(e.batches)*len(e.lengths))
 	for _, n := range e.batches {
 		for _, l := range e.lengths {
@@ -217,7 +217,7 @@ func (e *example) latency(ctx context.Context, o *outcome) (g grid, err error) {
 			show.Add()
 		}
 	}
-	g.Noise = append(g.Noise, loadAverage())
+	g.Noise = append(g.Noise, harness.LoadAverage())
 	return g, nil
 }
 
@@ -262,7 +262,7 @@ type loads struct {
 // underLoad sends texts at Poisson arrivals, as users do, to the promoted
 // version, and to FP32 as long as that keeps up.
 func (e *example) underLoad(ctx context.Context, o *outcome) (l loads, err error) {
-	l.Noise = append(l.Noise, loadAverage())
+	l.Noise = append(l.Noise, harness.LoadAverage())
 	null := func() error { return e.api.Do(ctx, http.MethodGet, "/v2/health/live", "", nil, nil) }
 	l.Null = harness.Count(harness.OpenLoop(null, 100, min(e.load, 5*time.Second), 2))
 	show := drive.NewCounter(e.out, "rates", 2*len(e.rates))
@@ -288,7 +288,7 @@ func (e *example) underLoad(ctx context.Context, o *outcome) (l loads, err error
 			}
 		}
 	}
-	l.Noise = append(l.Noise, loadAverage())
+	l.Noise = append(l.Noise, harness.LoadAverage())
 	return l, nil
 }
 
@@ -329,9 +329,4 @@ func (e *example) put(ctx context.Context, path string, in any) error {
 		return err
 	}
 	return e.api.Do(ctx, http.MethodPut, path, "application/json", bytes.NewReader(b), nil)
-}
-
-func loadAverage() float64 {
-	v, _ := harness.LoadAverage()
-	return v
 }

@@ -74,24 +74,11 @@ func TestFusedAttention(t *testing.T) {
 				if _, err := quant.Run(ctx, fused, quant.Prepare(cfg), quant.Dump{}); err != nil {
 					t.Fatal(err)
 				}
-				count := map[string]int{}
-				for _, n := range fused.Graph.Nodes {
-					count[n.Op]++
-				}
-				if count["MultiHeadAttention"] != 1 || count["Softmax"] != 0 || count["Transpose"] != 0 {
+				if count := countOps(fused); count["MultiHeadAttention"] != 1 || count["Softmax"] != 0 || count["Transpose"] != 0 {
 					t.Fatalf("not fused: %v", count)
 				}
-				var outs [2]engine.Session
-				for i, x := range []*graph.Model{m, fused} {
-					if outs[i], err = lab.Open(ctx, x, nil, engine.Options{}); err != nil {
-						t.Fatal(err)
-					}
-					defer outs[i].Close()
-				}
-				r := rand.New(rand.NewPCG(8, 0))
-				for _, shape := range [][2]int64{{1, 1}, {1, 7}, {3, 16}, {2, 33}} {
-					b, n := shape[0], shape[1]
-					feeds := engine.Feeds{"x": tensor.From(gauss(r, int(b*n*32), 1), b, n, 32)}
+				sameLogits(t, lab, m, fused, func(x *rand.Rand, b, n int64) engine.Feeds {
+					feeds := engine.Feeds{"x": tensor.From(gauss(x, int(b*n*32), 1), b, n, 32)}
 					if mask {
 						v := make([]float32, b*n)
 						for i := range v {
@@ -101,26 +88,35 @@ func TestFusedAttention(t *testing.T) {
 						}
 						feeds["mask"] = tensor.From(v, b, 1, 1, n)
 					}
-					var got [2][]float32
-					for i, s := range outs {
-						res, err := s.Run(ctx, feeds, nil)
-						if err != nil {
-							t.Fatal(err)
-						}
-						v, err := res.Tensors()["logits"].F32()
-						if err != nil {
-							t.Fatal(err)
-						}
-						got[i] = append([]float32(nil), v...)
-						res.Close()
-					}
-					for i := range got[0] {
-						if d := math.Abs(float64(got[0][i] - got[1][i])); d > 1e-4 {
-							t.Fatalf("%v: element %d: %v and %v", shape, i, got[0][i], got[1][i])
-						}
-					}
-				}
+					return feeds
+				})
 			})
+		}
+	}
+}
+
+// sameLogits: both models give the same, for several batch sizes and lengths.
+func sameLogits(t *testing.T, lab *Lab, a, b *graph.Model, feeds func(r *rand.Rand, batch, length int64) engine.Feeds) {
+	t.Helper()
+	var outs [2]engine.Session
+	for i, x := range []*graph.Model{a, b} {
+		var err error
+		if outs[i], err = lab.Open(context.Background(), x, nil, engine.Options{}); err != nil {
+			t.Fatal(err)
+		}
+		defer outs[i].Close()
+	}
+	r := rand.New(rand.NewPCG(8, 0))
+	for _, shape := range [][2]int64{{1, 1}, {1, 7}, {3, 16}, {2, 33}} {
+		f := feeds(r, shape[0], shape[1])
+		var got [2][]float32
+		for i, s := range outs {
+			got[i] = logits(t, s, f)
+		}
+		for i := range got[0] {
+			if d := math.Abs(float64(got[0][i] - got[1][i])); !(d < 1e-4) {
+				t.Fatalf("%v: element %d: %v and %v", shape, i, got[0][i], got[1][i])
+			}
 		}
 	}
 }

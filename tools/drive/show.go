@@ -15,6 +15,21 @@ const (
 	outputEnd   = "<!-- /output -->"
 )
 
+// Publish prints text, and where these are named writes the result and shows the
+// text in the page.
+func Publish(out io.Writer, text, page, result string, write func(path string) error) error {
+	fmt.Fprintf(out, "\n%s", text)
+	if result != "" {
+		if err := write(result); err != nil {
+			return err
+		}
+	}
+	if page != "" {
+		return Show(page, text)
+	}
+	return nil
+}
+
 // Show puts text between the markers of the page at path.
 func Show(path, text string) error {
 	old, err := os.ReadFile(path)

@@ -159,8 +159,7 @@ func (d *Device) Close() error {
 		return nil
 	}
 	delete(opened.devices, d.info.Ordinal)
-	lost := d.lost.Load() != nil
-	if lost {
+	if d.lost.Load() != nil {
 		cuda.ResetCublasLt(true)
 	} else {
 		_ = d.Do(func() error { // it keeps handles of the context
