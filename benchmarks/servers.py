@@ -29,6 +29,7 @@ THREADS, SEQUENCE, PORT = 2, 128, 18200
 PEERS = ("litserve", "bentoml", "mlserver", "pytriton")
 ROUNDS, SECONDS = (5, 3.0) if c.FULL else (3, 2.0)
 MANY = 8
+MODEL = "news"  # the name that every server knows the model by
 
 
 def venv(peer):
@@ -54,7 +55,7 @@ def start(peer, port, path, work):
         folder = work / "mlserver"
         folder.mkdir()
         (folder / "settings.json").write_text(json.dumps({"host": "127.0.0.1", "http_port": port, "grpc_port": port + 1, "metrics_port": port + 2, "parallel_workers": 0}))
-        (folder / "model-settings.json").write_text(json.dumps({"name": "news", "implementation": "serve_mlserver.Model"}))
+        (folder / "model-settings.json").write_text(json.dumps({"name": MODEL, "implementation": "serve_mlserver.Model"}))
         argv = [venv(peer) / "mlserver", "start", folder]
     else:
         argv = [venv(peer) / "python", HERE / ("serve_%s.py" % peer), port, path, THREADS]
@@ -71,7 +72,7 @@ def bodies(feeds):
     head = json.dumps({"parameters": {"binary_data_output": True}, "inputs": [dict(i, parameters={"binary_data_size": feeds[i["name"]].nbytes}) for i in inputs]}).encode()
     binary = head + b"".join(v.tobytes() for v in feeds.values())
     j, b = ["Content-Type: application/json"], ["Content-Type: application/octet-stream", "Inference-Header-Content-Length: %d" % len(head)]
-    infer = "/v2/models/news/infer"
+    infer = "/v2/models/%s/infer" % MODEL
     return {"litserve": load.request("/predict", plain, j), "bentoml": load.request("/predict", plain, j), "mlserver": load.request(infer, protocol, j),
             "pytriton": load.request(infer, binary, b), "fewbit": load.request(infer, protocol, j), "fewbit binary": load.request(infer, binary, b), "null": load.request("/", binary, b)}
 
@@ -151,13 +152,24 @@ def wait_ready(port, process):
 
 
 def upload(port, path):
-    packed = path.with_suffix(".zip")
-    with zipfile.ZipFile(packed, "w") as z:
+    urllib.request.urlopen(urllib.request.Request("http://127.0.0.1:%d/models/%s" % (port, MODEL), packed(path).read_bytes(), method="PUT")).close()
+
+
+def packed(path):
+    """A model file as it is uploaded: in a zip with its external data, if it has any."""
+    weights = path.with_name(path.name + ".data")
+    if not weights.exists():
+        return path
+    out = path.with_suffix(".zip")
+    with zipfile.ZipFile(out, "w") as z:
         z.write(path, "model.onnx")
-        weights = path.with_name(path.name + ".data")
-        if weights.exists():
-            z.write(weights, weights.name)
-    urllib.request.urlopen(urllib.request.Request("http://127.0.0.1:%d/models/news" % port, packed.read_bytes(), method="PUT")).close()
+        z.write(weights, weights.name)
+    return out
+
+
+def output(peer, name):
+    """What a server calls the output that the file calls name."""
+    return "output" if peer == "mlserver" else name
 
 
 def measure(r, message, ports, missing):

@@ -25,13 +25,13 @@ def latency_ms(entries, percentile):
     return entries["result_%.2f_percentile_latency_ns" % percentile] / 1e6
 
 
-def void(failures, first_error, load, cores, null_p99_ms, allowed_ms):
+def void(failures, first_error, busy, allowed_busy, null_p99_ms, allowed_ms):
     """Why the numbers of a run must not be used; empty when they may."""
     why = []
     if failures:
         why.append("%d queries failed, first: %s" % (failures, first_error))
-    if load > cores:
-        why.append("load average %.1f on %d cores before it began" % (load, cores))
+    if busy > allowed_busy:
+        why.append("something else took %.0f %% of the processors before it began" % (100 * busy))
     if null_p99_ms > allowed_ms:
         why.append("an endpoint that does nothing took %.1f ms at the 99th percentile" % null_p99_ms)
     return why

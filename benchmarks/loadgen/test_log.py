@@ -24,8 +24,8 @@ class TestLog(unittest.TestCase):
         self.assertEqual(log.classes(text), {7: 3, 5: -1})
 
     def test_void(self):
-        self.assertEqual(log.void(0, None, 1.5, 2, 0.2, 5), [])
-        self.assertEqual(len(log.void(3, "HTTP 503", 9.1, 2, 6.0, 5)), 3)
+        self.assertEqual(log.void(0, None, 0.02, 0.1, 0.2, 5), [])
+        self.assertEqual(len(log.void(3, "HTTP 503", 0.8, 0.1, 6.0, 5)), 3)
 
 
 if __name__ == "__main__":
