@@ -91,7 +91,7 @@ samples; merging their tables gives the bytes of one run.
 	f.StringVar(&path, "calib", "", "calibration data")
 	f.StringVarP(&out, "out", "o", "", "where the table goes")
 	f.StringVar(&method, "method", "", "range method: auto, minmax, entropy, percentile[:P], mse or moving-average (default auto: the ranges of all)")
-	f.StringVar(&target, "target", "", "graph form that the table is for: cpu, ort-cpu, cuda, qdq or qoperator (default cpu)")
+	f.StringVar(&target, "target", "", "graph form that the table is for: ort-cpu, cpu or cuda (the native form), qdq or qoperator (default ort-cpu)")
 	f.StringVar(&precision, "precision", "", precisionHelp)
 	f.BoolVar(&symmetric, "symmetric", false, "centre the ranges on zero")
 	f.StringSliceVar(&exclude, "exclude", nil, "operator names or types that stay in float")

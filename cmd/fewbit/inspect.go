@@ -39,7 +39,7 @@ each of the others breaks. Nothing is run.`,
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	cmd.Flags().StringVar(&scheme, "scheme", "", "scheme to plan for: int8, int8-dynamic, int4 or fp16 (default int8)")
-	cmd.Flags().StringVar(&target, "target", "", "target to plan for: cpu, ort-cpu, cuda, qdq or qoperator (default cpu)")
+	cmd.Flags().StringVar(&target, "target", "", "target to plan for: ort-cpu, cpu or cuda (the native form), qdq or qoperator (default ort-cpu)")
 	return cmd
 }
 
@@ -66,6 +66,9 @@ func inspectText(in *pipeline.Inspection) string {
 		row("quantized", "yes (it contains %s)", in.Quantized)
 	} else {
 		row("quantized", "no")
+	}
+	if needs := in.Metadata["fewbit.needs"]; needs != "" {
+		row("needs", "%s", needs)
 	}
 	if in.Nothing != "" {
 		row("integer", "%s", in.Nothing)

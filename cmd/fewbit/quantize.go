@@ -72,7 +72,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	f.StringVar(&q.weights, "weights", "", "how weights are rounded: auto, rtn, mse or gptq (default auto: gptq with calibration data, else rtn for 8 bits and mse for 4)")
 	f.StringVar(&q.granularity, "granularity", "", "weight scales: per-channel or per-tensor (default per-channel)")
 	f.BoolVar(&q.symmetric, "symmetric", false, "centre activation ranges on zero")
-	f.StringVar(&q.target, "target", "", "graph form: cpu, ort-cpu, cuda, qdq or qoperator (default cpu)")
+	f.StringVar(&q.target, "target", "", "graph form: ort-cpu (stock operators of ONNX Runtime), cpu or cuda (the native form, for fewbit's kernels), qdq or qoperator (default ort-cpu)")
 	f.IntVar(&q.samples, "samples", 0, fmt.Sprintf("calibrate with this many samples, spread over the data (0: %d)", pipeline.DefaultSamples))
 	f.StringVar(&q.precision, "precision", "", precisionHelp)
 	f.StringSliceVar(&q.exclude, "exclude", nil, "operator names or types that stay in float")

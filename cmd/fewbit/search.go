@@ -67,7 +67,7 @@ OUT.onnx.search.jsonl. Exit status 1 when nothing meets what was asked for.
 ` + dataHelp,
 		Example: `  fewbit search model.onnx -o found/ --calib texts.jsonl --eval labelled.jsonl --max-loss 1%
   fewbit search model.onnx -o small.onnx --calib texts.jsonl --slo 20ms --max-size 100MB --time-limit 30m
-  fewbit search model.onnx -o found/ --calib images/ --targets ort-cpu,cuda --json`,
+  fewbit search model.onnx -o found/ --calib images/ --targets ort-cpu,cpu --json`,
 		Args: exactArgs("MODEL.onnx"),
 		RunE: func(cmd *cobra.Command, args []string) error { return q.run(cmd, args[0]) },
 	}
@@ -81,7 +81,7 @@ OUT.onnx.search.jsonl. Exit status 1 when nothing meets what was asked for.
 	f.DurationVar(&q.slo, "slo", 0, "latency target for the 99th percentile (0: none)")
 	f.Var(&q.maxSize, "max-size", "largest file, with its external data (0: any)")
 	f.DurationVar(&q.timeLimit, "time-limit", pipeline.DefaultTimeLimit, "end after this long; what was found stays")
-	f.StringSliceVar(&q.targets, "targets", nil, "graph forms to choose from: cpu, ort-cpu, cuda (the native form, which is fast in fewbit only), qdq, qoperator (default ort-cpu)")
+	f.StringSliceVar(&q.targets, "targets", nil, "graph forms to choose from: ort-cpu, cpu or cuda (the native form, which is fast in fewbit only), qdq, qoperator (default ort-cpu)")
 	f.StringVar(&q.method, "method", "", "range method: auto, minmax, entropy, percentile[:P], mse or moving-average (default auto)")
 	f.StringVar(&q.weights, "weights", "", "how weights are rounded: auto, rtn, mse or gptq (default auto)")
 	f.IntVar(&q.samples, "samples", 0, fmt.Sprintf("calibrate with this many samples, spread over the data (0: %d)", pipeline.DefaultSamples))

@@ -106,7 +106,7 @@ func (a *App) open(ctx context.Context, version string) error {
 	if a.capture, err = capture.Open(filepath.Join(a.cfg.DataDir, captureDir), captureKey); err != nil {
 		return fmt.Errorf("data directory %s: %w", a.cfg.DataDir, err)
 	}
-	cpu, err := ort.New(ort.Config{Library: a.cfg.ORTLib, Threads: a.cfg.Threads, NoSpin: !a.cfg.Spin})
+	cpu, err := ort.New(ort.Config{Library: a.cfg.ORTLib, Kernels: a.cfg.CPULib, Threads: a.cfg.Threads, NoSpin: !a.cfg.Spin})
 	if err != nil {
 		return err
 	}

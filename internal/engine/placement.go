@@ -7,12 +7,13 @@ import (
 
 // Placement says which engine answers for a model, and why it is not another.
 type Placement struct {
-	// Engine is the name of the engine that answers now: "cuda" or "ort".
+	// Engine is the name of the engine that answers now: "cuda" or "ort-cpu".
 	Engine string `json:"engine" doc:"the engine that answers now"`
 	// Device is where it runs, "" on the CPU.
 	Device string `json:"device,omitempty" doc:"the GPU it runs on"`
-	// Reason says why the GPU does not answer, "" when it does.
-	Reason string `json:"reason,omitempty" doc:"why the GPU does not answer"`
+	// Reason says why what the model's form is for does not answer (the GPU, or
+	// fewbit's kernels on the CPU), "" when it does.
+	Reason string `json:"reason,omitempty" doc:"why the GPU, or fewbit's kernels on the CPU, do not answer"`
 	// Since is when Engine or Reason last changed.
 	Since time.Time `json:"since" doc:"when engine or reason last changed"`
 	// Retry is the earliest time at which the GPU is tried again, zero: never,

@@ -45,7 +45,7 @@ type Spec struct {
 	Weights     string   `json:"weights,omitempty"`
 	Granularity string   `json:"granularity,omitempty"` // per-channel (default) or per-tensor
 	Symmetric   bool     `json:"symmetric,omitempty"`
-	Target      string   `json:"target,omitempty"` // cpu (default), ort-cpu, qdq, qoperator, ...
+	Target      string   `json:"target,omitempty"` // ort-cpu (default), cpu, cuda, qdq or qoperator
 	Exclude     []string `json:"exclude,omitempty"`
 	// Operators are rules MATCH=PRECISION for single operators, later ones win (quant.ParseRule).
 	Operators   []string     `json:"operators,omitempty"`

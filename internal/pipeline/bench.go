@@ -263,6 +263,7 @@ func (p *Pipeline) Bench(ctx context.Context, req BenchRequest, progress Progres
 		paths = []string{req.Versus, req.Model}
 	}
 	var feeds []engine.Feeds
+	var slow []string
 	for _, path := range paths {
 		m, err := graph.Open(path)
 		if err != nil {
@@ -281,6 +282,7 @@ func (p *Pipeline) Bench(ctx context.Context, req BenchRequest, progress Progres
 			return nil, err
 		}
 		defer s.Close()
+		slow = append(slow, hampered(path, s)...)
 		if err := engine.CheckFeeds(s.Spec(), feeds[0]); err != nil {
 			return nil, fmt.Errorf("%s: %w", filepath.Base(path), err)
 		}
@@ -310,9 +312,20 @@ func (p *Pipeline) Bench(ctx context.Context, req BenchRequest, progress Progres
 		res.Models[0], res.Models[1] = res.Models[1], res.Models[0]
 		res.Speedup = &lat.Ratios[1]
 	}
-	res.Noise, res.Warnings = lat.Noise, lat.Noise.Warnings()
+	res.Noise, res.Warnings = lat.Noise, append(slow, lat.Noise.Warnings()...)
 	progress.say("measure", 1)
 	return res, nil
+}
+
+// hampered returns the warning that the session of the model at path is slower
+// than the model's form allows, if it is.
+func hampered(path string, s engine.Session) []string {
+	if p, ok := s.(engine.Placed); ok {
+		if why := p.Placement().Reason; why != "" {
+			return []string{filepath.Base(path) + ": " + why}
+		}
+	}
+	return nil
 }
 
 func (p *Pipeline) benchFeeds(ctx context.Context, m *graph.Model, req BenchRequest, res *BenchResult) ([]engine.Feeds, error) {

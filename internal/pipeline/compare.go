@@ -360,6 +360,9 @@ func (c *comparing) judge(ctx context.Context) error {
 	}
 	defer ref.Close()
 	q, err := c.Engine.OpenFile(ctx, c.req.Quant, engine.Options{Threads: c.Threads})
+	if err == nil {
+		c.rep.Warnings = append(c.rep.Warnings, hampered(c.req.Quant, q)...)
+	}
 	if err != nil {
 		return fmt.Errorf("quantized model: %w", err)
 	}

@@ -239,7 +239,7 @@ func (r *run) tensorChoices() []report.TensorChoice {
 			Lo: report.Num(c.Range.Lo), Hi: report.Num(c.Range.Hi), ObservedLo: report.Num(seen.Lo), ObservedHi: report.Num(seen.Hi),
 			Scale: report.Num(c.Params.Scale), ZeroPoint: int(c.Params.Zero), Error: report.Num(nan), Why: c.Why,
 		}
-		if r.req.Config.Target == quant.CUDA && !slices.Contains(r.plan.Tensors, t) {
+		if r.req.Config.Target.Native() && !slices.Contains(r.plan.Tensors, t) {
 			tc.Granularity, tc.Scale, tc.ZeroPoint = "per-row", report.Num(nan), 0
 		}
 		if c.Smooth != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/fewbit/fewbit/internal/eval"
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/onnx"
+	"github.com/fewbit/fewbit/internal/ops"
 	"github.com/fewbit/fewbit/internal/quant"
 	"github.com/fewbit/fewbit/internal/report"
 )
@@ -262,11 +263,19 @@ func (s snapshot) Run(_ context.Context, m *graph.Model) (quant.Stats, error) {
 	return quant.Stats{Note: "kept to compare operators with the float model"}, nil
 }
 
-// stamp writes into the file what made it.
+// nativeNeeds says in a native file what it is made for.
+const nativeNeeds = "fewbit's kernels: libfewbit_cpu on a CPU with AVX-512 VNNI and BF16, or fewbit on a CUDA device; " +
+	"without them ONNX Runtime computes the functions in this file: the same numbers, several times slower"
+
+// stamp writes into the file what made it and what it needs.
 func (r *run) stamp() {
+	needs := ""
+	if r.m.Function(ops.Domain, ops.OpMatMulQuantized) != nil {
+		needs = nativeNeeds
+	}
 	for k, v := range map[string]string{
-		"fewbit.version": r.Version, "fewbit.scheme": string(r.req.Config.Scheme), "fewbit.target": string(r.req.Config.Target),
-		"fewbit.source_sha256": r.rep.Model.SHA256,
+		"fewbit.version": r.Version, "fewbit.scheme": string(r.req.Config.Scheme), "fewbit.target": r.req.Config.Target.Form(),
+		"fewbit.source_sha256": r.rep.Model.SHA256, "fewbit.needs": needs,
 	} {
 		if v != "" {
 			r.m.Metadata[k] = v
@@ -410,6 +419,7 @@ func (r *run) judge(ctx context.Context, path string) error {
 		return fmt.Errorf("open the quantized model: %w", err)
 	}
 	defer q.Close()
+	r.rep.Warnings = append(r.rep.Warnings, hampered(path, q)...)
 	ds, err := r.openEval()
 	if err != nil {
 		return fmt.Errorf("evaluation data: %w", err)

@@ -12,7 +12,7 @@ import (
 // docs/ops.md, whose activations get a scale for each row when they run. Then
 // the static scheme fixes ranges for convolutions only.
 func (c Config) rows() bool {
-	return c.Target == CUDA && (c.Scheme == INT8 || c.Scheme == INT8Dynamic)
+	return c.Target.Native() && (c.Scheme == INT8 || c.Scheme == INT8Dynamic)
 }
 
 // byRow reports whether op takes its activation by row.
@@ -27,7 +27,7 @@ func (b *planner) checkOpset(m *graph.Model) error {
 	for _, op := range b.Ops {
 		if op.Kind == Linear {
 			return fmt.Errorf("%w: target %s needs a model of opset %d or above, this one has %d; export it anew, or use another target",
-				ErrConfig, CUDA, ops.MinOpset, m.Opset())
+				ErrConfig, b.Config.Target, ops.MinOpset, m.Opset())
 		}
 	}
 	return nil

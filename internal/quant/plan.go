@@ -227,7 +227,7 @@ func (b *planner) consider(n *graph.Node) (*Op, string) {
 	case n.Op == "MultiHeadAttention" || n.Op == "Attention":
 		return nil, "attention scores and their product with V stay in float (softmax needs the range)"
 	case hasMACs(n):
-		if b.Config.Target == CUDA {
+		if b.Config.Target.Native() {
 			return nil, fmt.Sprintf("%s has no integer kernel", n.Op)
 		}
 		return nil, fmt.Sprintf("%s has no integer kernel in ONNX Runtime's CPU engine", n.Op)

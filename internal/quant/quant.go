@@ -62,10 +62,13 @@ const (
 	// ORTCPU is for ONNX Runtime's CPU engine: u8 activations, s8 weights,
 	// MatMulIntegerToFloat with float outputs, QLinearConv chains.
 	ORTCPU Target = "ort-cpu"
-	// CUDA is the native form (docs/ops.md), for fewbit's kernels: matrix products
+	// CPU is the native form (docs/ops.md), for fewbit's kernels: matrix products
 	// take activations by row through operators of the fewbit domain, which the
 	// file carries as functions of standard operators, so that ONNX Runtime runs
 	// it too; convolutions are those of QDQ.
+	CPU Target = "cpu"
+	// CUDA is the same form, the same file. Its gate does not hold the latency
+	// against it that the CPU gives.
 	CUDA Target = "cuda"
 	// QOperator is QLinearConv, QLinearMatMul and their like, with integer
 	// tensors between them wherever ONNX Runtime has the operator.
@@ -77,7 +80,21 @@ const targetNames = "cpu, ort-cpu, cuda, qdq or qoperator"
 
 // Encoder reports whether the form keeps the outputs of matrix products in
 // float and fuses what stands between them.
-func (t Target) Encoder() bool { return t == ORTCPU || t == CUDA }
+func (t Target) Encoder() bool { return t == ORTCPU || t.Native() }
+
+// Native reports whether the form is that of docs/ops.md.
+func (t Target) Native() bool { return t == CPU || t == CUDA }
+
+// nativeName is what a file of the native form says its form is.
+const nativeName = "native"
+
+// Form names the graph form in the file: targets of one form write one file.
+func (t Target) Form() string {
+	if t.Native() {
+		return nativeName
+	}
+	return string(t)
+}
 
 // Granularity of weight scales.
 type Granularity string
@@ -149,7 +166,7 @@ func (c Config) WithDefaults() (Config, error) {
 	if c.Scheme == "" {
 		c.Scheme = INT8
 	}
-	if c.Target == "" || c.Target == "cpu" {
+	if c.Target == "" {
 		c.Target = ORTCPU
 	}
 	if c.Granularity == "" {
@@ -180,14 +197,14 @@ func (c Config) WithDefaults() (Config, error) {
 		return c, fmt.Errorf("%w: unknown scheme %q; use %s, %s, %s or %s", ErrConfig, c.Scheme, INT8, INT8Dynamic, INT4, FP16)
 	}
 	switch c.Target {
-	case QDQ, ORTCPU, QOperator, CUDA:
+	case QDQ, ORTCPU, QOperator, CPU, CUDA:
 	case "tensorrt":
 		return c, fmt.Errorf("%w: target %q is not built yet; use %s", ErrConfig, c.Target, targetNames)
 	default:
 		return c, fmt.Errorf("%w: unknown target %q; use %s", ErrConfig, c.Target, targetNames)
 	}
 	if (c.Scheme == INT8Dynamic || c.Scheme == INT4) && !c.Target.Encoder() {
-		return c, fmt.Errorf("%w: scheme %s needs target cpu or cuda; %s has no form of it", ErrConfig, c.Scheme, c.Target)
+		return c, fmt.Errorf("%w: scheme %s needs target ort-cpu, cpu or cuda; %s has no form of it", ErrConfig, c.Scheme, c.Target)
 	}
 	if err := c.checkRules(); err != nil {
 		return c, err
@@ -232,7 +249,7 @@ func (c Config) threshold(h *calib.Histogram, method string, s calib.Scheme) (ca
 
 // Lowered reports whether Lower makes integer operators of what Insert wrote.
 func (c Config) Lowered() bool {
-	return c.Scheme.Static() && c.Target != QDQ && c.Target != CUDA
+	return c.Scheme.Static() && c.Target != QDQ && !c.Target.Native()
 }
 
 // weightScheme is the integer type of weights: symmetric s8, 7 bits with

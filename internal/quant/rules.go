@@ -63,7 +63,7 @@ func (c Config) checkRules() error {
 		case c.Scheme == FP16:
 			return fmt.Errorf("%w: %s: scheme %s stores every weight in half precision; use scheme %s, %s or %s and give operators fp16", ErrConfig, r.Prefix(), FP16, INT8, INT8Dynamic, INT4)
 		case (p == PrecisionDynamic || p == PrecisionINT4) && !c.Target.Encoder():
-			return fmt.Errorf("%w: %s: precision %s needs target cpu or cuda; %s has no form of it", ErrConfig, r.Prefix(), p, c.Target)
+			return fmt.Errorf("%w: %s: precision %s needs target ort-cpu, cpu or cuda; %s has no form of it", ErrConfig, r.Prefix(), p, c.Target)
 		}
 	}
 	return nil

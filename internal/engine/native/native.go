@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -36,7 +38,7 @@ func New(e *ort.Engine, scratch string) *Engine { return &Engine{Engine: e, scra
 // OpenFile implements engine.Engine. What cannot be rewritten runs as the file
 // says it.
 func (e *Engine) OpenFile(ctx context.Context, path string, o engine.Options) (engine.Session, error) {
-	if !e.Kernels().BF16 || o.DisableOptimization {
+	if o.DisableOptimization {
 		return e.Engine.OpenFile(ctx, path, o)
 	}
 	m, err := graph.Open(path)
@@ -46,6 +48,9 @@ func (e *Engine) OpenFile(ctx context.Context, path string, o engine.Options) (e
 	defer m.Close()
 	if m.Function(ops.Domain, ops.OpMatMulQuantized) == nil || ops.Verify(m) != nil {
 		return e.Engine.OpenFile(ctx, path, o)
+	}
+	if ok, why := e.BF16(); !ok {
+		return e.openBodies(ctx, path, o, why)
 	}
 	l := lowering{m: m, e: e.Engine, threads: cmp.Or(o.Threads, e.Threads())}
 	defer l.free()
@@ -68,6 +73,41 @@ func (e *Engine) OpenFile(ctx context.Context, path string, o engine.Options) (e
 	l.free()
 	m.Unload()
 	return e.Engine.OpenFile(ctx, file, o)
+}
+
+// openBodies opens a native model as the functions in its file, for lack of
+// kernels.
+func (e *Engine) openBodies(ctx context.Context, path string, o engine.Options, why string) (engine.Session, error) {
+	s, err := e.Open(ctx, path, o)
+	if err != nil {
+		return nil, err
+	}
+	return &bodies{Session: s, since: time.Now(),
+		reason: "it is made for fewbit's kernels and runs without them, several times slower: " + why}, nil
+}
+
+// bodies is a native model without kernels: right, and slow.
+type bodies struct {
+	*ort.Session
+	reason   string
+	since    time.Time
+	requests atomic.Uint64
+}
+
+var _ engine.Placed = (*bodies)(nil)
+
+// Placement implements engine.Placed: the reason is why there are no kernels.
+func (b *bodies) Placement() engine.Placement {
+	return engine.Placement{Engine: ort.Name, Reason: b.reason, Since: b.since, CPU: b.requests.Load()}
+}
+
+// Run implements engine.Session.
+func (b *bodies) Run(ctx context.Context, in engine.Feeds, outs []string) (engine.Result, error) {
+	r, err := b.Session.Run(ctx, in, outs)
+	if err == nil {
+		b.requests.Add(uint64(engine.Requests(ctx)))
+	}
+	return r, err
 }
 
 func alloc(bytes int) ([]byte, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"github.com/fewbit/fewbit/internal/engine"
@@ -259,6 +260,42 @@ func TestAttentionKept(t *testing.T) {
 		if count["MultiHeadAttention"] != 1 || count[opEncoderAttention] != c.Layers-1 {
 			t.Errorf("%s: %v", name, count)
 		}
+	}
+}
+
+// TestWithoutKernels: a native model says why it is slow, another has nothing to
+// say.
+func TestWithoutKernels(t *testing.T) {
+	e, err := ort.New(ort.Config{})
+	if err != nil {
+		t.Skipf("needs ONNX Runtime (make deps): %v", err)
+	}
+	n := New(e, t.TempDir())
+	native, feeds := opstest.Save(t, opstest.Native(t, opstest.TinyBERT.Model(), quant.INT8Dynamic)), opstest.TinyBERT.Feeds(1, 1, 5)
+	s, err := n.openBodies(context.Background(), native, engine.Options{}, "a reason")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	r, err := s.Run(context.Background(), feeds, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	p, ok := s.(engine.Placed)
+	if !ok {
+		t.Fatal("no placement")
+	}
+	if at := p.Placement(); at.Engine != ort.Name || at.CPU != 1 || !strings.HasSuffix(at.Reason, "several times slower: a reason") {
+		t.Errorf("%+v", at)
+	}
+	float, err := n.OpenFile(context.Background(), opstest.Save(t, opstest.TinyBERT.Model()), engine.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer float.Close()
+	if _, ok := float.(engine.Placed); ok {
+		t.Error("a float model has a placement")
 	}
 }
 

@@ -153,14 +153,14 @@ func (e *Engine) useKernels(so *ortgo.SessionOptions, o engine.Options) error {
 	return nil
 }
 
-// BF16 reports whether sessions can multiply floats in BF16 faster than in
-// FP32, and if not, why.
+// BF16 reports whether fewbit's kernels run in instructions of this processor, and
+// if not, why.
 func (e *Engine) BF16() (ok bool, why string) {
 	switch {
 	case e.kernels.Path == "":
 		return false, e.kernels.Reason
 	case !e.kernels.BF16:
-		return false, "this processor has no BF16 instructions that fewbit knows"
+		return false, "they run at level " + e.kernels.Name + " on this processor; the next one needs AVX-512 VNNI and BF16"
 	}
 	return true, ""
 }
