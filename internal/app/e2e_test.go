@@ -37,7 +37,7 @@ func TestTextModelEndToEnd(t *testing.T) {
 	s := start(t, "", nil)
 	walk(t, s, flow{
 		model: textModel(t), calib: texts(1, 40), test: texts(2, 60),
-		spec: jobs.Spec{Samples: 16, Force: true}, // so small a model may well be slower in integers
+		spec: jobs.Spec{Target: "cpu", Samples: 16, Force: true}, // so small a model may well be slower in integers
 		text: "the player and the coach of a new team", label: "sports",
 		feeds: engine.Feeds{
 			"input_ids":      tensor.From([]int64{2, 6, 8, 3, 2, 22, 3, 0}, 2, 4),
@@ -90,7 +90,7 @@ func TestNewsEndToEnd(t *testing.T) {
 	s := start(t, "", nil)
 	walk(t, s, flow{
 		model: zipOf(t, files), calib: lines("data/bbc/calib.jsonl", 16), test: lines("data/bbc/test.jsonl", 24),
-		spec: jobs.Spec{Target: "cpu", Samples: 8, Method: "minmax", Force: true}, // 24 texts prove no budget, and another test may slow this one
+		spec: jobs.Spec{Samples: 8, Method: "minmax", Force: true}, // 24 texts prove no budget, and another test may slow this one
 		text: "The striker scored twice in the final", label: "sports",
 		feeds: engine.Feeds{
 			"input_ids":      tensor.From([]int64{101, 1996, 11854, 3195, 3807, 1999, 1996, 2345, 102}, 1, 9),
