@@ -7,7 +7,7 @@ failed=0
 while read -r pkg target; do
   [[ $target =~ $FUZZ ]] || continue
   echo "== $pkg $target for $FUZZTIME"
-  "$GO" test -run '^$' -fuzz "^${target}\$" -fuzztime "$FUZZTIME" "$pkg" </dev/null || { failed=1; echo "FAIL $pkg $target"; }
+  "$GO" test -run '^$' -fuzz "^${target}\$" -fuzztime "$FUZZTIME" -fuzzminimizetime 5s "$pkg" </dev/null || { failed=1; echo "FAIL $pkg $target"; }
 done < <("$GO" list -f '{{$d := .Dir}}{{$p := .ImportPath}}{{range .TestGoFiles}}{{$p}} {{$d}}/{{.}}{{"\n"}}{{end}}{{range .XTestGoFiles}}{{$p}} {{$d}}/{{.}}{{"\n"}}{{end}}' ./... |
   while read -r pkg file; do
     [ -n "$pkg" ] || continue

@@ -17,6 +17,30 @@ import (
 	"github.com/fewbit/fewbit/internal/tensor"
 )
 
+// rpc serves the models over gRPC too, on a socket of its own.
+func (s *server) rpc(t *testing.T) pb.GRPCInferenceServiceClient {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- fgrpc.New(s.server, fgrpc.Options{MaxMessage: s.cfg.MaxBody}).Serve(ctx, l) }()
+	t.Cleanup(func() {
+		conn.Close()
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return pb.NewGRPCInferenceServiceClient(conn)
+}
+
 // TestLoadWithFiles: models come with the load request, as Triton's clients send
 // them, over HTTP and gRPC.
 func TestLoadWithFiles(t *testing.T) {
@@ -84,19 +108,8 @@ func TestLoadWithFiles(t *testing.T) {
 		served("m", "1")
 	}
 
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- fgrpc.New(s.server, fgrpc.Options{}).Serve(ctx, l) }()
-	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	rpc := pb.NewGRPCInferenceServiceClient(conn)
-	_, err = rpc.RepositoryModelLoad(t.Context(), &pb.RepositoryModelLoadRequest{ModelName: "n", Parameters: map[string]*pb.ModelRepositoryParameter{
+	rpc := s.rpc(t)
+	_, err := rpc.RepositoryModelLoad(t.Context(), &pb.RepositoryModelLoadRequest{ModelName: "n", Parameters: map[string]*pb.ModelRepositoryParameter{
 		"config":            {ParameterChoice: &pb.ModelRepositoryParameter_StringParam{StringParam: config}},
 		"file:3/model.onnx": {ParameterChoice: &pb.ModelRepositoryParameter_BytesParam{BytesParam: one}},
 	}})
@@ -106,11 +119,6 @@ func TestLoadWithFiles(t *testing.T) {
 	served("n", "3")
 	if r, err := rpc.ModelReady(t.Context(), &pb.ModelReadyRequest{Name: "n", Version: "3"}); err != nil || !r.GetReady() {
 		t.Error(r, err)
-	}
-	conn.Close()
-	stop()
-	if err := <-done; err != nil {
-		t.Error(err)
 	}
 	var index []http.ModelInfo
 	s.do("POST", "/v2/repository/index", nil).into(t, 200, &index)

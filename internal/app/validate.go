@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,7 +27,9 @@ func validateModel(e engine.Engine, dir string) error {
 	if err != nil {
 		return err
 	}
-	err = checkMemory(m)
+	if err = checkScales(m.Graph); err == nil {
+		err = checkMemory(m)
+	}
 	if cerr := m.Close(); err == nil {
 		err = cerr
 	}
@@ -42,6 +45,35 @@ func validateModel(e engine.Engine, dir string) error {
 		return errors.Join(err, fmt.Errorf("closing the model: %w", cerr))
 	}
 	return err
+}
+
+// scaleInputs are the inputs with scales of the operators that convert between
+// numbers and codes.
+var scaleInputs = map[string][]int{"QuantizeLinear": {1}, "DequantizeLinear": {1}, "QLinearConv": {1, 4, 6}, "QLinearMatMul": {1, 4, 6}}
+
+// checkScales refuses a scale that makes NaN of every number: one that is not
+// finite, and one that is divided by and not above 0. The engine would take it.
+func checkScales(g *graph.Graph) error {
+	for _, n := range g.Nodes {
+		for _, i := range scaleInputs[n.Op] {
+			t := g.Init(n.In(i))
+			if t == nil || n.Domain != graph.DomainONNX {
+				continue
+			}
+			scales, err := t.F32()
+			if err != nil {
+				continue // of a type that the engine refuses
+			}
+			at := scaleInputs[n.Op]
+			divides := n.Op != "DequantizeLinear" && i == at[len(at)-1] // the output's
+			for _, v := range scales {
+				if x := float64(v); math.IsNaN(x) || math.IsInf(x, 0) || divides && x <= 0 {
+					return fmt.Errorf("%w: operator %s %q: scale %q is %v, expected a finite number above 0; quantize the model again", registry.ErrInvalid, n.Op, n.Name, n.In(i), v)
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // checkMemory refuses a model with a tensor that this machine cannot hold,

@@ -264,14 +264,26 @@ func (s *Server) word(ctx context.Context, method string, err error) (int, error
 	if err == nil {
 		return http.StatusOK, nil
 	}
+	code, st, retry := s.reason(ctx, method, err)
+	if retry > 0 {
+		// For clients with a retry policy (gRFC A6), and as HTTP has it. A call that
+		// is refused by its header has no trailer but the status.
+		_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", strconv.FormatInt(retry.Milliseconds(), 10), "retry-after", strconv.Itoa(int(retry/time.Second))))
+	}
+	return code, st.Err()
+}
+
+// reason is what a client is told of err: the HTTP status that stands for it, the
+// status, and when to come again, 0 where that is of no use.
+func (s *Server) reason(ctx context.Context, method string, err error) (int, *status.Status, time.Duration) {
 	if st, ok := status.FromError(err); ok { // grpc's own, errSlow or errElsewhere
 		if st.Code() == codes.PermissionDenied {
-			return http.StatusForbidden, err
+			return http.StatusForbidden, st, 0
 		}
-		return http.StatusBadRequest, err
+		return http.StatusBadRequest, st, 0
 	}
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
-		return statusClientGone, status.Error(codes.Canceled, "the client left")
+		return statusClientGone, status.New(codes.Canceled, "the client left"), 0
 	}
 	code, text, retry := s.b.Explain("gRPC", method, idOf(ctx), err)
 	c, known := codeOf[code]
@@ -281,17 +293,13 @@ func (s *Server) word(ctx context.Context, method string, err error) (int, error
 	case !known:
 		c = codes.Internal
 	}
-	st := status.New(c, text)
-	if retry > 0 {
-		after := time.Duration(retry) * time.Second
+	st, after := status.New(c, text), time.Duration(retry)*time.Second
+	if after > 0 {
 		if with, err := st.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(after)}); err == nil {
 			st = with
 		}
-		// For clients with a retry policy (gRFC A6), and as HTTP has it. A call that
-		// is refused by its header has no trailer but the status.
-		_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", strconv.FormatInt(after.Milliseconds(), 10), "retry-after", strconv.Itoa(retry)))
 	}
-	return code, st.Err()
+	return code, st, after
 }
 
 // statusClientGone is nginx's status of a request whose client left.

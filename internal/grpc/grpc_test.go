@@ -292,6 +292,61 @@ func TestStream(t *testing.T) {
 	}
 }
 
+// What a status says of an error is in a stream's answer too, and a client that
+// asks for it as Triton's do gets the status itself.
+func TestStreamErrors(t *testing.T) {
+	gate := make(chan struct{})
+	held := echoes(tensor.Float32)
+	held.Gate = gate
+	addr, m := serve(t, held, func(c *fhttp.Config) { c.MaxInFlight = 1 }, Options{})
+	c := dial(t, addr, insecure.NewCredentials())
+	done := make(chan error, 1)
+	go func() { _, err := c.ModelInfer(t.Context(), right()); done <- err }()
+	if err := m.engine.WaitRunning(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	ask := func(r *pb.ModelInferRequest, header ...string) (*pb.ModelStreamInferResponse, grpc.BidiStreamingClient[pb.ModelInferRequest, pb.ModelStreamInferResponse], error) {
+		t.Helper()
+		stream, err := c.ModelStreamInfer(metadata.AppendToOutgoingContext(t.Context(), header...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.Send(r); err != nil {
+			t.Fatal(err)
+		}
+		ans, err := stream.Recv()
+		return ans, stream, err
+	}
+	nobody := right()
+	nobody.ModelName = "nobody"
+	for _, x := range []struct {
+		r     *pb.ModelInferRequest
+		code  codes.Code
+		retry bool
+	}{{right(), codes.Unavailable, true}, {nobody, codes.NotFound, false}} {
+		ans, stream, err := ask(x.r, strictHeader, "false")
+		p := ans.GetInferResponse().GetParameters()
+		if err != nil || ans.GetErrorMessage() == "" || p[codeParam].GetInt64Param() != int64(x.code) || (p[retryParam].GetInt64Param() >= 1000) != x.retry {
+			t.Errorf("%v, %v, want %v", ans, err, x.code)
+		}
+		_ = stream.CloseSend()
+		if _, err := stream.Recv(); err != io.EOF || len(stream.Trailer()["retry-after"]) > 0 {
+			t.Errorf("the stream ended with %v, trailer %v", err, stream.Trailer())
+		}
+		ans, stream, err = ask(x.r, strictHeader, "true")
+		if status.Code(err) != x.code || (len(stream.Trailer()["grpc-retry-pushback-ms"]) > 0) != x.retry {
+			t.Errorf("strict: %v, %v, trailer %v, want %v", ans, err, stream.Trailer(), x.code)
+		}
+		if x.retry {
+			wantRetry(t, status.Convert(err), time.Second)
+		}
+	}
+	close(gate)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAbout(t *testing.T) {
 	c, _ := start(t, echoes(kinds...), nil)
 	ctx := t.Context()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"math"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -32,9 +33,24 @@ func (s *Server) ModelInfer(ctx context.Context, r *pb.ModelInferRequest) (*pb.M
 	return ans, err
 }
 
+// strictHeader is Triton's: a client that sends it as "true" wants the stream to
+// end with the status of the first error, as that of a single call.
+const strictHeader = "triton_grpc_error"
+
+// Parameters of an answer in a stream that is an error: what the status of a
+// single call says. The protocol has no fields for it.
+const (
+	codeParam  = "grpc_code"
+	retryParam = "retry_delay_ms"
+)
+
 // ModelStreamInfer answers the inferences of a stream in their order. An error
-// of one is its answer's error_message; the stream goes on.
+// of one is its answer's error_message; the stream goes on, unless the client
+// asked for strict errors.
 func (s *Server) ModelStreamInfer(stream grpc.BidiStreamingServer[pb.ModelInferRequest, pb.ModelStreamInferResponse]) error {
+	ctx := stream.Context()
+	md, _ := metadata.FromIncomingContext(ctx)
+	strict := slices.Contains(md[strictHeader], "true")
 	first := true
 	for {
 		r, err := stream.Recv()
@@ -47,18 +63,28 @@ func (s *Server) ModelStreamInfer(stream grpc.BidiStreamingServer[pb.ModelInferR
 		ans, err := s.streamed(stream, r, first)
 		first = false
 		out := &pb.ModelStreamInferResponse{InferResponse: ans}
-		if err != nil {
-			if stream.Context().Err() != nil {
-				return stream.Context().Err()
-			}
-			_, text, _ := s.b.Explain("gRPC", pb.GRPCInferenceService_ModelStreamInfer_FullMethodName, idOf(stream.Context()), err)
+		switch {
+		case err == nil:
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case strict:
+			return err
+		default:
+			_, st, retry := s.reason(ctx, pb.GRPCInferenceService_ModelStreamInfer_FullMethodName, err)
 			// The id says which request it was.
-			out.ErrorMessage, out.InferResponse = text, &pb.ModelInferResponse{Id: r.GetId()}
+			out.ErrorMessage, out.InferResponse = st.Message(), &pb.ModelInferResponse{Id: r.GetId(), Parameters: map[string]*pb.InferParameter{codeParam: number(int64(st.Code()))}}
+			if retry > 0 {
+				out.InferResponse.Parameters[retryParam] = number(retry.Milliseconds())
+			}
 		}
 		if err := stream.Send(out); err != nil {
 			return err
 		}
 	}
+}
+
+func number(n int64) *pb.InferParameter {
+	return &pb.InferParameter{ParameterChoice: &pb.InferParameter_Int64Param{Int64Param: n}}
 }
 
 // streamed answers one message of a stream. The first was counted when the

@@ -236,6 +236,16 @@ class TritonGRPC(Triton, unittest.TestCase):
         self.assertEqual([e is None for _, e in answers], [True, False, True])
         self.assertIn("nobody", str(answers[1][1]))
 
+    def test_stream_strict(self):
+        """With Triton's header the stream ends with the status of its first error."""
+        answers = []
+        self.client.start_stream(lambda result, error: answers.append((result, error)), headers={"triton_grpc_error": "true"})
+        for name in (MODEL, "nobody"):
+            self.client.async_stream_infer(name, self.inputs(), request_id=name)
+        self.client.stop_stream()
+        self.assertEqual([e is None for _, e in answers], [True, False])
+        self.assertIn("NOT_FOUND", answers[1][1].status())
+
     def test_description(self):
         """Every call of ours has tritonclient's name and messages of the same fields."""
         service = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]

@@ -18,7 +18,8 @@ import (
 type decls map[string]string
 
 // packageDecls parses the packages below internal/ by their last element.
-// Packages of the same last element are merged.
+// Packages of the same last element are merged. Of test files only the tests and
+// the fuzz targets are taken.
 func packageDecls(t *testing.T) map[string]decls {
 	t.Helper()
 	all := map[string]decls{}
@@ -29,7 +30,7 @@ func packageDecls(t *testing.T) map[string]decls {
 		if d.IsDir() && (d.Name() == "testdata" || d.Name() == "pb") {
 			return filepath.SkipDir
 		}
-		if d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+		if d.IsDir() || !strings.HasSuffix(path, ".go") {
 			return nil
 		}
 		fset := token.NewFileSet()
@@ -41,7 +42,11 @@ func packageDecls(t *testing.T) map[string]decls {
 		if all[name] == nil {
 			all[name] = decls{}
 		}
-		all[name].add(fset, f)
+		if strings.HasSuffix(path, "_test.go") {
+			all[name].tests(f)
+		} else {
+			all[name].add(fset, f)
+		}
 		return nil
 	})
 	if err != nil {
@@ -80,6 +85,17 @@ func (d decls) add(fset *token.FileSet, f *ast.File) {
 		}
 	}
 }
+
+// tests adds the tests and fuzz targets of a test file.
+func (d decls) tests(f *ast.File) {
+	for _, decl := range f.Decls {
+		if x, ok := decl.(*ast.FuncDecl); ok && x.Recv == nil && testPattern.MatchString(x.Name.Name) {
+			d[x.Name.Name] = ""
+		}
+	}
+}
+
+var testPattern = regexp.MustCompile(`^(Test|Fuzz)[A-Z]`)
 
 // members adds the fields of a struct and the methods of an interface.
 func (d decls) members(s *ast.TypeSpec) {
