@@ -26,6 +26,11 @@ const (
 // modelKinds are what the script command mkmodel writes.
 var modelKinds = map[string]func(path string) error{
 	"mlp": func(p string) error { return mlp().Save(p, onnx.SaveOptions{}) },
+	"nan": func(p string) error {
+		m := mlp()
+		tensor.View[float32](m.Graph.Init("w2"))[7] = float32(math.NaN())
+		return m.Save(p, onnx.SaveOptions{})
+	},
 	"cnn": func(p string) error { return cnn().Save(p, onnx.SaveOptions{}) },
 	// wide is large enough for a run to be interrupted.
 	"wide": func(p string) error { return wide(1024, 8).Save(p, onnx.SaveOptions{}) },

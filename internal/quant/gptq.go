@@ -215,6 +215,9 @@ func (s *strip) run(carried []float32, c0, c1 int) (loss float64) {
 		var sum float64
 		for c, v := range row {
 			q := nearest(v, scales[c], s.lo, s.hi)
+			if w[c] == 0 { // what was pruned stays out
+				q = 0
+			}
 			codes[c] = int8(q)
 			q *= scales[c]
 			d[c] = w[c] - q

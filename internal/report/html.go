@@ -262,6 +262,10 @@ func (r Report) tiles() (t []tile) {
 	if a, q := r.Model.Bytes, r.Quantized.Bytes; a > 0 && q > 0 {
 		t = append(t, tile{"File size", bytesText(q), bytesText(a), change(float64(a), float64(q), "smaller", "larger"), ""})
 	}
+	if s := r.Sparsity; s != nil && s.Elements > 0 {
+		t = append(t, tile{"Zeros", percent(float64(s.Zeros) / float64(s.Elements)), "", fmt.Sprintf("of %d weights, by %s", s.Weights, clean(s.Method)), ""},
+			tile{"Compressed", bytesText(s.CompressedAfter), bytesText(s.CompressedBefore), change(float64(s.CompressedBefore), float64(s.CompressedAfter), "smaller", "larger"), ""})
+	}
 	if a, q := r.Memory.FP32Peak, r.Memory.QuantPeak; a > 0 && q > 0 {
 		t = append(t, tile{"Peak memory", bytesText(q), bytesText(a), change(float64(a), float64(q), "less", "more"), ""})
 	}

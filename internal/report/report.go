@@ -71,6 +71,8 @@ type Report struct {
 	// Operators are those with multiply-accumulates or a measured error.
 	Operators []Operator `json:"operators,omitempty"`
 	Integer   Integer    `json:"integer"`
+	// Sparsity is there when the model was pruned.
+	Sparsity *Sparsity `json:"sparsity,omitempty"`
 
 	// Evaluation holds accuracy, fidelity and interleaved latency.
 	Evaluation *eval.Result `json:"evaluation,omitempty"`
@@ -194,6 +196,25 @@ type Operator struct {
 	// SQNR of its output against FP32 in dB; NaN (null) where not measured.
 	SQNR   Num `json:"sqnr_db"`
 	Cosine Num `json:"cosine"`
+	// Zeros is the share 0..1 of its weight that is zero, in reports of pruning.
+	Zeros float64 `json:"zeros,omitempty"`
+}
+
+// Sparsity is what pruning made zero.
+type Sparsity struct {
+	Pattern string `json:"pattern"` // "2:4", or the share asked for
+	Method  string `json:"method"`  // magnitude, wanda, sparsegpt
+	// Weights counts the pruned ones, Elements their numbers and Zeros those that
+	// are zero; All and AllZeros count those of every MatMul, Gemm and Conv.
+	Weights  int   `json:"weights"`
+	Elements int64 `json:"elements"`
+	Zeros    int64 `json:"zeros"`
+	All      int64 `json:"all_elements"`
+	AllZeros int64 `json:"all_zeros"`
+	// CompressedBefore and CompressedAfter are the bytes that Zstandard's fastest
+	// level makes of all constants.
+	CompressedBefore int64 `json:"compressed_before_bytes"`
+	CompressedAfter  int64 `json:"compressed_after_bytes"`
 }
 
 // Integer is the share of multiply-accumulates that run in integers.

@@ -34,7 +34,7 @@ func Text(w io.Writer, r Report) error {
 
 	table(b, append([]row{{"", "FP32", r.quantName(), ""}}, r.rows()...))
 	worst(b, r.Operators)
-	floats(b, r.Operators, r.Integer)
+	floats(b, r)
 	list(b, "warning", r.allWarnings(), textWarnings)
 	verdict(b, r.Verdict)
 	return b.Flush()
@@ -74,6 +74,10 @@ func (r Report) rows() (rows []row) {
 	}
 	if a, q := r.Model.Bytes, r.Quantized.Bytes; a > 0 && q > 0 {
 		add("size", bytesText(a), bytesText(q), change(float64(a), float64(q), "smaller", "larger"))
+	}
+	if s := r.Sparsity; s != nil && s.Elements > 0 && s.All > 0 {
+		add("zeros", "", percent(float64(s.Zeros)/float64(s.Elements)), fmt.Sprintf("of %d weights; %s of those of all products", s.Weights, percent(float64(s.AllZeros)/float64(s.All))))
+		add("compressed", bytesText(s.CompressedBefore), bytesText(s.CompressedAfter), change(float64(s.CompressedBefore), float64(s.CompressedAfter), "smaller", "larger")+" (zstd)")
 	}
 	if a, q := r.Memory.FP32Peak, r.Memory.QuantPeak; a > 0 && q > 0 {
 		add("peak memory", bytesText(a), bytesText(q), change(float64(a), float64(q), "less", "more"))
@@ -115,14 +119,22 @@ func worst(w io.Writer, ops []Operator) {
 	more(w, len(s)-textWorst)
 }
 
-// floats lists what does not run in integers, operators that broke the same
-// rule together, the heaviest first.
-func floats(w io.Writer, ops []Operator, total Integer) {
-	s := byRule(ops)
+// unchanged names the list of operators that were left as they are.
+func (r Report) unchanged() string {
+	if r.Sparsity != nil {
+		return "not pruned"
+	}
+	return "not in integers"
+}
+
+// floats lists what does not run in integers, or was not pruned, operators that
+// broke the same rule together, the heaviest first.
+func floats(w io.Writer, r Report) {
+	s, total := byRule(r.Operators), r.Integer
 	if len(s) == 0 {
 		return
 	}
-	fmt.Fprintln(w, "not in integers")
+	fmt.Fprintln(w, r.unchanged())
 	for _, g := range s[:min(len(s), textFloat)] {
 		share := ""
 		if total.Total > 0 && g.macs > 0 {
