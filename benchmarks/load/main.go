@@ -1,7 +1,8 @@
 // Command load measures the server under load, with this process as its client:
 // BERT-base INT8 saturated against the same file in a session, Poisson arrivals
 // at 80 % of that, ten times what it can do, and 1,000 times load and unload. It
-// writes benchmarks/results/load.json and is run by benchmarks/run.sh.
+// writes load.json and cycles.json in benchmarks/results and is run by
+// benchmarks/run.sh.
 //
 // Requests go out when they are due, whatever became of those before (an open
 // loop), and latency counts from that instant. A request that does nothing is
@@ -28,8 +29,7 @@ import (
 
 const how = `The server under load, this process as the client over loopback on the same cores, BERT-base INT8, sequence 128, one text a request, binary tensors. ` +
 	`Saturation: 16 clients in a closed loop, in turn with the same file in a session of this process; median of the pairwise ratios. ` +
-	`Poisson and overload: an open loop, latency from the scheduled instant; overloaded requests carry the target as their deadline. ` +
-	`Cycles: the news classifier is loaded, asked and unloaded over HTTP.`
+	`Poisson and overload: an open loop, latency from the scheduled instant; overloaded requests carry the target as their deadline.`
 
 const modelName = "bert"
 
@@ -38,8 +38,9 @@ func main() {
 	flag.StringVar(&o.serve, "serve", "bin/serve", "the server")
 	flag.StringVar(&o.fewbit, "fewbit", "bin/fewbit", "the command line, to quantize the model with")
 	flag.StringVar(&o.model, "model", "", "model to serve (default: BERT-base INT8 in .deps/bench, made when it is not there)")
-	flag.StringVar(&o.result, "o", "benchmarks/results/load.json", "where the result goes")
+	flag.StringVar(&o.results, "o", "benchmarks/results", "the folder that the results go into")
 	flag.StringVar(&o.only, "only", "saturation,poisson,overload,cycles", "what to measure; poisson and overload need saturation")
+	flag.IntVar(&o.cycles, "cycles", 1000, "how often a model is loaded and unloaded")
 	flag.DurationVar(&o.target, "target", 0, "deadline of overloaded requests (default: 50 ms, or five times the session's p50 when that is more)")
 	args := flag.String("args", "", "more arguments for the server")
 	flag.Parse()
@@ -51,9 +52,10 @@ func main() {
 }
 
 type options struct {
-	serve, fewbit, model, result, only string
-	target                             time.Duration
-	args                               []string
+	serve, fewbit, model, results, only string
+	cycles                              int
+	target                              time.Duration
+	args                                []string
 }
 
 func (o options) wants(what string) bool { return slices.Contains(strings.Split(o.only, ","), what) }
@@ -67,23 +69,28 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	res := harness.NewResult("load", "The server under load", how, device.Version)
 	dir, err := os.MkdirTemp("", "fewbit-load")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
 	if o.wants("saturation") {
+		res := harness.NewResult("load", "The server under load", how, device.Version)
 		if err := underLoad(ctx, o, e, res, dir); err != nil {
+			return err
+		}
+		if err := res.Write(filepath.Join(o.results, "load.json")); err != nil {
 			return err
 		}
 	}
 	if o.wants("cycles") {
+		res := harness.NewResult("cycles", "Models that come and go", howCycles, device.Version)
 		if err := cycles(o, res, filepath.Join(dir, "cycles")); err != nil {
 			return err
 		}
+		return res.Write(filepath.Join(o.results, "cycles.json"))
 	}
-	return res.Write(o.result)
+	return nil
 }
 
 // underLoad measures one server with the model, and the same file in a session.

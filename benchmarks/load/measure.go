@@ -3,9 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -22,7 +19,6 @@ const (
 	barPoisson    = 3.0
 	barGoodput    = 0.90
 	barRecovery   = time.Second
-	barCycles     = 1.05
 	// barMemory is how much more memory the overloaded server may take.
 	barMemory = 1.25
 
@@ -247,52 +243,4 @@ func overload(res *harness.Result, a *asker, full float64, target time.Duration)
 	back := last <= barRecovery && row == recovered
 	res.Add(harness.Row{What: fmt.Sprintf("after overload, at %.0f %% of saturation, until %d in a row are in time", 100*afterShare, recovered), Ours: fmt.Sprintf("%.2f s", last.Seconds()),
 		Bar: fmt.Sprintf("<= %v", barRecovery), Holds: &back, Details: harness.Count(calm)})
-}
-
-// cycles loads, asks and unloads a model many times.
-func cycles(o options, res *harness.Result, data string) error {
-	const settled = 50
-	n := 1000
-	srv, err := harness.Start(o.serve, data, o.args...)
-	if err != nil {
-		return err
-	}
-	defer srv.Stop()
-	const dir = ".deps/models/news"
-	archive, err := zipOf(dir, "model.onnx", "model.onnx.data", "tokenizer.json", "labels.txt")
-	if err != nil {
-		return fmt.Errorf("%w; run make deps", err)
-	}
-	path := filepath.Join(data, "news.zip")
-	if err := os.WriteFile(path, archive, 0o644); err != nil {
-		return err
-	}
-	if err := upload(srv, "news", path); err != nil {
-		return err
-	}
-	post := func(route, body string) error {
-		_, err := harness.Call(http.DefaultClient, http.MethodPost, srv.Base+route, "application/json", nil, bytesOf(body))
-		return err
-	}
-	var base int64
-	start := time.Now()
-	for i := range settled + n {
-		for _, step := range [][2]string{{"/v2/repository/models/news/load", ""}, {"/v1/classify", `{"model":"news","text":"The striker scored twice"}`}, {"/v2/repository/models/news/unload", ""}} {
-			if err := post(step[0], step[1]); err != nil {
-				return fmt.Errorf("cycle %d: %w", i, err)
-			}
-		}
-		if i == settled-1 {
-			time.Sleep(2 * time.Second) // memory is given back beside the answers
-			base = harness.Resident(srv.PID)
-		}
-	}
-	took := time.Since(start)
-	time.Sleep(2 * time.Second)
-	end := harness.Resident(srv.PID)
-	ratio := float64(end) / max(float64(base), 1)
-	holds := ratio <= barCycles
-	res.Add(harness.Row{What: fmt.Sprintf("%d times load, ask and unload, resident memory", n), Ours: fmt.Sprintf("%.1f MB", float64(end)/1e6), Peer: fmt.Sprintf("after %d: %.1f MB", settled, float64(base)/1e6),
-		Ratio: &ratio, Bar: fmt.Sprintf("<= %.2fx", barCycles), Holds: &holds, Details: map[string]any{"base": base, "end": end, "seconds": took.Seconds()}})
-	return nil
 }
