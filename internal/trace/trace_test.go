@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -33,7 +34,40 @@ func read(t *testing.T, path string) []event {
 	if err := json.Unmarshal(b, &events); err != nil {
 		t.Fatalf("%s is no JSON: %v\n%s", filepath.Base(path), err, b)
 	}
+	checkEvents(t, b)
 	return events
+}
+
+// checkEvents holds a file against the Trace Event Format, which ui.perfetto.dev
+// reads: an array of objects with a phase; complete events (X) with a name, times
+// in microseconds and ids that are whole numbers; metadata (M) with a known name
+// and its argument.
+func checkEvents(t *testing.T, b []byte) {
+	t.Helper()
+	var events []map[string]any
+	if err := json.Unmarshal(b, &events); err != nil {
+		t.Fatal(err)
+	}
+	whole := func(v any) bool { f, ok := v.(float64); return ok && f == math.Trunc(f) && f >= 0 }
+	for i, e := range events {
+		name, _ := e["name"].(string)
+		good := name != "" && whole(e["pid"])
+		switch e["ph"] {
+		case "X":
+			ts, isTime := e["ts"].(float64)
+			dur, isSpan := e["dur"].(float64)
+			good = good && whole(e["tid"]) && isTime && isSpan && ts >= 0 && dur >= 0
+		case "M":
+			args, _ := e["args"].(map[string]any)
+			_, isText := args[map[string]string{"process_name": "name", "thread_name": "name", "process_labels": "labels"}[name]].(string)
+			good = good && isText
+		default:
+			good = false
+		}
+		if !good {
+			t.Errorf("event %d is none of the format: %v", i, e)
+		}
+	}
 }
 
 func requests(events []event) (rs []event) {

@@ -84,6 +84,33 @@ func TestDecodeExact(t *testing.T) {
 	}
 }
 
+// Orientation 1 and values that mean nothing leave the picture as it is, as
+// Pillow's exif_transpose does; 2 to 8 are among the goldens.
+func TestOrientationOfOthers(t *testing.T) {
+	mirrored := readFile(t, "exif2.jpg")
+	tag := bytes.Index(mirrored, []byte{0x01, 0x12, 0, 3, 0, 0, 0, 1})
+	if tag < 0 || mirrored[tag+9] != 2 {
+		t.Fatal("exif2.jpg has no orientation 2 in big-endian TIFF")
+	}
+	want := decodeFile(t, "exif2.jpg")
+	for y := range want.Height {
+		for x := range want.Width / 2 {
+			a, b := 3*(y*want.Width+x), 3*(y*want.Width+want.Width-1-x)
+			for c := range 3 {
+				want.Pix[a+c], want.Pix[b+c] = want.Pix[b+c], want.Pix[a+c]
+			}
+		}
+	}
+	for _, v := range []byte{1, 0, 9, 255} {
+		b := bytes.Clone(mirrored)
+		b[tag+9] = v
+		m, err := Decode(b)
+		if err != nil || m.Width != want.Width || !bytes.Equal(m.Pix, want.Pix) {
+			t.Errorf("orientation %d: %v, the picture is turned", v, err)
+		}
+	}
+}
+
 // The inverse cosine transforms of Go and libjpeg round differently, by at
 // most one level a sample; the colour conversion can turn that into two or
 // three, and chroma at low quality a little more.
