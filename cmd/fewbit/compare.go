@@ -68,7 +68,7 @@ exit status is 1 when the result is past the accuracy budget, or slower than FP3
 	f := cmd.Flags()
 	f.StringVar(&path, "data", "", "data set to compare on, labelled or not")
 	f.StringVar(&output, "output", "", "output to compare (default: the first that both models have)")
-	f.Var(&maxLoss, "max-loss", "accuracy budget, relative to FP32 (1% or 0.01); without labels: of the mean cosine")
+	f.Var(&maxLoss, "max-loss", "accuracy budget, relative to FP32 (1% or 0.01); without labels: of the mean cosine, or of few classes' expected accuracy")
 	f.DurationVar(&slo, "slo", pipeline.DefaultSLO, "latency target for the 99th percentile")
 	f.BoolVar(&noLatency, "no-latency", false, "skip the latency measurement")
 	f.BoolVar(&gate, "gate", false, "exit with status 1 when the verdict is a refusal")

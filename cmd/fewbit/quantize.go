@@ -80,7 +80,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	f.StringVar(&q.eval, "eval", "", "evaluation data, labelled or not")
 	f.IntVar(&q.evalSamples, "eval-samples", 0, "evaluate on this many samples (0: all)")
 	f.IntVar(&q.maxTokens, "max-tokens", 0, fmt.Sprintf("cut texts to this many tokens (0: %d)", task.DefaultMaxTokens))
-	f.Var(&q.maxLoss, "max-loss", "accuracy budget, relative to FP32 (1% or 0.01); without labels: of the mean cosine")
+	f.Var(&q.maxLoss, "max-loss", "accuracy budget, relative to FP32 (1% or 0.01); without labels: of the mean cosine, or of few classes' expected accuracy")
 	f.DurationVar(&q.slo, "slo", pipeline.DefaultSLO, "latency target for the 99th percentile")
 	f.BoolVar(&q.noSmooth, "no-smooth", false, "leave SmoothQuant out")
 	f.BoolVar(&q.noBias, "no-bias-correction", false, "leave bias correction out")

@@ -77,7 +77,7 @@ OUT.onnx.search.jsonl. Exit status 1 when nothing meets what was asked for.
 	f.StringVar(&q.calib, "calib", "", "calibration data")
 	f.StringVar(&q.eval, "eval", "", "evaluation data, labelled or not (default: the samples of --calib that do not calibrate)")
 	f.StringVar(&q.eval, "data", "", "the same as --eval")
-	f.Var(&q.maxLoss, "max-loss", "accuracy budget, relative to FP32 (1% or 0.01); without labels: of the mean cosine")
+	f.Var(&q.maxLoss, "max-loss", "accuracy budget, relative to FP32 (1% or 0.01); without labels: of the mean cosine, or of few classes' expected accuracy")
 	f.DurationVar(&q.slo, "slo", 0, "latency target for the 99th percentile (0: none)")
 	f.Var(&q.maxSize, "max-size", "largest file, with its external data (0: any)")
 	f.DurationVar(&q.timeLimit, "time-limit", pipeline.DefaultTimeLimit, "end after this long; what was found stays")

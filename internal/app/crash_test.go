@@ -231,7 +231,7 @@ func TestRefusedJob(t *testing.T) {
 	id := s.submit(spec)
 	st := s.follow(t, id)
 	var res result
-	if st.Status != jobs.Failed || !strings.Contains(st.Error, "cosine") || json.Unmarshal(st.Result, &res) != nil {
+	if st.Status != jobs.Failed || !strings.Contains(st.Error, "probabilities moved") || json.Unmarshal(st.Result, &res) != nil {
 		t.Fatalf("job: %+v", st)
 	}
 	if res.Version != "" || res.Report.Verdict != "refused" || len(res.Report.Reasons) == 0 || res.Report.Cosine == nil {

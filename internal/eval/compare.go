@@ -66,6 +66,8 @@ type Result struct {
 
 	// Agreement is the share of samples with the same top class.
 	Agreement *Score `json:"agreement,omitempty"`
+	// Answers is what became of the answers of few classes.
+	Answers *Answers `json:"answers,omitempty"`
 	// Neighbours is the share of samples with the same nearest other sample.
 	Neighbours *Score `json:"neighbours,omitempty"`
 
@@ -154,6 +156,7 @@ type comparison struct {
 	taps   Tensors
 	paired Paired
 	agree  int
+	few    answers
 	near   neighbours
 	token  TokenCosine
 	kept   []engine.Feeds
@@ -327,6 +330,7 @@ func (c *comparison) classes(s Sample, x, y []float32) error {
 	if p == q && p >= 0 {
 		c.agree++
 	}
+	c.few.add(x, y)
 	if !s.HasLabel {
 		return nil
 	}
@@ -406,6 +410,9 @@ func (c *comparison) finish() error {
 	case Classifier:
 		a := Proportion("top-1 agreement", c.agree, r.Samples)
 		r.Agreement = &a
+		if r.Answers, err = c.few.finish(c.o.Seed); err != nil {
+			return err
+		}
 	case Embedding:
 		if len(c.near.ref) > 1 {
 			n := c.near.agreement()

@@ -10,12 +10,25 @@ type Gate struct {
 	MaxLoss *float64 `json:"max_loss,omitempty"`
 	// MinCosine bounds the mean cosine to FP32 where there are none.
 	MinCosine *float64 `json:"min_cosine,omitempty"`
+	// MaxChanged is MaxLoss for the answers of few classes (Result.Answers) where
+	// there are no labels; MinCosine does not apply to them then.
+	MaxChanged *float64 `json:"max_changed,omitempty"`
 	// AllowSlower accepts a model slower than FP32, for the sake of its size.
 	AllowSlower bool `json:"allow_slower,omitempty"`
 	// SLOMS is the latency target in milliseconds at the 99th percentile; 0 is
 	// none.
 	SLOMS float64 `json:"slo_ms,omitempty"`
 }
+
+const (
+	// answersSlack: without labels so many times the budget may change answers. A
+	// changed answer costs accuracy only where FP32 was right, and of those that
+	// are unsure about as many are won.
+	answersSlack = 2
+	// distanceSlack: so many times the budget the probabilities may move on
+	// average. 0.05 is what turns 0.55 into 0.5.
+	distanceSlack = 5
+)
 
 // Check returns the reasons to refuse r, and warnings about what r neither
 // proves nor disproves. No refusals means accepted.
@@ -40,6 +53,13 @@ func (g Gate) Check(r *Result) (refusals, warnings []string) {
 		} else if -r.Difference.Lo > budget {
 			warn("%d labelled samples do not prove the accuracy budget: the loss may be up to %.2f points where %.2f are allowed", r.Labelled, -100*r.Difference.Lo, 100*budget)
 		}
+	case g.MaxChanged != nil && r.Answers != nil && r.Agreement != nil:
+		g.answers(r, refuse, warn)
+	case g.MinCosine != nil && r.Kind == Other && r.Fidelity.Count == int64(r.Samples):
+		// One number a sample has the cosine 1 or -1: all samples are one vector.
+		if cos := r.Fidelity.Cosine(); cos < *g.MinCosine {
+			refuse("cosine to FP32 over all samples is %.4f where %.4f is asked for", cos, *g.MinCosine)
+		}
 	case g.MinCosine != nil && r.Cosine.Mean < *g.MinCosine:
 		refuse("mean cosine to FP32 is %.4f where %.4f is asked for", r.Cosine.Mean, *g.MinCosine)
 	}
@@ -57,4 +77,24 @@ func (g Gate) Check(r *Result) (refusals, warnings []string) {
 		warn("the 99th percentile is %.1f ms, past the target of %.0f ms", lat.P99MS, g.SLOMS)
 	}
 	return refusals, warnings
+}
+
+// answers judges the answers of few classes without labels: what the changed
+// ones cost by FP32's probabilities, how many they are, and how far the
+// probabilities moved. The last two refuse only with their whole interval.
+func (g Gate) answers(r *Result, refuse, warn func(string, ...any)) {
+	a, agree := r.Answers, r.Agreement
+	budget := *g.MaxChanged * a.Expected
+	least, most := 1-answersSlack**g.MaxChanged, distanceSlack**g.MaxChanged
+	before := fmt.Sprintf("%.2f %% of the answers are FP32's (95 %% interval %.2f to %.2f; n = %d)", 100*agree.Value, 100*agree.Lo, 100*agree.Hi, agree.N)
+	switch {
+	case a.Loss.Value > budget:
+		refuse("%s; by FP32's probabilities the others cost %.2f points of accuracy where %.2f are allowed", before, 100*a.Loss.Value, 100*budget)
+	case agree.Hi < least:
+		refuse("%s where %.2f %% are asked for", before, 100*least)
+	case a.Distance.Lo > most:
+		refuse("the probabilities moved by %.3f on average (95 %% interval %.3f to %.3f) where %.3f are allowed", a.Distance.Value, a.Distance.Lo, a.Distance.Hi, most)
+	case a.Loss.Hi > budget:
+		warn("%d samples without labels do not prove the accuracy budget: %s, and the loss may be up to %.2f points where %.2f are allowed", a.Loss.N, before, 100*a.Loss.Hi, 100*budget)
+	}
 }

@@ -468,7 +468,7 @@ func (r *run) gate(labelled bool) eval.Gate {
 		g.MaxLoss = &loss
 	} else {
 		cos := 1 - loss
-		g.MinCosine = &cos
+		g.MinCosine, g.MaxChanged = &cos, &loss
 	}
 	return g
 }

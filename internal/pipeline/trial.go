@@ -229,6 +229,9 @@ func (j *judge) close() { j.ref.Close() }
 const (
 	metricAccuracy = "accuracy"
 	metricCosine   = "cosine"
+	// metricAnswers is the accuracy that FP32's own probabilities expect: of few
+	// classes without labels.
+	metricAnswers = "expected accuracy"
 )
 
 // reference opens FP32, and finds out how long it takes and how many samples judge.
@@ -286,7 +289,8 @@ func (s *searching) plan(ctx context.Context, j *judge) error {
 	each := time.Since(begin).Seconds() / float64(res.Samples)
 	j.metric, j.output = metricCosine, res.Output
 	need := 0
-	if res.RefAccuracy != nil {
+	switch a := res.Answers; {
+	case res.RefAccuracy != nil:
 		j.metric = metricAccuracy
 		if res.RefAccuracy.Hi == 0 {
 			return fmt.Errorf("%w: FP32 itself gets none of %d samples right: look at the labels", eval.ErrOutput, res.Labelled)
@@ -296,6 +300,12 @@ func (s *searching) plan(ctx context.Context, j *judge) error {
 			return fmt.Errorf("%w: %d labelled samples cannot prove a loss of at most %.3g %%: even two equal models need %d; give more, or allow a larger loss", ErrFewSamples, j.available, 100*s.goal.MaxLoss, least)
 		}
 		need = eval.LeastPaired(s.goal.MaxLoss * max(res.RefAccuracy.Value/2, res.RefAccuracy.Lo))
+	case a != nil:
+		j.metric = metricAnswers
+		need = eval.LeastPaired(s.goal.MaxLoss * a.Expected)
+		if least := eval.LeastPaired(s.goal.MaxLoss); j.available < least {
+			return fmt.Errorf("%w: %d samples of %d classes without labels cannot prove a loss of at most %.3g %%: even two equal models need %d; give more, or allow a larger loss", ErrFewSamples, j.available, a.Classes, 100*s.goal.MaxLoss, least)
+		}
 	}
 	if !s.journal.Started() {
 		n := s.req.EvalSamples
@@ -395,7 +405,14 @@ func (j *judge) loss(t *report.Trial, res *eval.Result) error {
 		t.Agreement = report.Num(res.Agreement.Value)
 	}
 	value, lo, hi := 1-res.CosineMean.Value, 1-res.CosineMean.Hi, 1-res.CosineMean.Lo
-	if j.metric == metricAccuracy {
+	switch j.metric {
+	case metricAnswers:
+		a := res.Answers
+		if a == nil || a.Expected == 0 {
+			return fmt.Errorf("%w: the classes are not those of the first samples", eval.ErrOutput)
+		}
+		value, lo, hi = a.Loss.Value/a.Expected, a.Loss.Lo/a.Expected, a.Loss.Hi/a.Expected
+	case metricAccuracy:
 		if res.Difference == nil || res.RefAccuracy == nil || res.RefAccuracy.Value == 0 {
 			return fmt.Errorf("%w: there are no labels where there were some before", eval.ErrOutput)
 		}
