@@ -28,7 +28,7 @@ export ORT_DISABLE_TELEMETRY := 1
 # go-nvml marks old functions of NVIDIA's header as deprecated, a page of warnings in every first build.
 export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 
-.PHONY: help build kernels deps deps-bench run test test-cpu test-cuda test-cycles check cuda check-cuda gpu-check test-clients test-tokenizers fuzz bench bench-full example-text example-image clean distclean
+.PHONY: help build kernels deps deps-bench run test test-cpu test-cuda test-cycles check cuda check-cuda gpu-check test-clients test-tokenizers fuzz bench bench-full example-text example-image example-drone clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -140,6 +140,9 @@ example-text: ## BERT-base on a CPU under 50 ms, start to finish (examples/text-
 
 example-image: ## image classifiers for a device with 2 GB, start to finish (examples/image-classification); FULL=1 keeps the result
 	@GO='$(GO)' PYTHON='$(PYTHON)' examples/image-classification/run.sh $(ARGS)
+
+example-drone: ## a CLIP model under limits of power and heat, start to finish (examples/vision-language); FULL=1 keeps the result
+	@GO='$(GO)' PYTHON='$(PYTHON)' examples/vision-language/run.sh $(ARGS)
 
 clean: ## remove what the build made
 	rm -rf bin build

@@ -14,9 +14,7 @@ package main
 import (
 	"bufio"
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -130,7 +128,7 @@ func run(ctx context.Context, c config, again bool) error {
 			return err
 		}
 	}
-	key, err := captureKey(c.dir)
+	key, err := drive.CaptureKey(c.dir)
 	if err != nil {
 		return err
 	}
@@ -284,23 +282,4 @@ func rows(path string, h io.Writer) ([]row, error) {
 		return nil, fmt.Errorf("%s is empty; %s", path, fetchHint)
 	}
 	return all, nil
-}
-
-// captureKey returns the file with the key that captured inputs are encrypted
-// under, and makes it the first time.
-func captureKey(dir string) (string, error) {
-	path := filepath.Join(dir, "capture.key")
-	if _, err := os.Stat(path); err == nil {
-		return path, nil
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", err
-	}
-	var key [32]byte
-	_, _ = rand.Read(key[:]) // never fails (crypto/rand)
-	tmp := path + ".part"
-	if err := os.WriteFile(tmp, []byte(base64.StdEncoding.EncodeToString(key[:])+"\n"), 0o600); err != nil {
-		return "", err
-	}
-	return path, os.Rename(tmp, path)
 }

@@ -2,7 +2,7 @@
 from plots import PLOTS
 
 ORDER = ("bert_speed", "openvino_cpu", "native_cpu", "calibration", "fidelity", "accuracy", "vision", "news", "overhead", "load", "cycles", "loadgen", "servers",
-         "example_text", "example_image")
+         "example_text", "example_image", "example_drone")
 HEAD = """# Benchmarks
 
 Made by `python3 tools/benchtable/benchtable.py` from `benchmarks/results/*.json`, which hold the raw numbers; `go test

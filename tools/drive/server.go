@@ -2,6 +2,8 @@ package drive
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
@@ -117,4 +119,23 @@ func (s *Server) Stop() {
 		_ = s.cmd.Process.Kill()
 		<-s.Exited
 	}
+}
+
+// CaptureKey returns the file in dir with the key that a server encrypts captured
+// inputs under, and makes it the first time.
+func CaptureKey(dir string) (string, error) {
+	path := filepath.Join(dir, "capture.key")
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	var key [32]byte
+	_, _ = rand.Read(key[:]) // never fails (crypto/rand)
+	tmp := path + ".part"
+	if err := os.WriteFile(tmp, []byte(base64.StdEncoding.EncodeToString(key[:])+"\n"), 0o600); err != nil {
+		return "", err
+	}
+	return path, os.Rename(tmp, path)
 }

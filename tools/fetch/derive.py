@@ -94,6 +94,20 @@ def stamps_tree(deb, deps, publish, say):
     tmp.rename(to)
 
 
+# Where the Debian package keeps Fashion-MNIST's four files.
+FASHION = "./usr/share/datasets/fashion-mnist/"
+
+
+def fashion_files(deb, deps, publish, say):
+    """The four files of Fashion-MNIST, as they are in the package."""
+    packed = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(deb)], check=True, stdout=subprocess.PIPE).stdout
+    with tarfile.open(fileobj=io.BytesIO(packed)) as t:
+        for m in t.getmembers():
+            if m.isfile() and m.name.startswith(FASHION):
+                with t.extractfile(m) as src:
+                    publish(deps / "data" / "fashion-mnist" / m.name[len(FASHION):], lambda f: shutil.copyfileobj(src, f))
+
+
 # Where the wheels of the CUDA toolkit keep it, and its programs.
 CUDA_ROOT = "nvidia/cu13/"
 CUDA_PROGRAM = re.compile(r"(bin/[^./]+|bin/cudafe\+\+|nvvm/bin/[^/]+)$")
