@@ -64,6 +64,12 @@ type Options struct {
 	// its own optimizations, to this file, with large weights in a second file
 	// of the same name plus ".data" beside it; "" is off.
 	OptimizedModelPath string
+	// Prepared is a folder in which the engine may keep what it prepares of this
+	// model, for sessions and processes to come; "" keeps nothing. Whoever gives
+	// it names it after the contents of the model's files: the engine takes what
+	// lies there for theirs. It is made when needed, files beside it begin with
+	// its name, and all of them may be deleted while no session is opened.
+	Prepared string
 	// ShrinkMemory gives working memory back to the system after every run,
 	// which is then somewhat slower; otherwise a session keeps what its largest
 	// run needed until Close.

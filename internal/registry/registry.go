@@ -28,6 +28,7 @@ const (
 	datasetsDir = "datasets"
 	viewsDir    = "views"
 	tmpDir      = "tmp"
+	preparedDir = ".prepared" // in a view: what the engine keeps of the model
 
 	sweepLock = "lock.sweep" // exclusive: creating and removing sessions
 	gcLock    = "lock.gc"    // shared: publishing; exclusive: collecting garbage

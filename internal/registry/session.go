@@ -95,6 +95,8 @@ func (l *Loaded) open(ctx context.Context, m *model, v Version, with room) (in *
 	if l.o.Meter != nil {
 		o.Meter = l.o.Meter(v.Model, v.ID())
 	}
+	// The folder is named after its files' contents, and collected with them.
+	o.Prepared = filepath.Join(dir, preparedDir)
 	s, err := l.o.Engine.OpenFile(ctx, filepath.Join(dir, ModelFile), o)
 	if err != nil {
 		return nil, hide(err, dir)

@@ -41,18 +41,36 @@ func (e *Engine) OpenFile(ctx context.Context, path string, o engine.Options) (e
 	if o.DisableOptimization {
 		return e.Engine.OpenFile(ctx, path, o)
 	}
+	ready, why := e.BF16()
+	if ready && o.Prepared != "" {
+		if s := e.openPrepared(ctx, path, o); s != nil {
+			return s, nil
+		}
+	}
 	m, err := graph.Open(path)
 	if err != nil {
 		return e.Engine.OpenFile(ctx, path, o) // whose error says what is wrong
 	}
 	defer m.Close()
-	if m.Function(ops.Domain, ops.OpMatMulQuantized) == nil || ops.Verify(m) != nil {
+	if made := m.Metadata[metaPacked]; made != "" {
+		if err := e.fits(made); err != nil {
+			return nil, fmt.Errorf("%w: %s: %w", engine.ErrModel, filepath.Base(path), err)
+		}
 		return e.Engine.OpenFile(ctx, path, o)
 	}
-	if ok, why := e.BF16(); !ok {
+	if !isNative(m) {
+		return e.Engine.OpenFile(ctx, path, o)
+	}
+	if !ready {
 		return e.openBodies(ctx, path, o, why)
 	}
-	l := lowering{m: m, e: e.Engine, threads: cmp.Or(o.Threads, e.Threads())}
+	threads := cmp.Or(o.Threads, e.Threads())
+	if o.Prepared != "" {
+		if s := e.prepare(ctx, m, path, o, threads); s != nil || ctx.Err() != nil {
+			return s, ctx.Err()
+		}
+	}
+	l := lowering{m: m, e: e.Engine, threads: threads}
 	defer l.free()
 	if n, err := l.run(ctx); err != nil || n == 0 {
 		if ctx.Err() != nil {
@@ -73,6 +91,11 @@ func (e *Engine) OpenFile(ctx context.Context, path string, o engine.Options) (e
 	l.free()
 	m.Unload()
 	return e.Engine.OpenFile(ctx, file, o)
+}
+
+// isNative reports whether m has the functions of docs/ops.md.
+func isNative(m *graph.Model) bool {
+	return m.Function(ops.Domain, ops.OpMatMulQuantized) != nil && ops.Verify(m) == nil
 }
 
 // openBodies opens a native model as the functions in its file, for lack of

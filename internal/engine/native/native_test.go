@@ -16,7 +16,7 @@ import (
 	"github.com/fewbit/fewbit/internal/tensor"
 )
 
-func newEngine(t *testing.T) *Engine {
+func newEngine(t testing.TB) *Engine {
 	t.Helper()
 	e, err := ort.New(ort.Config{})
 	if err != nil {

@@ -37,6 +37,8 @@ const (
 type Kernels struct {
 	// Path of the library, "" when there is none; Reason then says why.
 	Path, Reason string
+	// ABI is the version of functions, layouts and operators.
+	ABI int
 	// Name of what this processor runs: "avx512-bf16", or "plain" for portable
 	// code that is right and slow.
 	Name string
@@ -132,7 +134,7 @@ func openKernels(path string) (Kernels, error) {
 	if C.fbort_kernels_load(cp, &level, &buf[0][0], size, &buf[1][0], size) != 0 {
 		return Kernels{}, errors.New(oneLine(C.GoString(&buf[1][0])))
 	}
-	return Kernels{Path: path, Name: C.GoString(&buf[0][0]), BF16: level >= C.FEWBIT_CPU_AVX512_BF16}, nil
+	return Kernels{Path: path, ABI: C.FEWBIT_CPU_ABI, Name: C.GoString(&buf[0][0]), BF16: level >= C.FEWBIT_CPU_AVX512_BF16}, nil
 }
 
 // useKernels makes the operators known to the sessions of so.
