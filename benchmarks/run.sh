@@ -5,10 +5,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export FEWBIT_BENCH=${1:-quick} PYTHONPATH=benchmarks PYTHONDONTWRITEBYTECODE=1
 failed=0
-for name in ${ONLY:-bert_speed calibration fidelity accuracy vision news native_cpu openvino_cpu overhead load loadgen servers}; do
+for name in ${ONLY:-bert_speed calibration fidelity accuracy vision news native_cpu openvino_cpu overhead load loadgen servers servers_bert}; do
   echo "== $name ($FEWBIT_BENCH)" >&2
   if [ "$name" = overhead ] || [ "$name" = load ]; then
     ${GO:-go} run "./benchmarks/$name" || { failed=1; echo "bench: $name failed" >&2; }
+  elif [ "$name" = servers_bert ]; then
+    .deps/venv-peers/bin/python benchmarks/servers.py bert || { failed=1; echo "bench: $name failed" >&2; }
   elif [ "$name" = loadgen ]; then
     .deps/venv-peers/bin/python benchmarks/loadgen/driver.py || { failed=1; echo "bench: $name failed" >&2; }
   else

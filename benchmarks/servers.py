@@ -1,9 +1,9 @@
 """The server against LitServe, BentoML, MLServer and NVIDIA's pytriton (its tritonserver).
 
-The same INT8 news classifier (all-MiniLM-L6-v2, sequence 128, batch 1, 2 threads) and the same onnxruntime behind each,
-one worker each; pytriton and fewbit get binary tensors, the others the JSON that they take (fewbit then too). All servers
-are up at once; clients in closed loops over kept-alive connections ask one after the other, in turn, several rounds. First
-a null endpoint shows what the client itself costs.
+The same INT8 model (the news classifier on all-MiniLM-L6-v2; with the argument bert BERT-base, its pooled output), batch 1,
+2 threads, and the same onnxruntime behind each, one worker each; pytriton and fewbit get binary tensors, the others the
+JSON that they take (fewbit then too). All servers are up at once; clients in closed loops over kept-alive connections ask
+one after the other, in turn, several rounds. First a null endpoint shows what the client itself costs.
 """
 import json
 import os
@@ -25,26 +25,38 @@ sys.path.insert(0, str(Path(__file__).parent / "servers"))
 import load  # noqa: E402
 
 HERE = Path(__file__).parent / "servers"
-THREADS, SEQUENCE, PORT = 2, 128, 18200
+THREADS, PORT = 2, 18200
 PEERS = ("litserve", "bentoml", "mlserver", "pytriton")
-ROUNDS, SECONDS = (5, 3.0) if c.FULL else (3, 2.0)
+ROUNDS, SECONDS = (5, 3.0) if c.FULL else (2, 2.0)
 MANY = 8
-MODEL = "news"  # the name that every server knows the model by
+MODEL = "model"  # the name that every server knows the model by
 
 
 def venv(peer):
     return c.environment(peer, HERE / (peer + ".txt"))
 
 
-def model():
+def news():
     out = c.WORK / "servers-news-int8.onnx"
     if not out.exists():
         c.fewbit("quantize", c.NEWS / "model.onnx", "-o", out, "--calib", c.BBC / "calib.jsonl", "--scheme", "int8", "--target", "ort-cpu", "--force", "--no-latency")
     return out
 
 
-def start(peer, port, path, work):
-    env = dict(os.environ, MODEL=str(path), THREADS=str(THREADS), BENTOML_HOME=str(work / "bentoml"), BENTOML_DO_NOT_TRACK="True", PYTHONPATH=str(HERE))
+def bert():
+    for out in (c.WORK / "bert-int8.onnx", c.WORK / "bert-int8-load.onnx"):  # as bert_speed.py and load leave it
+        if out.exists():
+            return out
+    c.fewbit("quantize", c.BERT / "model.onnx", "-o", out, "--calib", c.BBC / "calib.jsonl", "--samples", "64", "--scheme", "int8", "--force", "--no-latency")
+    return out
+
+
+# By the argument: what the rows and the result are called, the model, its output, and the lengths in tokens.
+CASES = {"news": ("news INT8", "servers", news, "logits", (128,)), "bert": ("BERT-base INT8", "servers_bert", bert, "pooler_output", (128, 16))}
+
+
+def start(peer, port, path, named, work):
+    env = dict(os.environ, MODEL=str(path), OUTPUT=named, THREADS=str(THREADS), BENTOML_HOME=str(work / "bentoml"), BENTOML_DO_NOT_TRACK="True", PYTHONPATH=str(HERE))
     if peer == "pytriton":  # its stub needs the libpython of this interpreter, not of another of the same version
         env["LD_LIBRARY_PATH"] = os.path.join(sys.base_prefix, "lib")
     if peer == "fewbit":
@@ -63,18 +75,19 @@ def start(peer, port, path, work):
     return subprocess.Popen([str(a) for a in argv], stdout=log, stderr=subprocess.STDOUT, env=env, cwd=HERE)
 
 
-def bodies(feeds):
+def bodies(feeds, named):
     """The request of each server, and of fewbit in both forms."""
     lists = {k: v.tolist() for k, v in feeds.items()}
     plain = json.dumps(lists).encode()
     inputs = [{"name": k, "shape": list(v.shape), "datatype": "INT64"} for k, v in feeds.items()]
-    protocol = json.dumps({"inputs": [dict(i, data=feeds[i["name"]].ravel().tolist()) for i in inputs]}).encode()
-    head = json.dumps({"parameters": {"binary_data_output": True}, "inputs": [dict(i, parameters={"binary_data_size": feeds[i["name"]].nbytes}) for i in inputs]}).encode()
+    protocol = {peer: json.dumps({"outputs": [{"name": output(peer, named)}], "inputs": [dict(i, data=feeds[i["name"]].ravel().tolist()) for i in inputs]}).encode()
+                for peer in ("fewbit", "mlserver")}
+    head = json.dumps({"parameters": {"binary_data_output": True}, "outputs": [{"name": named}], "inputs": [dict(i, parameters={"binary_data_size": feeds[i["name"]].nbytes}) for i in inputs]}).encode()
     binary = head + b"".join(v.tobytes() for v in feeds.values())
     j, b = ["Content-Type: application/json"], ["Content-Type: application/octet-stream", "Inference-Header-Content-Length: %d" % len(head)]
     infer = "/v2/models/%s/infer" % MODEL
-    return {"litserve": load.request("/predict", plain, j), "bentoml": load.request("/predict", plain, j), "mlserver": load.request(infer, protocol, j),
-            "pytriton": load.request(infer, binary, b), "fewbit": load.request(infer, protocol, j), "fewbit binary": load.request(infer, binary, b), "null": load.request("/", binary, b)}
+    return {"litserve": load.request("/predict", plain, j), "bentoml": load.request("/predict", plain, j), "mlserver": load.request(infer, protocol["mlserver"], j),
+            "pytriton": load.request(infer, binary, b), "fewbit": load.request(infer, protocol["fewbit"], j), "fewbit binary": load.request(infer, binary, b), "null": load.request("/", binary, b)}
 
 
 def wait(port, message, process, seconds=90):
@@ -103,33 +116,36 @@ class Null(BaseHTTPRequestHandler):
 
 
 def main():
-    r = c.Result("servers", "Against other servers", __doc__.strip())
-    path = model()
-    feeds = c.ids_feeds(c.tokenizer(SEQUENCE).encode(c.rows("test")[0]["text"]).ids)
-    message, ports, processes = bodies(feeds), {}, []
+    what, name, make, named, lengths = CASES[sys.argv[1] if len(sys.argv) > 1 else "news"]
+    r = c.Result(name, "Against other servers" if name == "servers" else "Against other servers, BERT-base", __doc__.strip())
+    path = make()
+    text = " ".join(row["text"] for row in c.rows("test")[:8])
+    messages = {n: bodies(c.ids_feeds(c.tokenizer(n).encode(text).ids), named) for n in lengths}
+    ports, processes, missing = {}, [], {}
     null = ThreadingHTTPServer(("127.0.0.1", 0), Null)
     threading.Thread(target=null.serve_forever, daemon=True).start()
     ports["null"] = null.server_address[1]
-    missing = {}
     with tempfile.TemporaryDirectory() as tmp:
         try:
             for i, peer in enumerate(("fewbit", *PEERS)):
                 port = PORT + 10 * i
                 try:
-                    p = start(peer, port, path, Path(tmp))
+                    p = start(peer, port, path, named, Path(tmp))
                     processes.append(p)
                     if peer == "fewbit":
                         wait_ready(port, p)
                         upload(port, path)
-                    wait(port, message[peer], p)
+                    wait(port, messages[lengths[0]][peer], p)
                     ports[peer] = port
+                    c.say("%s is up" % peer)
                 except (RuntimeError, OSError, subprocess.CalledProcessError) as e:
                     if peer == "fewbit":
                         raise
                     missing[peer] = str(e)[:300]
                     c.say("%s is left out: %s" % (peer, missing[peer]))
             ports["fewbit binary"] = ports["fewbit"]
-            measure(r, message, ports, missing)
+            for n in lengths:
+                measure(r, what if len(lengths) == 1 else "%s, %d tokens," % (what, n), messages[n], ports, missing)
         finally:
             for p in processes:
                 p.terminate()
@@ -172,22 +188,23 @@ def output(peer, name):
     return "output" if peer == "mlserver" else name
 
 
-def measure(r, message, ports, missing):
+def measure(r, model, message, ports, missing):
     one, many, rate = {k: [] for k in ports}, {k: [] for k in ports}, {k: [] for k in ports}
     for name, port in ports.items():
         load.closed_loop(port, message[name], MANY, 0.5)  # warm
-    for _ in range(ROUNDS):
+    for turn in range(ROUNDS):
         for name, port in ports.items():
             one[name] += load.closed_loop(port, message[name], 1, SECONDS)[0]
             ms, per_second = load.closed_loop(port, message[name], MANY, SECONDS)
             many[name] += ms
             rate[name].append(per_second)
+        c.say("%s round %d of %d: %s" % (model, turn + 1, ROUNDS, ", ".join("%s %.0f/s" % (k, v[-1]) for k, v in rate.items())))
     facts = {k: {"one_client": c.percentiles(one[k]), "clients_%d" % MANY: c.percentiles(many[k]), "requests_per_second": float(np.median(rate[k]))} for k in ports}
     text = lambda k: "p50 %.1f, p99 %.1f ms; %d clients: p99 %.0f ms, %.0f/s" % (
         facts[k]["one_client"]["p50_ms"], facts[k]["one_client"]["p99_ms"], MANY, facts[k]["clients_%d" % MANY]["p99_ms"], facts[k]["requests_per_second"])
     for peer in PEERS:
         ours = "fewbit binary" if peer == "pytriton" else "fewbit"
-        what = "news INT8 served, against %s (%s)" % (peer, "binary tensors" if peer == "pytriton" else "JSON")
+        what = "%s served, against %s (%s)" % (model, peer, "binary tensors" if peer == "pytriton" else "JSON")
         if peer not in ports:
             r.row(what, text(ours), "not measured: " + missing[peer], None, "ahead in all")
             continue

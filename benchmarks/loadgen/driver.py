@@ -277,8 +277,8 @@ def peers(r, server, model, real, path):
         process = own = None
         with tempfile.TemporaryDirectory(dir=c.WORK) as folder:
             try:
-                process = servers.start(peer, port, path, Path(folder))
-                servers.wait(port, servers.bodies(c.ids_feeds(real[0]))[peer], process)
+                process = servers.start(peer, port, path, model["output"], Path(folder))
+                servers.wait(port, servers.bodies(c.ids_feeds(real[0]), model["output"])[peer], process)
                 transport = {"pytriton": "binary", "mlserver": "json"}.get(peer, "plain")
                 asked = {**model, "model": servers.MODEL, "output": servers.output(peer, model["output"])}
                 own = run(server, model, "Server", "binary" if transport == "binary" else "json", real, qps=RATE, connections=MAX_CONNECTIONS, turn=i + 1)

@@ -1,4 +1,4 @@
-"""BentoML with the model in onnxruntime; started by bentoml serve. MODEL and THREADS come from the environment."""
+"""BentoML with the model in onnxruntime; started by bentoml serve. MODEL, OUTPUT and THREADS come from the environment."""
 import os
 
 import bentoml
@@ -16,4 +16,4 @@ class Model:
     @bentoml.api
     def predict(self, input_ids: list, attention_mask: list, token_type_ids: list) -> list:
         feeds = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        return self.session.run(None, {k: np.asarray(v, np.int64) for k, v in feeds.items()})[0].tolist()
+        return self.session.run([os.environ["OUTPUT"]], {k: np.asarray(v, np.int64) for k, v in feeds.items()})[0].tolist()

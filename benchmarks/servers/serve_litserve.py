@@ -1,4 +1,5 @@
 """LitServe with the model in onnxruntime. usage: serve_litserve.py PORT MODEL THREADS"""
+import os
 import sys
 
 import litserve
@@ -18,7 +19,7 @@ class Api(litserve.LitAPI):
         return {name: np.asarray(values, np.int64) for name, values in request.items()}
 
     def predict(self, feeds):
-        return self.session.run(None, feeds)[0]
+        return self.session.run([os.environ["OUTPUT"]], feeds)[0]
 
     def encode_response(self, output):
         return {"output": output.tolist()}

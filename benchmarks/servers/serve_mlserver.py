@@ -17,5 +17,5 @@ class Model(MLModel):
 
     async def predict(self, payload):
         feeds = {i.name: np.asarray(i.data, np.int64).reshape(i.shape) for i in payload.inputs}
-        output = self.session.run(None, feeds)[0]
+        output = self.session.run([os.environ["OUTPUT"]], feeds)[0]
         return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("output", output)])

@@ -1,7 +1,10 @@
 package http
 
 import (
+	"runtime/debug"
 	"sync"
+	"sync/atomic"
+	"time"
 	"unsafe"
 )
 
@@ -48,4 +51,32 @@ func (b *buffer) free() {
 		b.b = b.b[:0]
 		buffers.Put(b)
 	}
+}
+
+const (
+	// trimFrom is how much memory of large bodies has to be let go of before the
+	// Go heap is collected for the system's sake, and trimAfter how long after it:
+	// by itself Go keeps such a heap for minutes. At most once in that time, since
+	// it costs a collection.
+	trimFrom  = 64 << 20
+	trimAfter = 5 * time.Second
+)
+
+// trimmer gives the memory of large bodies back to the system.
+type trimmer struct {
+	after time.Duration
+	loose atomic.Int64 // bytes of large bodies that nobody holds any more
+	due   atomic.Bool
+}
+
+// dropped counts a body of n bytes. Small ones go back into pools.
+func (t *trimmer) dropped(n int64) {
+	if n <= keptBuffer || t.loose.Add(n) < trimFrom || !t.due.CompareAndSwap(false, true) {
+		return
+	}
+	time.AfterFunc(t.after, func() {
+		t.loose.Store(0)
+		t.due.Store(false)
+		debug.FreeOSMemory()
+	})
 }

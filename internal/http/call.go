@@ -72,7 +72,10 @@ func (s *Server) Hold(n int64) error {
 }
 
 // Free gives n bytes back that Hold has taken.
-func (s *Server) Free(n int64) { s.bodies.Add(-n) }
+func (s *Server) Free(n int64) {
+	s.bodies.Add(-n)
+	s.trim.dropped(n)
+}
 
 // outputNames checks the outputs that a request asks for.
 func outputNames(spec engine.IOSpec, wanted []string) ([]string, error) {

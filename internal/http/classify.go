@@ -44,7 +44,7 @@ func (s *Server) classify(c *gin.Context) error {
 	body := getBuffer()
 	defer body.free()
 	req, images, held, err := s.readClassify(c, body)
-	defer func() { s.bodies.Add(-held) }()
+	defer func() { s.Free(held) }()
 	if err != nil {
 		return err
 	}

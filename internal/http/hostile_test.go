@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"testing"
 	"time"
@@ -364,6 +365,31 @@ func TestMemoryReturns(t *testing.T) {
 		t.Errorf("the heap grew from %d to %d MiB", before>>20, after>>20)
 	}
 	f.bodiesReturned(t)
+}
+
+// The memory of large bodies goes back to the system too, soon after them.
+func TestMemoryReturnsToTheSystem(t *testing.T) {
+	f := newFixture(t, nil, nil)
+	f.trim.after = 50 * time.Millisecond
+	kept := func() uint64 { // of the heap, from the system's view
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapSys - m.HeapReleased
+	}
+	f.fine(t)
+	debug.FreeOSMemory()
+	before := kept()
+	body := gz(`{"parameters":{"file:1/model.onnx":"` + strings.Repeat("A", 160<<20) + `"}}`)
+	wantError(t, f.call(t, "POST", "/v2/repository/models/echo/load", body, "Content-Encoding", "gzip"), 501)
+	if now := kept(); now < before+100<<20 {
+		t.Fatalf("the body took %d MiB of memory", (now-before)>>20)
+	}
+	for end := time.Now().Add(20 * time.Second); kept() > before+32<<20; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d MiB more are kept than before", (kept()-before)>>20)
+		}
+	}
+	f.fine(t)
 }
 
 func TestHidePaths(t *testing.T) {

@@ -61,7 +61,7 @@ func (s *Server) infer(c *gin.Context) error {
 	defer lease.Release()
 	x := scratches.Get().(*inferScratch)
 	defer func() {
-		s.bodies.Add(-x.held)
+		s.Free(x.held)
 		x.held = 0
 		x.free()
 	}()

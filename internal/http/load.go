@@ -262,7 +262,7 @@ func (s *Server) repositoryLoad(c *gin.Context) error {
 	buf := getBuffer()
 	defer buf.free()
 	held := int64(0)
-	defer func() { s.bodies.Add(-held) }()
+	defer func() { s.Free(held) }()
 	err = s.readBody(c, buf, 0, MaxLoadBody, func(n int) error {
 		held += int64(n)
 		if s.bodies.Add(int64(n)) > MaxBodiesInFlight {

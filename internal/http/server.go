@@ -132,6 +132,7 @@ type Server struct {
 	cors        *cors.Cors      // nil: pages of other origins may not read answers
 
 	bodies   atomic.Int64  // bytes held for inference bodies
+	trim     trimmer       // of what they took
 	decoding chan struct{} // taken while images are decoded
 	draining atomic.Bool
 
@@ -154,6 +155,7 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{cfg: cfg, engine: gin.New(), adminEngine: gin.New(), closing: make(chan struct{}), decoding: make(chan struct{}, engine.AvailableCPUs()),
 		failures: access.NewLimiter(1/access.FailedEvery.Seconds(), access.FailedBurst), rates: access.NewLimiter(cfg.Rate, cfg.RateBurst), cors: newCORS(cfg.CORSOrigins),
 		slow: logs.Limit{Burst: slowBurst, Every: slowEvery}}
+	s.trim.after = trimAfter
 	s.stats = newStatistics(&s.cfg)
 	s.metrics = newMetrics(s)
 	s.table = s.routes()
