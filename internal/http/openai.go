@@ -19,7 +19,7 @@ type (
 		Model      string          `json:"model"`
 		Input      json.RawMessage `json:"input" doc:"a text, a list of texts, a list of token ids, or a list of such lists"`
 		Encoding   string          `json:"encoding_format,omitempty" doc:"float or base64 (32-bit little-endian floats); default float"`
-		Dimensions int             `json:"dimensions,omitempty" doc:"keeps the first so many dimensions and normalizes again"`
+		Dimensions *int            `json:"dimensions,omitempty" doc:"keeps the first so many dimensions and normalizes again"`
 		User       string          `json:"user,omitempty" doc:"not used"`
 	}
 	embeddingsAnswer struct {
@@ -48,8 +48,11 @@ func (s *Server) embeddings(c *gin.Context) error {
 	if req.Encoding != "" && req.Encoding != "float" && req.Encoding != "base64" {
 		return badf("field \"encoding_format\": expected \"float\" or \"base64\", got %s", clip([]byte(req.Encoding)))
 	}
-	if req.Dimensions < 0 {
-		return badf("field \"dimensions\" is negative")
+	dimensions := 0
+	if req.Dimensions != nil {
+		if dimensions = *req.Dimensions; dimensions < 1 {
+			return badf("field \"dimensions\" is %d, expected 1 or more", dimensions)
+		}
 	}
 	texts, ids, err := readInput("input", req.Input)
 	if err != nil {
@@ -70,7 +73,7 @@ func (s *Server) embeddings(c *gin.Context) error {
 		return prep.Encode(texts)
 	}
 	return s.runTexts(c, lease, encode, func(out engine.Feeds, lengths []int) error {
-		vectors, err := vectorsOf(prep, out, lengths, true, req.Dimensions)
+		vectors, err := vectorsOf(prep, out, lengths, true, dimensions)
 		if err != nil {
 			return err
 		}

@@ -146,6 +146,7 @@ func TestOpenAIEmbeddings(t *testing.T) {
 		`{"model":"letters","input":[[]]}`:                                     400,
 		`{"model":"letters","input":"abcdefghi"}`:                              400, // 9 tokens, it takes 8
 		`{"model":"letters","input":"a","dimensions":4}`:                       400,
+		`{"model":"letters","input":"a","dimensions":0}`:                       400,
 		`{"model":"letters","input":"a","encoding_format":"hex"}`:              400,
 		`{"model":"nobody","input":"a"}`:                                       404,
 		`{"model":"echo","input":"a"}`:                                         400,
