@@ -224,20 +224,32 @@ func (l *Loaded) freeLocked(n int64) {
 const trimEvery = time.Second
 
 // giveBack returns what a closed session held to the system: freed memory stays
-// in the allocators otherwise.
+// in the allocators otherwise. Of several within trimEvery the last is not left
+// out, only late.
 func (l *Loaded) giveBack() {
 	if l.o.Trim != nil {
 		l.o.Trim()
 	}
 	l.mu.Lock()
-	due := time.Since(l.trimmed) >= trimEvery
-	if due {
-		l.trimmed = time.Now()
+	wait := trimEvery - time.Since(l.trimmed)
+	if l.trimming || wait > 0 {
+		if !l.trimming {
+			l.trimming = true
+			time.AfterFunc(wait, l.collect)
+		}
+		l.mu.Unlock()
+		return
 	}
+	l.trimming = true
 	l.mu.Unlock()
-	if due {
-		debug.FreeOSMemory()
-	}
+	l.collect()
+}
+
+func (l *Loaded) collect() {
+	l.mu.Lock()
+	l.trimming, l.trimmed = false, time.Now()
+	l.mu.Unlock()
+	debug.FreeOSMemory()
 }
 
 func mib(n int64) string { return fmt.Sprintf("%d MiB", (n+1<<20-1)>>20) }

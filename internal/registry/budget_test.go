@@ -296,3 +296,24 @@ func TestBudgetUnderTraffic(t *testing.T) {
 	}
 	t.Logf("%d requests, %d loads, %d evicted", requests.Load(), e.opened.Load(), l.Memory().Evicted)
 }
+
+// Of sessions that close within a second the last one's memory is given back too.
+func TestLateCollection(t *testing.T) {
+	l := &Loaded{}
+	state := func() (bool, time.Time) { l.mu.Lock(); defer l.mu.Unlock(); return l.trimming, l.trimmed }
+	l.giveBack()
+	_, first := state()
+	l.giveBack()
+	l.giveBack()
+	if waits, at := state(); !waits || at != first {
+		t.Fatalf("waits %v, collected at %v and %v", waits, first, at)
+	}
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if waits, at := state(); !waits && at.Sub(first) >= trimEvery*9/10 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("it was not collected again")
+		}
+	}
+}

@@ -147,7 +147,8 @@ type Loaded struct {
 	freed          chan struct{} // closed when used falls
 	opening, began int64         // versions being opened, and loads so far
 	loads, evicted int64
-	trimmed        time.Time
+	trimmed        time.Time // when the Go heap was last collected for the system
+	trimming       bool      // that is about to happen
 }
 
 // model is what is loaded under one name. busy (capacity 1) is held through a
