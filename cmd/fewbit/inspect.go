@@ -38,7 +38,7 @@ each of the others breaks. Nothing is run.`,
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
-	cmd.Flags().StringVar(&scheme, "scheme", "", "scheme to plan for: int8, int8-dynamic, int4 or fp16 (default int8)")
+	cmd.Flags().StringVar(&scheme, "scheme", "", "scheme to plan for: int8, a16w8, int8-dynamic, int4, fp16 or bf16 (default int8)")
 	cmd.Flags().StringVar(&target, "target", "", "target to plan for: ort-cpu, cpu or cuda (the native form), qdq or qoperator (default ort-cpu)")
 	return cmd
 }

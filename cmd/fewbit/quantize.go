@@ -48,8 +48,8 @@ func newQuantizeCommand() *cobra.Command {
 on data and on this machine's clock, and write it when the gate accepts it: within the
 accuracy budget and not slower than FP32. A refused result is written with --force only.
 
-Scheme int8 needs --calib DATA; int8-dynamic measures ranges as it runs, int4 and fp16
-store weights in fewer bits; they use --calib when given. Without --eval the result is judged on those samples of --calib
+Schemes int8 and a16w8 need --calib DATA; int8-dynamic measures ranges as it runs, int4, fp16
+and bf16 store weights in fewer bits; they use --calib when given. Without --eval the result is judged on those samples of --calib
 that did not calibrate. --calib also takes a table written by fewbit calibrate.
 
 ` + dataHelp,
@@ -65,7 +65,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	f := cmd.Flags()
 	f.StringVarP(&q.out, "out", "o", "", "where the quantized model goes")
 	f.StringVar(&q.recipe, "recipe", "", "read settings from this YAML file, the names of these flags, or from a built-in recipe ("+recipeNames+"); flags given here win")
-	f.StringVar(&q.scheme, "scheme", "", "int8 (static, needs --calib), int8-dynamic, int4 or fp16 (weights only), mixed (int8 with --operators) (default int8)")
+	f.StringVar(&q.scheme, "scheme", "", "int8 (static, needs --calib), int8-dynamic, a16w8 (int8 with 16-bit activations, target qdq), int4, fp16 or bf16 (weights only), mixed (int8 with --operators) (default int8)")
 	f.StringVar(&q.calib, "calib", "", "calibration data, or a calibration table")
 	f.StringVar(&q.method, "method", "", "range method: auto, minmax, entropy, percentile[:P], mse or moving-average (default auto: per tensor by the operator's output error)")
 	f.StringVar(&q.calibrator, "calibrator", "", "choose ranges with this program and its arguments, separated by spaces (docs/calibrators.md)")
@@ -76,7 +76,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	f.IntVar(&q.samples, "samples", 0, fmt.Sprintf("calibrate with this many samples, spread over the data (0: %d)", pipeline.DefaultSamples))
 	f.StringVar(&q.precision, "precision", "", precisionHelp)
 	f.StringSliceVar(&q.exclude, "exclude", nil, "operator names or types that stay in float")
-	f.Var(&q.operators, "operators", "precision of single operators, MATCH=int8|int8-dynamic|int4|fp16|fp32 by name, type or class (@embeddings, @attention, @head, @convolutions, @matmuls), * for any characters; later ones win")
+	f.Var(&q.operators, "operators", "precision of single operators, MATCH=int8|int8-dynamic|int4|fp16|bf16|fp32 by name, type or class (@embeddings, @attention, @head, @convolutions, @matmuls), * for any characters; later ones win")
 	f.StringVar(&q.eval, "eval", "", "evaluation data, labelled or not")
 	f.IntVar(&q.evalSamples, "eval-samples", 0, "evaluate on this many samples (0: all)")
 	f.IntVar(&q.maxTokens, "max-tokens", 0, fmt.Sprintf("cut texts to this many tokens (0: %d)", task.DefaultMaxTokens))

@@ -89,7 +89,7 @@ OUT.onnx.search.jsonl. Exit status 1 when nothing meets what was asked for.
 	f.IntVar(&q.maxTokens, "max-tokens", 0, fmt.Sprintf("cut texts to this many tokens (0: %d)", task.DefaultMaxTokens))
 	f.StringVar(&q.precision, "precision", "", precisionHelp)
 	f.StringSliceVar(&q.exclude, "exclude", nil, "operator names or types that stay in float")
-	f.Var(&q.operators, "operators", "precision of single operators in every trial, MATCH=int8|int8-dynamic|int4|fp16|fp32")
+	f.Var(&q.operators, "operators", "precision of single operators in every trial, MATCH=int8|int8-dynamic|int4|fp16|bf16|fp32")
 	f.BoolVar(&q.noSmooth, "no-smooth", false, "leave SmoothQuant out")
 	f.BoolVar(&q.noBias, "no-bias-correction", false, "leave bias correction out")
 	f.BoolVar(&q.restart, "restart", false, "forget what the journal holds and start again")

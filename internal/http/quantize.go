@@ -18,12 +18,12 @@ import (
 
 // The words that a job's request may hold, by field.
 var (
-	schemes       = []string{"int8", "int8-dynamic", "int4", "fp16", "mixed"}
+	schemes       = []string{"int8", "int8-dynamic", "int4", "fp16", "bf16", "a16w8", "mixed"}
 	granularities = []string{"per-channel", "per-tensor"}
 	weightMethods = []string{"auto", "rtn", "mse", "gptq"}
 	targets       = []string{"cpu", "cuda", "ort-cpu", "qdq", "qoperator", "tensorrt"}
 	// needCalibration are the schemes whose activations have fixed ranges.
-	needCalibration = []string{"int8", "mixed"}
+	needCalibration = []string{"int8", "a16w8", "mixed"}
 )
 
 // Limits of a job's request.

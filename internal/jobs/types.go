@@ -37,7 +37,7 @@ type Spec struct {
 	Model   string `json:"model"`             // registry name of the FP32 model
 	Version string `json:"version,omitempty"` // "" is the default version
 	Name    string `json:"name,omitempty"`    // name of the result; "" is a new version of Model
-	// Scheme is int8, int8-dynamic, int4, fp16 or mixed.
+	// Scheme is int8, int8-dynamic, int4, fp16, bf16, a16w8 or mixed.
 	Scheme string `json:"scheme"`
 	// Method is minmax, entropy, percentile, mse or auto ("": auto).
 	Method string `json:"method,omitempty"`

@@ -38,7 +38,7 @@ func (r *run) describe(ctx context.Context) error {
 	r.rep.Model = modelFacts(r.m, name)
 	r.rep.Model.SHA256 = sum
 	c := r.req.Config
-	r.rep.Recipe = report.Recipe{Scheme: string(c.Scheme), Target: string(c.Target), Method: c.Method, Granularity: string(c.Granularity)}
+	r.rep.Recipe = report.Recipe{Scheme: c.Name(), Target: string(c.Target), Method: c.Method, Granularity: string(c.Granularity)}
 	r.rep.Machine = r.machine(ctx)
 	return nil
 }
@@ -123,13 +123,16 @@ func (r *run) cover() {
 	}
 	for _, c := range r.plan.Cover(r.m, r.shapes()) {
 		op := report.Operator{Name: c.Node.Name, Op: c.Node.Op, Integer: c.Integer, Rule: c.Rule, MACs: c.MACs, Precision: "fp32", SQNR: report.Num(nan), Cosine: report.Num(nan)}
-		if r.rules[c.Node] == quant.PrecisionFP16 {
-			op.Precision = "fp16"
+		if p := r.rules[c.Node]; p == quant.PrecisionFP16 || p == quant.PrecisionBF16 {
+			op.Precision = string(p)
 		}
 		if c.Integer {
 			op.Precision = "int8"
 			if precision[c.Node.Outputs[0]] == quant.PrecisionINT4 {
 				op.Precision = "int4"
+			}
+			if r.plan.Config.Wide {
+				op.Precision, op.Integer, op.Rule = string(quant.A16W8), false, "16-bit activations: ONNX Runtime's CPU engine multiplies in float what it reads from them"
 			}
 		}
 		r.rep.Operators = append(r.rep.Operators, op)

@@ -85,8 +85,8 @@ func (in *Inspection) plan(ctx context.Context, m *graph.Model, c quant.Config) 
 	if _, err := quant.Run(ctx, m, quant.Prepare(c), quant.Dump{}); err != nil {
 		return err
 	}
-	if c.Scheme == quant.FP16 {
-		in.Nothing = "scheme fp16 stores weights in 16 bits; nothing runs in integers"
+	if c.Scheme.HalfWeights() {
+		in.Nothing = "scheme " + string(c.Scheme) + " stores weights in 16 bits; nothing runs in integers"
 		in.Plan = integerWork(m, typicalShapes(m))
 		return nil
 	}
@@ -263,8 +263,8 @@ func (in *Inspection) Summary(n int) string {
 func PassNames(c quant.Config) []string {
 	table := quant.Prepare(c)
 	switch {
-	case c.Scheme == quant.FP16:
-		table = append(table, quant.Half{})
+	case c.Scheme.HalfWeights():
+		table = append(table, quant.Half{BF16: c.Scheme == quant.BF16})
 	case c.Scheme == quant.INT4:
 		table = append(table, &weightsPass{}, quant.Embeddings{}, &quant.BlockWeights{})
 	case c.Scheme.Static():

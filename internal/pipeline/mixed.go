@@ -125,7 +125,7 @@ func unmet(m *graph.Model, rules []quant.Rule, a assignment, all []*quant.Plan, 
 	}
 	for _, n := range m.Graph.Nodes {
 		want := a[n]
-		if want == "" || n.Name == "" || len(n.Outputs) == 0 || want == quant.PrecisionFP32 || want == quant.PrecisionFP16 || n.Is("Gather") || got[n.Outputs[0]] == want {
+		if want == "" || n.Name == "" || len(n.Outputs) == 0 || want == quant.PrecisionFP32 || want == quant.PrecisionFP16 || want == quant.PrecisionBF16 || n.Is("Gather") || got[n.Outputs[0]] == want {
 			continue
 		}
 		i := slices.IndexFunc(rules, func(r quant.Rule) bool { return r.Match == n.Name })

@@ -125,13 +125,16 @@ func (r *run) quantize(ctx context.Context) error {
 // rewrite plans, calibrates and chooses, and makes the prepared model the quantized one.
 func (r *run) rewrite(ctx context.Context) error {
 	cfg := r.req.Config
-	if cfg.Scheme == quant.FP16 {
+	if cfg.Scheme.HalfWeights() {
 		r.plan = &quant.Plan{Config: cfg}
-		only, err := r.fits(ctx, nil)
-		if err != nil {
-			return err
+		half := quant.Half{Config: cfg, BF16: cfg.Scheme == quant.BF16}
+		if !half.BF16 { // which has FP32's range
+			var err error
+			if half.Only, err = r.fits(ctx, nil); err != nil {
+				return err
+			}
 		}
-		if err := r.passes(ctx, quant.Half{Config: cfg, Only: only}); err != nil {
+		if err := r.passes(ctx, half); err != nil {
 			return err
 		}
 		r.qdq = r.m
@@ -230,6 +233,9 @@ func (r *run) rewriting(half map[*graph.Node]bool) []quant.Pass {
 	if len(half) > 0 {
 		table = append(table, quant.Half{Config: cfg, Only: half})
 	}
+	if only := r.rules.with(quant.PrecisionBF16); len(only) > 0 {
+		table = append(table, quant.Half{Config: cfg, BF16: true, Only: only})
+	}
 	for _, plan := range byScheme(r.plans, quant.INT4) {
 		p := &quant.BlockWeights{Plan: plan, Solved: r.solved}
 		if r.evidence != nil {
@@ -274,7 +280,7 @@ func (r *run) stamp() {
 		needs = nativeNeeds
 	}
 	for k, v := range map[string]string{
-		"fewbit.version": r.Version, "fewbit.scheme": string(r.req.Config.Scheme), "fewbit.target": r.req.Config.Target.Form(),
+		"fewbit.version": r.Version, "fewbit.scheme": r.req.Config.Name(), "fewbit.target": r.req.Config.Target.Form(),
 		"fewbit.source_sha256": r.rep.Model.SHA256, "fewbit.needs": needs,
 	} {
 		if v != "" {

@@ -50,7 +50,7 @@ func (p *Pipeline) Sensitivity(ctx context.Context, req SensitivityRequest, prog
 		return nil, err
 	}
 	switch {
-	case cfg.Scheme == quant.FP16:
+	case cfg.Scheme.HalfWeights():
 		return nil, fmt.Errorf("%w: scheme %s has no operators to tell apart; use %s, %s or %s", quant.ErrConfig, cfg.Scheme, quant.INT8, quant.INT8Dynamic, quant.INT4)
 	case req.Calib == "":
 		return nil, fmt.Errorf("%w: give %s", ErrNeedsCalibration, req.Words.calib())

@@ -214,14 +214,31 @@ func (w *inserter) static(t string) (string, error) {
 	scale, zero := b+"_scale", b+"_zero_point"
 	w.g.SetInit(scale, tensor.From([]float32{c.Params.Scale}))
 	w.g.SetInit(zero, zeroTensor(c.Scheme.Type, c.Params.Zero))
-	w.node(graph.DomainONNX, "QuantizeLinear", t+"_QuantizeLinear", []string{x, scale, zero}, []string{b + "_quantized"})
-	w.node(graph.DomainONNX, "DequantizeLinear", t+"_DequantizeLinear", []string{b + "_quantized", scale, zero}, []string{b + "_dequantized"})
+	domain := w.actDomain()
+	w.node(domain, "QuantizeLinear", t+"_QuantizeLinear", []string{x, scale, zero}, []string{b + "_quantized"})
+	w.node(domain, "DequantizeLinear", t+"_DequantizeLinear", []string{b + "_quantized", scale, zero}, []string{b + "_dequantized"})
 	return b + "_dequantized", nil
 }
 
+// wideOpset is the first standard opset whose QuantizeLinear gives 16 bits.
+const wideOpset = 21
+
+// actDomain is where the operators that quantize activations live: com.microsoft has
+// 16 bits for models of any opset.
+func (w *inserter) actDomain() string {
+	if !w.Plan.Config.Wide || w.m.Opset() >= wideOpset {
+		return graph.DomainONNX
+	}
+	w.m.Require(graph.DomainMS, 1)
+	return graph.DomainMS
+}
+
 func zeroTensor(t tensor.DType, z int32) *tensor.Tensor {
-	if t == tensor.Int8 {
+	switch t {
+	case tensor.Int8:
 		return tensor.From([]int8{int8(z)})
+	case tensor.Uint16:
+		return tensor.From([]uint16{uint16(z)})
 	}
 	return tensor.From([]uint8{uint8(z)})
 }

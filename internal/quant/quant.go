@@ -17,6 +17,7 @@ import (
 
 	"github.com/fewbit/fewbit/internal/calib"
 	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/tensor"
 )
 
 // Errors of this package.
@@ -44,12 +45,19 @@ const (
 	INT4 Scheme = "int4"
 	// FP16 stores all weights in half precision.
 	FP16 Scheme = "fp16"
+	// BF16 stores all weights in bfloat16, which has FP32's range and 8 bits.
+	BF16 Scheme = "bf16"
+	// A16W8 is INT8 with activations in 16 bits; WithDefaults makes INT8 and Wide of it.
+	A16W8 Scheme = "a16w8"
 	// Mixed is INT8 with Rules; WithDefaults makes INT8 of it.
 	Mixed Scheme = "mixed"
 )
 
 // Static reports whether activations get ranges from calibration data.
 func (s Scheme) Static() bool { return s == INT8 }
+
+// HalfWeights reports whether the scheme does nothing but store weights in 16 bits.
+func (s Scheme) HalfWeights() bool { return s == FP16 || s == BF16 }
 
 // Target names the graph form, which decides what an engine runs in integers.
 type Target string
@@ -153,6 +161,8 @@ type Config struct {
 	Rules []Rule
 	// Exclude lists operator names and operator types that stay in float.
 	Exclude []string
+	// Wide gives activations 16 bits; scheme A16W8 sets it.
+	Wide bool
 	// NoSmooth, NoBiasCorrection and NoEmbeddings switch accuracy and size
 	// passes off.
 	NoSmooth, NoBiasCorrection, NoEmbeddings bool
@@ -166,8 +176,12 @@ func (c Config) WithDefaults() (Config, error) {
 	if c.Scheme == "" {
 		c.Scheme = INT8
 	}
+	wanted := c.Target
 	if c.Target == "" {
 		c.Target = ORTCPU
+		if c.Wide || c.Scheme == A16W8 {
+			c.Target = QDQ
+		}
 	}
 	if c.Granularity == "" {
 		c.Granularity = PerChannel
@@ -187,14 +201,24 @@ func (c Config) WithDefaults() (Config, error) {
 		return c, fmt.Errorf("%w: unknown method %q for weights; use %s", ErrConfig, c.Weights, joined(WeightMethods))
 	}
 	switch c.Scheme {
-	case INT8, INT8Dynamic, INT4, FP16:
+	case INT8, INT8Dynamic, INT4, FP16, BF16:
+	case A16W8:
+		c.Scheme, c.Wide = INT8, true
 	case Mixed:
 		if len(c.Rules) == 0 {
 			return c, fmt.Errorf("%w: scheme %s is int8 with other precisions for some operators: say which, such as %q: int4", ErrConfig, Mixed, "/encoder/layer.0/*")
 		}
 		c.Scheme = INT8
 	default:
-		return c, fmt.Errorf("%w: unknown scheme %q; use %s, %s, %s or %s", ErrConfig, c.Scheme, INT8, INT8Dynamic, INT4, FP16)
+		return c, fmt.Errorf("%w: unknown scheme %q; use %s", ErrConfig, c.Scheme, joined([]Scheme{INT8, A16W8, INT8Dynamic, INT4, FP16, BF16}))
+	}
+	if c.Wide {
+		if err := c.checkWide(wanted); err != nil {
+			return c, err
+		}
+		if c.NoSmooth = true; c.Method == Auto { // 16 bits hold what smoothing and clipping are for
+			c.Method = calib.MethodMinMax
+		}
 	}
 	switch c.Target {
 	case QDQ, ORTCPU, QOperator, CPU, CUDA:
@@ -263,8 +287,30 @@ func (c Config) weightScheme() calib.Scheme {
 // actScheme is the integer type of activations.
 func (c Config) actScheme() calib.Scheme {
 	s := calib.U8
+	if c.Wide {
+		s.Type = tensor.Uint16
+	}
 	s.Symmetric = c.Symmetric
 	return s
+}
+
+// Name is the scheme as one asks for it.
+func (c Config) Name() string {
+	if c.Wide {
+		return string(A16W8)
+	}
+	return string(c.Scheme)
+}
+
+// checkWide refuses what 16-bit activations have no form for.
+func (c Config) checkWide(target Target) error {
+	switch {
+	case c.Scheme != INT8:
+		return fmt.Errorf("%w: 16-bit activations belong to scheme %s, not %s", ErrConfig, A16W8, c.Scheme)
+	case target != "" && target != QDQ:
+		return fmt.Errorf("%w: scheme %s needs target %s: no integer kernel of target %s takes 16-bit activations", ErrConfig, A16W8, QDQ, target)
+	}
+	return nil
 }
 
 // Pass is one step over the model.

@@ -15,11 +15,12 @@ const (
 	PrecisionDynamic = Precision(INT8Dynamic) // range of the input measured when it runs
 	PrecisionINT4    = Precision(INT4)        // weight in 4-bit blocks, input in float
 	PrecisionFP16    = Precision(FP16)        // weight stored in half precision
+	PrecisionBF16    = Precision(BF16)        // weight stored in bfloat16
 	PrecisionFP32    = Precision("fp32")      // as it is
 )
 
 // Precisions lists all of them.
-var Precisions = []Precision{PrecisionINT8, PrecisionDynamic, PrecisionINT4, PrecisionFP16, PrecisionFP32}
+var Precisions = []Precision{PrecisionINT8, PrecisionDynamic, PrecisionINT4, PrecisionFP16, PrecisionBF16, PrecisionFP32}
 
 // Rule gives the operators that Match a precision of their own.
 type Rule struct {
@@ -60,8 +61,8 @@ func (c Config) checkRules() error {
 		switch {
 		case r.Match == "" || !slices.Contains(Precisions, p):
 			return fmt.Errorf("%w: %s: unknown precision %q; use %s", ErrConfig, r.Prefix(), p, joined(Precisions))
-		case c.Scheme == FP16:
-			return fmt.Errorf("%w: %s: scheme %s stores every weight in half precision; use scheme %s, %s or %s and give operators fp16", ErrConfig, r.Prefix(), FP16, INT8, INT8Dynamic, INT4)
+		case c.Scheme.HalfWeights():
+			return fmt.Errorf("%w: %s: scheme %s stores every weight in 16 bits; use scheme %s, %s or %s and give operators %s", ErrConfig, r.Prefix(), c.Scheme, INT8, INT8Dynamic, INT4, c.Scheme)
 		case (p == PrecisionDynamic || p == PrecisionINT4) && !c.Target.Encoder():
 			return fmt.Errorf("%w: %s: precision %s needs target ort-cpu, cpu or cuda; %s has no form of it", ErrConfig, r.Prefix(), p, c.Target)
 		}

@@ -308,6 +308,15 @@ func F16ToF32(h uint16) float32 {
 	return math.Float32frombits(sign | (exp+112)<<23 | man<<13)
 }
 
+// F32ToBF16 rounds to the nearest bfloat16, half to even; NaN stays NaN.
+func F32ToBF16(f float32) uint16 {
+	b := math.Float32bits(f)
+	if f != f {
+		return uint16(b>>16) | 0x40
+	}
+	return uint16((b + 0x7fff + b>>16&1) >> 16)
+}
+
 // F32ToF16 converts to IEEE 754 binary16, rounding to nearest even; values
 // past 65504 become infinity.
 func F32ToF16(f float32) uint16 {

@@ -124,6 +124,32 @@ func TestF16(t *testing.T) {
 	}
 }
 
+// TestF32ToBF16 takes every bfloat16 through float32 and back; halfway goes to even.
+func TestF32ToBF16(t *testing.T) {
+	for i := range 1 << 16 {
+		f := math.Float32frombits(uint32(i) << 16)
+		if f != f {
+			if got := F32ToBF16(f); got&0x7f80 != 0x7f80 || got&0x7f == 0 {
+				t.Fatalf("%04x: NaN becomes %04x", i, got)
+			}
+			continue
+		}
+		if got := F32ToBF16(f); got != uint16(i) {
+			t.Fatalf("%04x becomes %04x", i, got)
+		}
+		if e := i >> 7 & 255; e == 255 {
+			continue
+		}
+		half, above := math.Float32frombits(uint32(i)<<16|0x8000), math.Float32frombits(uint32(i)<<16|0x8001)
+		if got, want := F32ToBF16(half), uint16(i+i&1); got != want {
+			t.Fatalf("halfway after %04x: %04x, want %04x", i, got, want)
+		}
+		if got := F32ToBF16(above); got != uint16(i+1) {
+			t.Fatalf("above halfway after %04x: %04x", i, got)
+		}
+	}
+}
+
 // TestF32ToF16Rounds: halfway goes to the even half, everything else to the nearest.
 func TestF32ToF16Rounds(t *testing.T) {
 	for i := range 0x7bff {
