@@ -216,7 +216,7 @@ func (c config) measureBig(ctx context.Context) (*bigModel, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, n := rand.New(rand.NewPCG(1, 1)), c.bigSamples
+	r, n := rand.New(rand.NewPCG(1, 1)), c.bigSamples+1 // one is left to judge
 	x, ids := make([]float32, n*3*bigSide*bigSide), make([]int64, n*bigTexts*bigTokens)
 	for i := range x {
 		x[i] = float32(r.NormFloat64())
@@ -235,7 +235,7 @@ func (c config) measureBig(ctx context.Context) (*bigModel, error) {
 	}
 	b := &bigModel{Load: harness.LoadAverage()}
 	// Random weights have nothing that GPTQ could save.
-	args := []string{"quantize", c.big, "-o", out, "--calib", in, "--samples", strconv.Itoa(n), "--weights", "rtn", "--eval", in, "--eval-samples", "1", "--no-latency", "--force", "--json"}
+	args := []string{"quantize", c.big, "-o", out, "--calib", in, "--samples", strconv.Itoa(c.bigSamples), "--weights", "rtn", "--no-latency", "--force", "--json"}
 	for _, rule := range rules {
 		args = append(args, "--operators", rule)
 	}

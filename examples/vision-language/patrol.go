@@ -14,7 +14,7 @@ import (
 // The device that stands in where this machine has no sensors: a small board with
 // passive cooling. What it draws depends on the share of the time that a frame was
 // being answered, which is measured; its temperature follows as in a circuit of one
-// resistor and one capacitor, in air that a recorded trace would give.
+// resistor and one capacitor.
 const (
 	idleWatts, busyWatts = 2.0, 10.0
 	degreesPerWatt       = 6.0
