@@ -92,20 +92,34 @@ class Result:
         tmp.rename(self.path)
 
 
+# A process starts with its parent's maximum resident set size (Linux keeps it across exec), so a small one stands between:
+# it reports seconds, the maximum of the command, and its exit status.
+LAUNCHER = """
+import os, sys, time
+began, pid = time.monotonic(), os.fork()
+if pid == 0:
+    try:
+        os.execvp(sys.argv[2], sys.argv[2:])
+    except OSError as e:
+        print(e, file=sys.stderr)
+    os._exit(127)
+_, status, usage = os.wait4(pid, 0)
+with open(sys.argv[1], "w") as f:
+    print(time.monotonic() - began, usage.ru_maxrss * 1024, os.waitstatus_to_exitcode(status), file=f)
+"""
+
+
 def command(argv, **kw):
     """Runs a command; returns (seconds, peak RSS in bytes, stdout). Raises with its last line when it fails."""
-    start = time.monotonic()
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        p = subprocess.Popen([str(a) for a in argv], stdout=out, stderr=err, cwd=ROOT, **kw)
-        _, status, usage = os.wait4(p.pid, 0)
-        p.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.monotonic() - start
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.NamedTemporaryFile("r") as told:
+        subprocess.run([sys.executable, "-I", "-S", "-c", LAUNCHER, told.name, *map(str, argv)], stdout=out, stderr=err, cwd=ROOT, check=True, **kw)
+        seconds, rss, status = told.read().split()
         out.seek(0), err.seek(0)
         text, errors = out.read().decode(), err.read().decode()
-    if p.returncode:
+    if int(status):
         last = (errors.strip().splitlines() or ["no output"])[-1]
-        raise RuntimeError("%s: exit %d: %s" % (" ".join(map(str, argv[:2])), p.returncode, last))
-    return seconds, usage.ru_maxrss * 1024, text
+        raise RuntimeError("%s: exit %s: %s" % (" ".join(map(str, argv[:2])), status, last))
+    return float(seconds), int(rss), text
 
 
 def fewbit(*argv):

@@ -1,7 +1,9 @@
 #include "ort.hpp"
 
+#include <atomic>
 #include <cstdlib>
 #include <memory>
+#include <string>
 #include <thread>
 
 namespace fewbit {
@@ -109,6 +111,12 @@ void shapes_with_columns(OrtShapeInferContext *c) {
   check(ort->GetDimensions(x, dims.data(), rank));
   check(ort->GetSymbolicDimensions(x, names.data(), rank));
   dims.back() = n, names.back() = "";
+  // A dimension that is neither known nor named would be written as the value -1, which makes a Reshape to it and
+  // another one an error. A name of its own says as much as is known.
+  static std::atomic<uint64_t> unnamed{0};
+  std::vector<std::string> made(rank);
+  for (size_t i = 0; i + 1 < rank; i++)
+    if (dims[i] < 0 && !*names[i]) made[i] = "fewbit_unknown_" + std::to_string(unnamed++), names[i] = made[i].c_str();
   OrtTensorTypeAndShapeInfo *y = nullptr;
   check(ort->CreateTensorTypeAndShapeInfo(&y));
   std::unique_ptr<OrtTensorTypeAndShapeInfo, void (*)(OrtTensorTypeAndShapeInfo *)> owned(

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -166,6 +167,27 @@ func TestMatMulBF16(t *testing.T) {
 				t.Fatalf("%+v: element %d is %v, want %v", s, i, v, want)
 			}
 		}
+	}
+}
+
+// TestUnnamedDimensions: behind an input whose dimensions are neither known nor
+// named, as in the second layer of an exported encoder, a reader may still take
+// two of them as the target of a Reshape.
+func TestUnnamedDimensions(t *testing.T) {
+	e := withKernels(t)
+	r := rand.New(rand.NewPCG(3, 3))
+	const k, n = 8, 12
+	m := bf16Product(t, e, randoms(r, k*n), k, n, nil)
+	m.in = []*pb.ValueInfoProto{value("flat", tensor.Float32, "elements"), value("dims", tensor.Int64, 3)}
+	m.out = []*pb.ValueInfoProto{rankless("z", tensor.Float32)}
+	m.init = append(m.init, initializer("i0", tensor.From([]int64{0}, 1)), initializer("i1", tensor.From([]int64{1}, 1)), initializer("heads", tensor.From([]int64{3, 4}, 2)))
+	m.nodes = append([]*pb.NodeProto{node("Reshape", []string{"flat", "dims"}, []string{"x"})}, append(m.nodes,
+		node("Shape", []string{"y"}, []string{"s"}), node("Gather", []string{"s", "i0"}, []string{"s0"}), node("Gather", []string{"s", "i1"}, []string{"s1"}),
+		node("Concat", []string{"s0", "s1", "heads"}, []string{"target"}, attrInt("axis", 0)), node("Reshape", []string{"y", "target"}, []string{"z"}))...)
+	sess := open(t, m, engine.Options{})
+	z := run(t, sess, engine.Feeds{"flat": tensor.From(randoms(r, 2*5*k), 2*5*k), "dims": tensor.From([]int64{2, 5, k}, 3)}).Tensors()["z"]
+	if !slices.Equal(z.Dims, []int64{2, 5, 3, 4}) {
+		t.Errorf("output %v, want [2 5 3 4]", z.Dims)
 	}
 }
 
