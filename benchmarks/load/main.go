@@ -39,7 +39,7 @@ func main() {
 	flag.StringVar(&o.fewbit, "fewbit", "bin/fewbit", "the command line, to quantize the model with")
 	flag.StringVar(&o.model, "model", "", "model to serve (default: BERT-base INT8 in .deps/bench, made when it is not there)")
 	flag.StringVar(&o.results, "o", "benchmarks/results", "the folder that the results go into")
-	flag.StringVar(&o.only, "only", "saturation,poisson,overload,cycles", "what to measure; poisson and overload need saturation")
+	flag.StringVar(&o.only, "only", "saturation,poisson,overload,cycles", "what to measure; poisson and overload need saturation; sides is what else the cores could do while requests wait")
 	flag.IntVar(&o.cycles, "cycles", 1000, "how often a model is loaded and unloaded")
 	flag.DurationVar(&o.target, "target", 0, "deadline of overloaded requests (default: 50 ms, or five times the session's p50 when that is more)")
 	args := flag.String("args", "", "more arguments for the server")
@@ -80,6 +80,20 @@ func run(ctx context.Context, o options) error {
 			return err
 		}
 		if err := res.Write(filepath.Join(o.results, "load.json")); err != nil {
+			return err
+		}
+	}
+	if o.wants("sides") {
+		if o.model == "" {
+			if o.model, err = quantized(o.fewbit); err != nil {
+				return err
+			}
+		}
+		res := harness.NewResult("sides", "One run at a time or several", howSides, device.Version)
+		if err := sides(ctx, o, e, res); err != nil {
+			return err
+		}
+		if err := res.Write(filepath.Join(o.results, "sides.json")); err != nil {
 			return err
 		}
 	}

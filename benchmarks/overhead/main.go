@@ -34,7 +34,7 @@ const (
 	startTimeout    = time.Minute
 )
 
-const how = `Server overhead: one client, one connection, loopback, the small model 64 -> 256 -> 8 at batch 1; the same file in a session of this process. The three are called in turn; the client's own cost counts as the server's.`
+const how = `Server overhead: one client, one connection, loopback, the small model 64 -> 256 -> 8 at batch 1; the same file in a session of this process. The three are called in turn; the client's own cost counts as the server's. Capture: four clients, half a second with a capture at its default settings and half a second without, in turn.`
 
 func main() {
 	serve := flag.String("serve", "bin/serve", "the server")
@@ -71,7 +71,11 @@ func run(serve, result string) error {
 	}
 	defer session.Close()
 
-	srv, err := harness.Start(serve, filepath.Join(dir, "data"))
+	key, err := captureKey(dir)
+	if err != nil {
+		return err
+	}
+	srv, err := harness.Start(serve, filepath.Join(dir, "data"), "--capture-key", key)
 	if err != nil {
 		return err
 	}
@@ -101,7 +105,7 @@ func run(serve, result string) error {
 		}
 		return err
 	}
-	binary := binaryRequest(base, feeds["x"].Data)
+	binary := binaryRequest(httpClient, base, feeds["x"].Data)
 	asJSON := jsonRequest(base, x)
 
 	rounds := 2000
@@ -121,6 +125,10 @@ func run(serve, result string) error {
 		res.Add(harness.Row{What: "server overhead, " + what, Ours: fmt.Sprintf("p50 +%.3f ms", added), Peer: fmt.Sprintf("in process: p50 %.3f ms", here.P50MS),
 			Bar: fmt.Sprintf("<= %.1f ms", barMS), Holds: &holds,
 			Details: map[string]any{"in_process": plain(here), "over_http": plain(c), "added_p50_ms": added}})
+	}
+	err = captureCost(ctx, res, base, func(c *http.Client) func(context.Context) error { return binaryRequest(c, base, feeds["x"].Data) })
+	if err != nil {
+		return err
 	}
 	return res.Write(result)
 }
@@ -156,12 +164,12 @@ var httpClient = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1}
 func inferURL(base string) string { return base + "/v2/models/" + modelName + "/infer" }
 
 // binaryRequest sends the input, and asks for the output, as binary tensors.
-func binaryRequest(base string, data []byte) func(context.Context) error {
+func binaryRequest(c *http.Client, base string, data []byte) func(context.Context) error {
 	head := fmt.Sprintf(`{"parameters":{"binary_data_output":true},"inputs":[{"name":"x","shape":[1,%d],"datatype":"FP32","parameters":{"binary_data_size":%d}}]}`, in, len(data))
 	body := append([]byte(head), data...)
 	header := map[string]string{"Inference-Header-Content-Length": strconv.Itoa(len(head))}
 	return func(context.Context) error {
-		_, err := harness.Call(httpClient, http.MethodPost, inferURL(base), "application/octet-stream", header, bytes.NewReader(body))
+		_, err := harness.Call(c, http.MethodPost, inferURL(base), "application/octet-stream", header, bytes.NewReader(body))
 		return err
 	}
 }
