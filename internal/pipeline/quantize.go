@@ -37,7 +37,7 @@ func (p *Pipeline) Quantize(ctx context.Context, req Request, progress Progress)
 	if cfg.NeedsCalibration() && req.Calib == "" {
 		return nil, fmt.Errorf("%w: give %s, or use scheme %s, which measures ranges as it runs", ErrNeedsCalibration, req.Words.calib(), quant.INT8Dynamic)
 	}
-	if cfg.Weights == quant.GPTQ && req.Calib == "" {
+	if (cfg.Weights == quant.GPTQ || cfg.Weights == quant.AWQ) && req.Calib == "" {
 		return nil, fmt.Errorf("%w: weights %s are solved for by calibration data: give %s, or use weights %s", quant.ErrConfig, cfg.Weights, req.Words.calib(), quant.MSEWeights)
 	}
 	r, err := p.start(ctx, req, progress)
@@ -194,7 +194,11 @@ func (r *run) choosing(known map[*quant.Plan]quant.Choices) []quant.Pass {
 		if static && cfg.Method == quant.Auto {
 			table = append(table, &autoPass{r.lab, p, r.choices, r.openCalib, r.progress})
 		}
-		if (cfg.Weights == quant.AutoWeights || cfg.Weights == quant.GPTQ) && !r.tabled {
+		if cfg.Weights == quant.AWQ && p.Config.Scheme == quant.INT4 {
+			late = append(late, &awqPass{r.lab, p, r.evidence, r.solved, r.progress})
+			continue
+		}
+		if (cfg.Weights == quant.AutoWeights || cfg.Weights == quant.GPTQ || cfg.Weights == quant.AWQ) && !r.tabled {
 			late = append(late, &weightsPass{lab: r.lab, plan: p, choices: r.choices, samples: r.openCalib, progress: r.progress, solved: r.solved,
 				strict: cfg.Weights == quant.GPTQ, warn: func(s string) { r.rep.Warnings = append(r.rep.Warnings, s) }})
 		}
@@ -242,6 +246,9 @@ func (r *run) rewriting(half map[*graph.Node]bool) []quant.Pass {
 			p.Stats = r.evidence
 		}
 		table = append(table, p)
+		if cfg.Weights == quant.AWQ {
+			table = append(table, quant.FoldDivisors{})
+		}
 	}
 	for _, plan := range byScheme(r.plans, quant.INT8Dynamic, quant.INT8) {
 		r.insert = &quant.Insert{Plan: plan, Choices: r.choices, Solved: r.solved}
@@ -300,8 +307,8 @@ func (r *run) calibrate(ctx context.Context) error {
 	}
 	if ok {
 		r.tabled = true
-		if r.req.Config.Weights == quant.GPTQ {
-			return fmt.Errorf("%w: weights %s are solved for by samples, and a calibration table holds none: give the data", quant.ErrConfig, quant.GPTQ)
+		if w := r.req.Config.Weights; w == quant.GPTQ || w == quant.AWQ {
+			return fmt.Errorf("%w: weights %s are solved for by samples, and a calibration table holds none: give the data", quant.ErrConfig, w)
 		}
 		r.rep.Warnings = append(r.rep.Warnings, "calibrated from a table: without samples there is no smoothing, no bias correction and no choice by operators' outputs")
 		r.evidence, err = TableEvidence(t, r.rep.Model.SHA256, r.plan)

@@ -91,7 +91,8 @@ func (u *reuse) recall(r *run) map[*quant.Plan]quant.Choices {
 		for _, op := range p.Ops {
 			out := op.Node.Outputs[0]
 			if p.Config.Scheme == quant.INT4 {
-				if w := u.int4[out]; w != nil {
+				// Weights with divisors hold only together with these.
+				if w := u.int4[out]; w != nil && p.Config.Weights != quant.AWQ {
 					r.solved.Int4[out] = w
 				}
 				continue

@@ -33,6 +33,9 @@ func WeightFacts(g *graph.Graph, op *Op, choices Choices, s *Solved, c Config) (
 		if op.InAxis == 1 {
 			v = transpose2D(v, n, k)
 		}
+		if d := s.Divisors[op.X[0]]; d != nil {
+			v = scaleInputs(v, []int64{int64(k), int64(n)}, 0, d)
+		}
 		q := s.Int4[out]
 		if q == nil {
 			if q, err = QuantizeInt4(v, k, n, nil); err != nil {

@@ -372,8 +372,11 @@ func (w *inserter) codes(op *Op, vals []float32, dims []int64) (*Weight, error) 
 		}
 	}
 	c := w.Plan.Config
-	if c.Weights == MSEWeights {
+	switch c.Weights {
+	case MSEWeights:
 		return clippedWeight(vals, dims, op.OutAxis, c)
+	case HQQ:
+		return hqqWeight(vals, dims, op.OutAxis, c)
 	}
 	return QuantizeWeight(vals, dims, op.OutAxis, c.Granularity, c.weightScheme())
 }

@@ -161,6 +161,8 @@ func (p *BlockWeights) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 	drop := map[*graph.Node]bool{}
 	done := map[string]bool{} // weights written; tied ones share a copy
 	var added []*graph.Node
+	count := 0
+	names, inputs := g.Namer(), map[string]string{}
 	for _, op := range p.Plan.Ops {
 		if err := ctx.Err(); err != nil {
 			return Stats{}, err
@@ -170,7 +172,14 @@ func (p *BlockWeights) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 		}
 		w := g.Init(op.W)
 		k, n := int(w.Dims[op.InAxis]), int(w.Dims[op.OutAxis])
+		x, mul := p.divided(g, op.X[0], inputs, names)
+		if mul != nil {
+			added = append(added, mul)
+		}
 		base := op.W + "_int4"
+		if x != op.X[0] { // a tied weight may be read through other divisors too
+			base = names.Name(op.W + "_int4_awq")
+		}
 		if !done[base] {
 			done[base] = true
 			q, err := p.weight(op, w, k, n)
@@ -181,13 +190,14 @@ func (p *BlockWeights) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 			g.SetInit(base+"_scale", tensor.From(q.Scales, int64(n), int64(q.Blocks())))
 		}
 		drop[op.Node] = true
-		in := []string{op.X[0], base, base + "_scale"}
+		in := []string{x, base, base + "_scale"}
 		if op.Bias != "" {
 			if op.Add != nil {
 				drop[op.Add] = true
 			}
 			in = append(in, "", "", op.Bias)
 		}
+		count++
 		added = append(added, graph.NewNode(graph.DomainMS, "MatMulNBits", op.Node.Name, in, []string{op.Out},
 			graph.AttrInt("K", int64(k)), graph.AttrInt("N", int64(n)), graph.AttrInt("bits", 4),
 			graph.AttrInt("block_size", Int4Block), graph.AttrInt("accuracy_level", int4AccuracyLevel)))
@@ -198,7 +208,7 @@ func (p *BlockWeights) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 		return Stats{}, err
 	}
 	g.Prune()
-	return Stats{Changed: len(added), Note: fmt.Sprintf("%d matrix products with weights in blocks of %d", len(added), Int4Block)}, nil
+	return Stats{Changed: count, Note: fmt.Sprintf("%d matrix products with weights in blocks of %d", count, Int4Block)}, nil
 }
 
 // weight returns op's weight in blocks: solved before, or rounded now.
@@ -215,8 +225,11 @@ func (p *BlockWeights) weight(op *Op, w *tensor.Tensor, k, n int) (*BlockWeight,
 	if op.InAxis == 1 {
 		v = transpose2D(v, n, k)
 	}
-	if p.Plan.Config.Weights == RTN {
+	switch p.Plan.Config.Weights {
+	case RTN:
 		return nearestInt4(v, k, n)
+	case HQQ:
+		return quantizeInt4(v, k, n, nil, hqqBlock)
 	}
 	return QuantizeInt4(v, k, n, p.importance(op, k))
 }

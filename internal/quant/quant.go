@@ -139,10 +139,15 @@ const (
 	MSEWeights WeightMethod = "mse"
 	// GPTQ solves for the codes by the Hessian of the calibration data.
 	GPTQ WeightMethod = "gptq"
+	// HQQ finds scales by half-quadratic splitting, without data.
+	HQQ WeightMethod = "hqq"
+	// AWQ scales the input channels of 4-bit products by what calibration sees in
+	// them; 8-bit weights beside them are found as by AutoWeights.
+	AWQ WeightMethod = "awq"
 )
 
 // WeightMethods lists the methods for weights.
-var WeightMethods = []WeightMethod{AutoWeights, RTN, MSEWeights, GPTQ}
+var WeightMethods = []WeightMethod{AutoWeights, RTN, MSEWeights, GPTQ, HQQ, AWQ}
 
 // Config says how to quantize. The zero value of each field is its default.
 type Config struct {
@@ -199,6 +204,9 @@ func (c Config) WithDefaults() (Config, error) {
 	}
 	if !slices.Contains(WeightMethods, c.Weights) {
 		return c, fmt.Errorf("%w: unknown method %q for weights; use %s", ErrConfig, c.Weights, joined(WeightMethods))
+	}
+	if c.Weights == AWQ && c.Scheme != INT4 && !slices.ContainsFunc(c.Rules, func(r Rule) bool { return r.Precision == PrecisionINT4 }) {
+		return c, fmt.Errorf("%w: weights %s are for 4 bits: use scheme %s, a rule with int4, or weights %s", ErrConfig, AWQ, INT4, GPTQ)
 	}
 	switch c.Scheme {
 	case INT8, INT8Dynamic, INT4, FP16, BF16:

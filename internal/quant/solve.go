@@ -14,11 +14,14 @@ import (
 type Solved struct {
 	Int8 map[string]*Weight
 	Int4 map[string]*BlockWeight
+	// Divisors are what an input of 4-bit products is divided by, which their weights
+	// are multiplied by.
+	Divisors map[string][]float32
 }
 
 // NewSolved returns an empty Solved.
 func NewSolved() *Solved {
-	return &Solved{Int8: map[string]*Weight{}, Int4: map[string]*BlockWeight{}}
+	return &Solved{Int8: map[string]*Weight{}, Int4: map[string]*BlockWeight{}, Divisors: map[string][]float32{}}
 }
 
 // Len returns the number of operators whose weight is there.
