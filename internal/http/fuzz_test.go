@@ -13,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zlib"
+
 	"github.com/fewbit/fewbit/internal/engine/fake"
 )
 
@@ -51,7 +54,7 @@ func (f *fixture) check(t *testing.T, r *http.Request) {
 		t.Fatalf("%s %q: internal error: %v", r.Method, r.URL, err)
 	default:
 	}
-	body := w.Body.Bytes()
+	body := plainBody(t, w)
 	switch {
 	case w.Code == http.StatusInternalServerError:
 		t.Fatalf("%s %q: %s", r.Method, r.URL, body)
@@ -62,6 +65,28 @@ func (f *fixture) check(t *testing.T, r *http.Request) {
 		}
 	}
 	f.models.balanced(t)
+}
+
+// plainBody is the body of an answer without its coding: long errors are
+// compressed too.
+func plainBody(t *testing.T, w *httptest.ResponseRecorder) []byte {
+	t.Helper()
+	var r io.Reader = w.Body
+	var err error
+	switch w.Header().Get("Content-Encoding") {
+	case codingGzip:
+		r, err = gzip.NewReader(r)
+	case codingDeflate:
+		r, err = zlib.NewReader(r)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return body
 }
 
 // FuzzRequest reads bytes as net/http does and answers what it makes of them.
