@@ -315,4 +315,8 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("train: stopped; whole epochs are kept, the same command goes on", flush=True)
+        os._exit(130)  # a step may still be running in JAX's threads, which an orderly end would crash
