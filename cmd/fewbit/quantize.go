@@ -24,19 +24,19 @@ import (
 // quantizeFlags are what quantize takes; a recipe sets the same by the same
 // names.
 type quantizeFlags struct {
-	out, recipe, calib, eval, report           string
-	scheme, method, weights, granularity       string
-	target, precision                          string
-	exclude                                    []string
-	operators                                  rulesValue
-	samples, evalSamples, maxTokens            int
-	symmetric, noSmooth, noBias, force, asJSON bool
-	noLatency, timePasses                      bool
-	maxLoss                                    lossValue
-	slo                                        time.Duration
-	dumpPass, calibrator                       string
-	engine                                     engineFlags
-	device                                     deviceFlags
+	out, recipe, calib, eval, report                     string
+	scheme, method, weights, granularity                 string
+	target, precision                                    string
+	exclude                                              []string
+	operators                                            rulesValue
+	samples, evalSamples, maxTokens                      int
+	symmetric, noSmooth, noBias, equalize, force, asJSON bool
+	noLatency, timePasses                                bool
+	maxLoss                                              lossValue
+	slo                                                  time.Duration
+	dumpPass, calibrator                                 string
+	engine                                               engineFlags
+	device                                               deviceFlags
 }
 
 func newQuantizeCommand() *cobra.Command {
@@ -69,7 +69,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	f.StringVar(&q.calib, "calib", "", "calibration data, or a calibration table")
 	f.StringVar(&q.method, "method", "", "range method: auto, minmax, entropy, percentile[:P], mse or moving-average (default auto: per tensor by the operator's output error)")
 	f.StringVar(&q.calibrator, "calibrator", "", "choose ranges with this program and its arguments, separated by spaces (docs/calibrators.md)")
-	f.StringVar(&q.weights, "weights", "", "how weights are rounded: auto, rtn, mse, gptq, hqq or, in 4 bits, awq (default auto: gptq with calibration data, else rtn for 8 bits and mse for 4)")
+	f.StringVar(&q.weights, "weights", "", "how weights are rounded: auto, rtn, mse, gptq, adaround, hqq or, in 4 bits, awq (default auto: gptq with calibration data, else rtn for 8 bits and mse for 4)")
 	f.StringVar(&q.granularity, "granularity", "", "weight scales: per-channel or per-tensor (default per-channel)")
 	f.BoolVar(&q.symmetric, "symmetric", false, "centre activation ranges on zero")
 	f.StringVar(&q.target, "target", "", "graph form: ort-cpu (stock operators of ONNX Runtime), cpu or cuda (the native form, for fewbit's kernels), qdq or qoperator (default ort-cpu)")
@@ -84,6 +84,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	f.DurationVar(&q.slo, "slo", pipeline.DefaultSLO, "latency target for the 99th percentile")
 	f.BoolVar(&q.noSmooth, "no-smooth", false, "leave SmoothQuant out")
 	f.BoolVar(&q.noBias, "no-bias-correction", false, "leave bias correction out")
+	f.BoolVar(&q.equalize, "equalize", false, "scale the channels between convolutions to one range by calibration data")
 	f.BoolVar(&q.noLatency, "no-latency", false, "skip the latency measurement and its part of the gate")
 	f.BoolVar(&q.force, "force", false, "keep a result that the gate refuses")
 	f.StringVar(&q.report, "report", "", "also write the report to this .html or .json file")
@@ -161,7 +162,7 @@ func (q *quantizeFlags) run(cmd *cobra.Command, model string) error {
 func (q *quantizeFlags) config() (quant.Config, error) {
 	return quant.Config{
 		Scheme: quant.Scheme(q.scheme), Target: quant.Target(q.target), Granularity: quant.Granularity(q.granularity), Symmetric: q.symmetric,
-		Method: q.method, Weights: quant.WeightMethod(q.weights), Exclude: q.exclude, Rules: q.operators.rules, NoSmooth: q.noSmooth, NoBiasCorrection: q.noBias, ReduceRange: pipeline.SaturatesU8S8(),
+		Method: q.method, Weights: quant.WeightMethod(q.weights), Exclude: q.exclude, Rules: q.operators.rules, NoSmooth: q.noSmooth, NoBiasCorrection: q.noBias, Equalize: q.equalize, ReduceRange: pipeline.SaturatesU8S8(),
 	}.WithDefaults()
 }
 

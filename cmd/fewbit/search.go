@@ -83,7 +83,7 @@ OUT.onnx.search.jsonl. Exit status 1 when nothing meets what was asked for.
 	f.DurationVar(&q.timeLimit, "time-limit", pipeline.DefaultTimeLimit, "end after this long; what was found stays")
 	f.StringSliceVar(&q.targets, "targets", nil, "graph forms to choose from: ort-cpu, cpu or cuda (the native form, which is fast in fewbit only), qdq, qoperator (default ort-cpu)")
 	f.StringVar(&q.method, "method", "", "range method: auto, minmax, entropy, percentile[:P], mse or moving-average (default auto)")
-	f.StringVar(&q.weights, "weights", "", "how weights are rounded: auto, rtn, mse, gptq, hqq or, in 4 bits, awq (default auto)")
+	f.StringVar(&q.weights, "weights", "", "how weights are rounded: auto, rtn, mse, gptq, adaround, hqq or, in 4 bits, awq (default auto)")
 	f.IntVar(&q.samples, "samples", 0, fmt.Sprintf("calibrate with this many samples, spread over the data (0: %d)", pipeline.DefaultSamples))
 	f.IntVar(&q.evalSamples, "eval-samples", 0, "judge on this many samples (0: as many as the time limit allows)")
 	f.IntVar(&q.maxTokens, "max-tokens", 0, fmt.Sprintf("cut texts to this many tokens (0: %d)", task.DefaultMaxTokens))

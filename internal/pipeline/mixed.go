@@ -159,9 +159,15 @@ func (r *run) prepare(ctx context.Context) error {
 		return err
 	}
 	r.req.Config = cfg
-	r.float = r.m.Clone()
 	r.spec = SpecOf(r.m)
-	return r.checkEval()
+	if err := r.checkEval(); err != nil {
+		return err
+	}
+	if err := r.equalize(ctx); err != nil {
+		return err
+	}
+	r.float = r.m.Clone()
+	return nil
 }
 
 // planned makes the plans.

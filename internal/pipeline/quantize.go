@@ -37,8 +37,11 @@ func (p *Pipeline) Quantize(ctx context.Context, req Request, progress Progress)
 	if cfg.NeedsCalibration() && req.Calib == "" {
 		return nil, fmt.Errorf("%w: give %s, or use scheme %s, which measures ranges as it runs", ErrNeedsCalibration, req.Words.calib(), quant.INT8Dynamic)
 	}
-	if (cfg.Weights == quant.GPTQ || cfg.Weights == quant.AWQ) && req.Calib == "" {
+	if cfg.Weights.NeedsData() && req.Calib == "" {
 		return nil, fmt.Errorf("%w: weights %s are solved for by calibration data: give %s, or use weights %s", quant.ErrConfig, cfg.Weights, req.Words.calib(), quant.MSEWeights)
+	}
+	if cfg.Equalize && req.Calib == "" {
+		return nil, fmt.Errorf("%w: equalization looks at the channels' ranges: give %s", quant.ErrConfig, req.Words.calib())
 	}
 	r, err := p.start(ctx, req, progress)
 	if err != nil {
@@ -198,9 +201,9 @@ func (r *run) choosing(known map[*quant.Plan]quant.Choices) []quant.Pass {
 			late = append(late, &awqPass{r.lab, p, r.evidence, r.solved, r.progress})
 			continue
 		}
-		if (cfg.Weights == quant.AutoWeights || cfg.Weights == quant.GPTQ || cfg.Weights == quant.AWQ) && !r.tabled {
+		if (cfg.Weights == quant.AutoWeights || cfg.Weights.NeedsData()) && !r.tabled {
 			late = append(late, &weightsPass{lab: r.lab, plan: p, choices: r.choices, samples: r.openCalib, progress: r.progress, solved: r.solved,
-				strict: cfg.Weights == quant.GPTQ, warn: func(s string) { r.rep.Warnings = append(r.rep.Warnings, s) }})
+				strict: cfg.Weights == quant.GPTQ || cfg.Weights == quant.AdaRound, warn: func(s string) { r.rep.Warnings = append(r.rep.Warnings, s) }})
 		}
 	}
 	table = append(table, late...)
@@ -307,7 +310,7 @@ func (r *run) calibrate(ctx context.Context) error {
 	}
 	if ok {
 		r.tabled = true
-		if w := r.req.Config.Weights; w == quant.GPTQ || w == quant.AWQ {
+		if w := r.req.Config.Weights; w.NeedsData() {
 			return fmt.Errorf("%w: weights %s are solved for by samples, and a calibration table holds none: give the data", quant.ErrConfig, w)
 		}
 		r.rep.Warnings = append(r.rep.Warnings, "calibrated from a table: without samples there is no smoothing, no bias correction and no choice by operators' outputs")

@@ -193,6 +193,8 @@ func TestEveryForm(t *testing.T) {
 			{"int4", quant.Config{Scheme: quant.INT4}, 14, 20},
 			{"int4 hqq", quant.Config{Scheme: quant.INT4, Weights: quant.HQQ}, 14, 20},
 			{"int4 awq", quant.Config{Scheme: quant.INT4, Weights: quant.AWQ}, 15, 20},
+			{"adaround", quant.Config{Weights: quant.AdaRound}, 24, 28},
+			{"equalize", quant.Config{Equalize: true}, 24, 28},
 			{"int8 hqq", quant.Config{Weights: quant.HQQ}, 23, 25},
 			{"fp16", quant.Config{Scheme: quant.FP16}, 50, 50},
 			{"dynamic", quant.Config{Scheme: quant.INT8Dynamic}, 24, 24},

@@ -27,7 +27,9 @@ type Gram struct {
 	Rows int64
 	// Sum is [Groups, K, K]; its lower triangles are valid after Flush.
 	Sum []float32
-	buf []float32
+	// Total is [Groups, K], the sum of the rows.
+	Total []float64
+	buf   []float32
 }
 
 // GramOf returns an empty Gram for the operator, whose weight has dimensions
@@ -59,7 +61,7 @@ func (g *Gram) Bytes() int64 {
 
 func (g *Gram) begin() {
 	if g.Sum == nil {
-		g.Sum = make([]float32, g.Groups*g.K*g.K)
+		g.Sum, g.Total = make([]float32, g.Groups*g.K*g.K), make([]float64, g.Groups*g.K)
 	}
 }
 
@@ -70,6 +72,7 @@ func (g *Gram) Observe(ctx context.Context, alg Algebra, x []float32) error {
 	}
 	g.begin()
 	g.Rows += int64(len(x) / g.K)
+	g.total(x)
 	for len(x) > 0 {
 		n := min(len(x), gramRows*g.K-len(g.buf))
 		g.buf = append(g.buf, x[:n]...)
@@ -120,6 +123,7 @@ func (g *Gram) ObserveConv(ctx context.Context, alg Algebra, op *Op, dims []int6
 	}
 	g.begin()
 	g.Rows += int64(n)
+	g.total(rows)
 	parallel(g.Groups, n*g.K*g.K/2, func(from, to int) {
 		for c := from; c < to; c++ {
 			sum := g.Sum[c*g.K*g.K : (c+1)*g.K*g.K]

@@ -139,6 +139,9 @@ const (
 	MSEWeights WeightMethod = "mse"
 	// GPTQ solves for the codes by the Hessian of the calibration data.
 	GPTQ WeightMethod = "gptq"
+	// AdaRound is GPTQ whose codes, and scales of narrow inputs, are then moved as
+	// long as the output's error falls; of 8-bit weights.
+	AdaRound WeightMethod = "adaround"
 	// HQQ finds scales by half-quadratic splitting, without data.
 	HQQ WeightMethod = "hqq"
 	// AWQ scales the input channels of 4-bit products by what calibration sees in
@@ -146,8 +149,11 @@ const (
 	AWQ WeightMethod = "awq"
 )
 
+// NeedsData reports whether the method looks at calibration samples.
+func (w WeightMethod) NeedsData() bool { return w == GPTQ || w == AdaRound || w == AWQ }
+
 // WeightMethods lists the methods for weights.
-var WeightMethods = []WeightMethod{AutoWeights, RTN, MSEWeights, GPTQ, HQQ, AWQ}
+var WeightMethods = []WeightMethod{AutoWeights, RTN, MSEWeights, GPTQ, AdaRound, HQQ, AWQ}
 
 // Config says how to quantize. The zero value of each field is its default.
 type Config struct {
@@ -168,6 +174,8 @@ type Config struct {
 	Exclude []string
 	// Wide gives activations 16 bits; scheme A16W8 sets it.
 	Wide bool
+	// Equalize scales the channels between convolutions by calibration data.
+	Equalize bool
 	// NoSmooth, NoBiasCorrection and NoEmbeddings switch accuracy and size
 	// passes off.
 	NoSmooth, NoBiasCorrection, NoEmbeddings bool
@@ -207,6 +215,9 @@ func (c Config) WithDefaults() (Config, error) {
 	}
 	if c.Weights == AWQ && c.Scheme != INT4 && !slices.ContainsFunc(c.Rules, func(r Rule) bool { return r.Precision == PrecisionINT4 }) {
 		return c, fmt.Errorf("%w: weights %s are for 4 bits: use scheme %s, a rule with int4, or weights %s", ErrConfig, AWQ, INT4, GPTQ)
+	}
+	if c.Weights == AdaRound && c.Scheme == INT4 {
+		return c, fmt.Errorf("%w: weights %s are for 8 bits: use weights %s with scheme %s", ErrConfig, AdaRound, GPTQ, INT4)
 	}
 	switch c.Scheme {
 	case INT8, INT8Dynamic, INT4, FP16, BF16:

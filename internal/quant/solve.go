@@ -91,6 +91,11 @@ func (s *Solved) SolveGPTQ(ctx context.Context, alg Algebra, p *Plan, g *graph.G
 		if err != nil {
 			return nil, fmt.Errorf("operator %q: %w", op.Node.Name, err)
 		}
+		if p.Config.Weights == AdaRound {
+			if err := shared.refine(ctx, alg, v, n, p.Config, gram.Sum, smooth, r); err != nil {
+				return nil, fmt.Errorf("operator %q: %w", op.Node.Name, err)
+			}
+		}
 		gain, err := shared.gain(ctx, alg, v, n, r.dequantize(k, n, 0), nearestColumns(v, n, top, p.Config.Granularity))
 		if err != nil {
 			return nil, err
@@ -136,7 +141,11 @@ func solveConv(ctx context.Context, alg Algebra, c Config, v []float32, dims []i
 	parallel(gram.Groups, n*k*k, func(from, to int) {
 		for g := from; g < to && ctx.Err() == nil; g++ {
 			w := transpose2D(v[g*n*k:(g+1)*n*k], n, k)
-			f, err := newFactor(ctx, alg, gram.Sum[g*k*k:(g+1)*k*k], k, nil, true)
+			h := gram.Sum[g*k*k : (g+1)*k*k]
+			if c.Weights == AdaRound && !c.NoBiasCorrection {
+				h = gram.centered(g)
+			}
+			f, err := newFactor(ctx, alg, h, k, nil, true)
 			if err != nil {
 				errs[g] = err
 				continue
@@ -155,8 +164,13 @@ func solveConv(ctx context.Context, alg Algebra, c Config, v []float32, dims []i
 				errs[g] = err
 				continue
 			}
+			if c.Weights == AdaRound {
+				if errs[g] = f.refine(ctx, alg, w, n, c, h, nil, r); errs[g] != nil {
+					continue
+				}
+			}
 			copy(q.Codes[g*n*k:], transpose2D(r.codes, k, n))
-			copy(q.Scales[g*n:], scales)
+			copy(q.Scales[g*n:], r.scales)
 			gains[g], errs[g] = f.gain(ctx, alg, w, n, r.dequantize(k, n, 0), nearestColumns(w, n, top, c.Granularity))
 		}
 	})

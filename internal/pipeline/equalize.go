@@ -1,0 +1,155 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+
+	"github.com/fewbit/fewbit/internal/data"
+	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/quant"
+)
+
+// equalizePass scales channels between convolutions so that one scale serves all
+// of them better (quant.EqualGroups).
+type equalizePass struct {
+	lab      *Lab
+	samples  func() (data.Dataset, error)
+	progress Progress
+}
+
+var _ quant.Pass = (*equalizePass)(nil)
+
+func (*equalizePass) Name() string { return "equalize" }
+
+func (p *equalizePass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error) {
+	groups, left := quant.EqualGroups(m)
+	note := ""
+	if len(left) > 0 {
+		note = fmt.Sprintf("; %d stay, the first is %s", len(left), left[0])
+	}
+	if len(groups) == 0 {
+		return quant.Stats{Note: "nothing to equalize" + note}, nil
+	}
+	peaks, err := p.peaks(ctx, m, groups)
+	if err != nil {
+		return quant.Stats{}, err
+	}
+	var before, after float64 // bits of the range that the channels' mean takes
+	for i, e := range groups {
+		f, err := e.Factors(m.Graph, peaks[i])
+		if err != nil {
+			return quant.Stats{}, err
+		}
+		b, a := filled(peaks[i], f)
+		before, after = before+b/float64(len(groups)), after+a/float64(len(groups))
+		if err := e.Apply(m.Graph, f); err != nil {
+			return quant.Stats{}, err
+		}
+	}
+	return quant.Stats{Changed: len(groups), Note: fmt.Sprintf("%d groups of tensors; a channel fills %.0f %% of its tensor's range, %.0f %% before%s", len(groups), 100*after, 100*before, note)}, nil
+}
+
+// equalize runs the pass where there are samples. It belongs to the float model,
+// so that every form and precision made of it compares with the same tensors.
+func (r *run) equalize(ctx context.Context) error {
+	if r.req.Calib == "" || !r.req.Config.Equalize {
+		return nil
+	}
+	if _, table, err := OpenTable(r.req.Calib); err != nil {
+		return fmt.Errorf("calibration table: %w", err)
+	} else if table {
+		return nil // its ranges are those of the model as it is
+	}
+	return r.passes(ctx, &equalizePass{r.lab, r.openCalib, r.progress})
+}
+
+// filled is the mean over channels of the share of the range that a channel takes,
+// before and after it is multiplied by f.
+func filled(peaks, f []float32) (before, after float64) {
+	var top, topAfter float64
+	for c, p := range peaks {
+		top, topAfter = math.Max(top, float64(p)), math.Max(topAfter, float64(p*f[c]))
+	}
+	if top == 0 {
+		return 1, 1
+	}
+	for c, p := range peaks {
+		before += float64(p) / top / float64(len(peaks))
+		after += float64(p*f[c]) / topAfter / float64(len(peaks))
+	}
+	return before, after
+}
+
+// peaks runs the samples and returns the largest magnitude of each channel over all
+// tensors of each group.
+func (p *equalizePass) peaks(ctx context.Context, m *graph.Model, groups []*quant.EqualGroup) ([][]float32, error) {
+	var taps []string
+	for _, e := range groups {
+		taps = append(taps, e.Tensors...)
+	}
+	sess, err := p.lab.Open(ctx, upTo(m, taps), taps, engine.Options{ShrinkMemory: true})
+	if err != nil {
+		return nil, err
+	}
+	defer sess.Close()
+	ds, err := p.samples()
+	if err != nil {
+		return nil, fmt.Errorf("calibration data: %w", err)
+	}
+	defer ds.Close()
+	peaks := make([][]float32, len(groups))
+	for i, e := range groups {
+		peaks[i] = make([]float32, e.Channels)
+	}
+	for n := 0; ; n++ {
+		s, err := ds.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			return peaks, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := p.observe(ctx, sess, s.Feeds, taps, groups, peaks); err != nil {
+			return nil, fmt.Errorf("sample %s: %w", s.ID, err)
+		}
+		p.progress.say("equalize", float64(n+1)/float64(max(ds.Len(), n+1)))
+	}
+}
+
+func (p *equalizePass) observe(ctx context.Context, sess engine.Session, feeds engine.Feeds, taps []string, groups []*quant.EqualGroup, peaks [][]float32) error {
+	res, err := sess.Run(ctx, only(sess.Spec(), feeds), taps)
+	if err != nil {
+		return err
+	}
+	defer res.Close()
+	values := res.Tensors()
+	for i, e := range groups {
+		for _, name := range e.Tensors {
+			t := values[name]
+			x, err := t.F32()
+			if err != nil {
+				return err
+			}
+			if len(t.Dims) < 3 || int(t.Dims[1]) != e.Channels {
+				return fmt.Errorf("%w: tensor %q has shape %v where %d channels are expected", quant.ErrConfig, name, t.Dims, e.Channels)
+			}
+			inner := 1
+			for _, d := range t.Dims[2:] {
+				inner *= int(d)
+			}
+			for at := 0; at+inner <= len(x); at += inner {
+				c := at / inner % e.Channels
+				for _, v := range x[at : at+inner] {
+					if a := float32(math.Abs(float64(v))); a > peaks[i][c] {
+						peaks[i][c] = a
+					}
+				}
+			}
+		}
+	}
+	return nil
+}
