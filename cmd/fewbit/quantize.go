@@ -17,6 +17,7 @@ import (
 	"github.com/fewbit/fewbit/internal/onnx"
 	"github.com/fewbit/fewbit/internal/pipeline"
 	"github.com/fewbit/fewbit/internal/quant"
+	"github.com/fewbit/fewbit/internal/recipes"
 	"github.com/fewbit/fewbit/internal/report"
 	"github.com/fewbit/fewbit/internal/task"
 )
@@ -64,7 +65,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	}
 	f := cmd.Flags()
 	f.StringVarP(&q.out, "out", "o", "", "where the quantized model goes")
-	f.StringVar(&q.recipe, "recipe", "", "read settings from this YAML file, the names of these flags, or from a built-in recipe ("+recipeNames+"); flags given here win")
+	f.StringVar(&q.recipe, "recipe", "", "read settings from this YAML file, the names of these flags, or from a built-in recipe ("+recipes.Names+"); flags given here win")
 	f.StringVar(&q.scheme, "scheme", "", "int8 (static, needs --calib), int8-dynamic, a16w8 (int8 with 16-bit activations, target qdq), int4, fp16 or bf16 (weights only), mixed (int8 with --operators) (default int8)")
 	f.StringVar(&q.calib, "calib", "", "calibration data, or a calibration table")
 	f.StringVar(&q.method, "method", "", "range method: auto, minmax, entropy, percentile[:P], mse or moving-average (default auto: per tensor by the operator's output error)")

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"embed"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/fewbit/fewbit/internal/bare"
+	"github.com/fewbit/fewbit/internal/recipes"
 
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
@@ -24,19 +24,11 @@ const maxRecipeBytes = 1 << 20
 // one that runs a program: a recipe may come from elsewhere.
 var notInRecipes = []string{"calibrator", "recipe", "json", "help", "dump-pass", "time-passes", "ort-lib", "cpu-lib", "out"}
 
-// recipes are those for a kind of models, by the name that --recipe takes.
-//
-//go:embed recipes/*.yaml
-var recipes embed.FS
-
-// recipeNames lists the built-in recipes for people.
-const recipeNames = "nlp, cv or multimodal"
-
 // applyRecipe sets the flags that the YAML file, or the built-in recipe, names and
 // the command line does not. Unknown and repeated names are errors that give the line.
 func applyRecipe(flags *pflag.FlagSet, path string) error {
 	name := filepath.Base(path)
-	if b, err := recipes.ReadFile("recipes/" + path + ".yaml"); err == nil && name == path {
+	if b, ok := recipes.Read(path); ok {
 		if err := setRecipe(flags, b); err != nil {
 			return usagef("recipe %s: %w", name, err)
 		}
@@ -44,7 +36,7 @@ func applyRecipe(flags *pflag.FlagSet, path string) error {
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("recipe %s: %w; give a YAML file, or %s", name, bare.Error(err), recipeNames)
+		return fmt.Errorf("recipe %s: %w; give a YAML file, or %s", name, bare.Error(err), recipes.Names)
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxRecipeBytes+1))

@@ -19,6 +19,7 @@ import (
 	"github.com/fewbit/fewbit/internal/bare"
 	"github.com/fewbit/fewbit/internal/pipeline"
 	"github.com/fewbit/fewbit/internal/quant"
+	"github.com/fewbit/fewbit/internal/recipes"
 	"github.com/fewbit/fewbit/internal/report"
 	"github.com/fewbit/fewbit/internal/task"
 )
@@ -73,7 +74,7 @@ OUT.onnx.search.jsonl. Exit status 1 when nothing meets what was asked for.
 	}
 	f := cmd.Flags()
 	f.StringVarP(&q.out, "out", "o", "", "folder, or file ending in .onnx, for the best so far")
-	f.StringVar(&q.recipe, "recipe", "", "read settings from this YAML file, the names of these flags, or from a built-in recipe ("+recipeNames+"); flags given here win")
+	f.StringVar(&q.recipe, "recipe", "", "read settings from this YAML file, the names of these flags, or from a built-in recipe ("+recipes.Names+"); flags given here win")
 	f.StringVar(&q.calib, "calib", "", "calibration data")
 	f.StringVar(&q.eval, "eval", "", "evaluation data, labelled or not (default: the samples of --calib that do not calibrate)")
 	f.StringVar(&q.eval, "data", "", "the same as --eval")

@@ -147,6 +147,9 @@ func (a *App) open(ctx context.Context, version string) error {
 	if err := a.pruneReports(ctx); err != nil {
 		a.log.Warn("removing reports of forgotten jobs", "error", err)
 	}
+	if err := a.pruneSearches(ctx); err != nil {
+		a.log.Warn("removing what ended searches left", "error", err)
+	}
 	if err := a.openTrace(ctx, version); err != nil {
 		return err
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/fewbit/fewbit/internal/jobs"
 	"github.com/fewbit/fewbit/internal/pipeline"
 	"github.com/fewbit/fewbit/internal/quant"
+	"github.com/fewbit/fewbit/internal/recipes"
 	"github.com/fewbit/fewbit/internal/registry"
 	"github.com/fewbit/fewbit/internal/report"
 )
@@ -42,7 +43,7 @@ func (a *App) runJob(ctx context.Context, id string, spec jobs.Spec, progress fu
 	v, done := a.published(name, id)
 	if !done {
 		var err error
-		if v, err = a.quantize(ctx, id, name, spec, overall(progress)); err != nil {
+		if v, err = a.quantize(ctx, id, name, spec, progress); err != nil {
 			a.log.Warn("job ends without a result", "id", id, "seconds", int(time.Since(begin).Seconds()), "error", err)
 			return nil, err
 		}
@@ -118,7 +119,18 @@ func (a *App) request(ctx context.Context, spec jobs.Spec, in *jobs.Inputs, src 
 		Samples: spec.Samples, MaxLoss: spec.MaxLoss, SLO: time.Duration(spec.SLOms * float64(time.Millisecond)), Force: spec.Force,
 		Words: pipeline.Words{Calib: `"calibration": {"dataset": NAME}`, Eval: `"evaluation": {"dataset": NAME}`, Force: `"force": true`},
 	}
-	for _, text := range spec.Operators {
+	if spec.Scheme == schemeSearch {
+		req.Config.Scheme = quant.INT8 // in which what all trials have in common is checked
+	}
+	rules := spec.Operators
+	if spec.Recipe != "" {
+		own, err := recipes.Rules(spec.Recipe)
+		if err != nil {
+			return req, fmt.Errorf("%w: %w", quant.ErrConfig, err)
+		}
+		rules = append(own, rules...)
+	}
+	for _, text := range rules {
 		r, err := quant.ParseRule(text)
 		if err != nil {
 			return req, fmt.Errorf("operators: %w", err)
@@ -146,7 +158,7 @@ func (a *App) request(ctx context.Context, spec jobs.Spec, in *jobs.Inputs, src 
 
 // quantize runs the pipeline in a scratch folder that the registry removes,
 // after a crash too, and publishes what comes out.
-func (a *App) quantize(ctx context.Context, id, name string, spec jobs.Spec, progress pipeline.Progress) (registry.Version, error) {
+func (a *App) quantize(ctx context.Context, id, name string, spec jobs.Spec, progress func(string, float64)) (registry.Version, error) {
 	in := jobs.InputsOf(ctx)
 	if in == nil { // submitted without
 		var err error
@@ -175,7 +187,12 @@ func (a *App) quantize(ctx context.Context, id, name string, spec jobs.Spec, pro
 	req.Out = filepath.Join(out.Dir(), registry.ModelFile)
 	p := a.pipeline
 	p.Scratch = scratch.Dir()
-	rep, err := p.Quantize(ctx, req, progress)
+	var rep *report.Report
+	if spec.Scheme == schemeSearch {
+		rep, err = a.search(ctx, id, p, req, spec, progress)
+	} else {
+		rep, err = p.Quantize(ctx, req, overall(progress))
+	}
 	if rep != nil && (err == nil || errors.Is(err, pipeline.ErrRefused)) {
 		var b bytes.Buffer
 		if err := report.WriteJSON(&b, *rep); err != nil {
@@ -195,7 +212,7 @@ func (a *App) quantize(ctx context.Context, id, name string, spec jobs.Spec, pro
 	if err != nil {
 		return registry.Version{}, err
 	}
-	progress("publish", 0)
+	overall(progress)("publish", 0)
 	if err := out.Link(src, besideModel(src)...); err != nil {
 		return registry.Version{}, err
 	}
@@ -205,8 +222,12 @@ func (a *App) quantize(ctx context.Context, id, name string, spec jobs.Spec, pro
 	if err := a.welcome(name, src); err != nil {
 		return registry.Version{}, err
 	}
+	scheme := string(req.Config.Scheme)
+	if spec.Scheme == schemeSearch { // what it found
+		scheme = cmp.Or(rep.Recipe.Scheme, scheme)
+	}
 	return a.registry.Publish(ctx, name, out, registry.About{
-		Scheme: string(req.Config.Scheme), Source: src.Model + "/" + src.ID(), TargetMS: spec.SLOms, Key: id,
+		Scheme: scheme, Source: src.Model + "/" + src.ID(), TargetMS: spec.SLOms, Key: id,
 	})
 }
 

@@ -18,12 +18,12 @@ import (
 
 // The words that a job's request may hold, by field.
 var (
-	schemes       = []string{"int8", "int8-dynamic", "int4", "fp16", "bf16", "a16w8", "mixed"}
+	schemes       = []string{"int8", "int8-dynamic", "int4", "fp16", "bf16", "a16w8", "mixed", schemeSearch}
 	granularities = []string{"per-channel", "per-tensor"}
 	weightMethods = []string{"auto", "rtn", "mse", "gptq", "adaround", "hqq", "awq"}
 	targets       = []string{"cpu", "cuda", "ort-cpu", "qdq", "qoperator", "tensorrt"}
 	// needCalibration are the schemes whose activations have fixed ranges.
-	needCalibration = []string{"int8", "a16w8", "mixed"}
+	needCalibration = []string{"int8", "a16w8", "mixed", schemeSearch}
 )
 
 // Limits of a job's request.
@@ -33,8 +33,13 @@ const (
 	maxSamples   = 10_000_000
 	maxSLOMillis = 3_600_000
 	maxJobKey    = 256
-	maxMethod    = 64 // bytes of a name; CheckJob knows the names
+	maxSizeMB    = 1e9
+	maxTimeLimit = 7 * 24 * 3600 // seconds
+	maxMethod    = 64            // bytes of a name; CheckJob knows the names
 )
+
+// schemeSearch is the scheme of a job that chooses one itself.
+const schemeSearch = "search"
 
 // jobAccepted answers POST /quantize.
 type jobAccepted struct {
@@ -121,6 +126,9 @@ func (s *Server) checkSpec(spec *jobs.Spec) error {
 	case len(spec.Key) > maxJobKey:
 		return badf("field \"key\" has %d bytes, at most %d are allowed", len(spec.Key), maxJobKey)
 	}
+	if err := checkSearch(spec); err != nil {
+		return err
+	}
 	for _, f := range []struct {
 		field string
 		names []string
@@ -152,6 +160,24 @@ func (s *Server) checkSpec(spec *jobs.Spec) error {
 		if err := s.cfg.CheckJob(*spec); err != nil {
 			return badf("%s", publicText(err))
 		}
+	}
+	return nil
+}
+
+// checkSearch refuses bounds of a search that are none, or that belong to no search.
+func checkSearch(spec *jobs.Spec) error {
+	search := spec.Scheme == schemeSearch
+	switch {
+	case len(spec.Recipe) > maxMethod:
+		return badf("field \"recipe\" has %d bytes, at most %d are allowed", len(spec.Recipe), maxMethod)
+	case !(spec.MaxSizeMB >= 0 && spec.MaxSizeMB <= maxSizeMB):
+		return badf("field \"max_size_mb\" is %g, expected 0 to %g", spec.MaxSizeMB, float64(maxSizeMB))
+	case !(spec.TimeLimitS >= 0 && spec.TimeLimitS <= maxTimeLimit):
+		return badf("field \"time_limit_s\" is %g, expected 0 to %d", spec.TimeLimitS, maxTimeLimit)
+	case !search && (spec.MaxSizeMB > 0 || spec.TimeLimitS > 0):
+		return badf("fields \"max_size_mb\" and \"time_limit_s\" belong to scheme %q, and this one is %q", schemeSearch, spec.Scheme)
+	case search && spec.Evaluation == nil:
+		return badf("scheme %q needs field \"evaluation\": {\"dataset\": NAME}, on which each trial is judged", schemeSearch)
 	}
 	return nil
 }

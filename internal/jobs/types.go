@@ -37,7 +37,7 @@ type Spec struct {
 	Model   string `json:"model"`             // registry name of the FP32 model
 	Version string `json:"version,omitempty"` // "" is the default version
 	Name    string `json:"name,omitempty"`    // name of the result; "" is a new version of Model
-	// Scheme is int8, int8-dynamic, int4, fp16, bf16, a16w8 or mixed.
+	// Scheme is int8, int8-dynamic, int4, fp16, bf16, a16w8, mixed, or search, which chooses.
 	Scheme string `json:"scheme"`
 	// Method is minmax, entropy, percentile, mse or auto ("": auto).
 	Method string `json:"method,omitempty"`
@@ -48,12 +48,16 @@ type Spec struct {
 	Target      string   `json:"target,omitempty"` // ort-cpu (default), cpu, cuda, qdq or qoperator
 	Exclude     []string `json:"exclude,omitempty"`
 	// Operators are rules MATCH=PRECISION for single operators, later ones win (quant.ParseRule).
-	Operators   []string     `json:"operators,omitempty"`
+	Operators []string `json:"operators,omitempty"`
+	// Recipe is a built-in one, nlp, cv or multimodal: rules that come before Operators.
+	Recipe      string       `json:"recipe,omitempty"`
 	Samples     int          `json:"samples,omitempty"` // calibration samples; 0 is the default of the command line
 	Calibration *Calibration `json:"calibration,omitempty"`
 	Evaluation  *Evaluation  `json:"evaluation,omitempty"`
-	MaxLoss     float64      `json:"max_loss,omitempty"` // accuracy budget as a share of FP32's accuracy: 0.01 keeps 99 % of it
-	SLOms       float64      `json:"slo_ms,omitempty"`   // latency target; 0 is 50 ms
+	MaxLoss     float64      `json:"max_loss,omitempty"`     // accuracy budget as a share of FP32's accuracy: 0.01 keeps 99 % of it
+	SLOms       float64      `json:"slo_ms,omitempty"`       // latency target; 0 is 50 ms
+	MaxSizeMB   float64      `json:"max_size_mb,omitempty"`  // of a search: largest file, in 10^6 bytes
+	TimeLimitS  float64      `json:"time_limit_s,omitempty"` // of a search; 0 is 600 s
 	Promote     bool         `json:"promote,omitempty"`
 	Force       bool         `json:"force,omitempty"`
 	// Key makes the submission idempotent: the same key returns the same job.

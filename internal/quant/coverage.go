@@ -44,6 +44,15 @@ func (p *Plan) Cover(m *graph.Model, shapes map[string][]int64) []Coverage {
 		}
 		out = append(out, Coverage{n, macs[n.Outputs[0]], planned[n], rule})
 	}
+	own := map[*graph.Node]bool{}
+	for _, n := range m.Graph.Nodes {
+		own[n] = true
+	}
+	for _, f := range p.Float {
+		if !own[f.Node] && len(f.Node.Outputs) > 0 { // in a body
+			out = append(out, Coverage{Node: f.Node, Rule: f.Rule})
+		}
+	}
 	sort.SliceStable(out, func(i, j int) bool { return out[i].MACs > out[j].MACs })
 	return out
 }

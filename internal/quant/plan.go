@@ -125,6 +125,7 @@ func NewPlanOf(m *graph.Model, c Config, leave func(*graph.Node) string) (*Plan,
 			p.Float = append(p.Float, Float{n, rule})
 		}
 	}
+	p.Float = append(p.Float, bodies(m.Graph)...)
 	for _, e := range c.Exclude {
 		if !used[e] {
 			return nil, fmt.Errorf("%w: exclude %q names no operator and no operator type of the model", ErrConfig, e)

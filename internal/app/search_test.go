@@ -1,0 +1,124 @@
+package app
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/fewbit/fewbit/internal/jobs"
+)
+
+// searchJob looks for a model of mlp within a loss.
+func searchJob() jobs.Spec {
+	return jobs.Spec{Model: "m", Scheme: schemeSearch, Samples: 16, MaxLoss: 0.2, TimeLimitS: 60, Promote: true,
+		Calibration: &jobs.Calibration{Dataset: "calib"}, Evaluation: &jobs.Evaluation{Dataset: "test"}}
+}
+
+// tried returns how many trials the journal of a search holds.
+func tried(dir, id string) int {
+	b, err := os.ReadFile(filepath.Join(dir, searchesDir, id, "search.jsonl"))
+	if err != nil {
+		return 0
+	}
+	return strings.Count(string(b), `{"trial":`)
+}
+
+// TestSearchJobAfterKill kills the server once a search has made a trial: the next
+// one goes on with what was tried, publishes the best, and leaves nothing.
+func TestSearchJobAfterKill(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := startChild(t, dir)
+	s.seed()
+	id := s.submit(searchJob())
+	s.until(id, func(st jobs.Status) bool { return st.Status.Final() || tried(dir, id) > 0 })
+	before := tried(dir, id)
+	s.kill(t)
+	s = startChild(t, dir)
+	st := s.finished(id)
+	if st.Status != jobs.Succeeded && !strings.Contains(st.Error, "slower than FP32") {
+		t.Fatalf("job: %+v", st)
+	}
+	if st.Status == jobs.Succeeded {
+		var rep struct {
+			Warnings []string
+			Verdict  struct{ Status string }
+		}
+		s.do("GET", "/quantize/"+id+"/report", nil).into(t, 200, &rep)
+		text := strings.Join(rep.Warnings, "\n")
+		if before > 0 && (!strings.Contains(text, "by an earlier attempt") || strings.Contains(text, "trials, 0 of them")) || rep.Verdict.Status != "accepted" {
+			t.Errorf("%d trials before: %+v", before, rep)
+		}
+		if vs := s.versions("m"); len(vs) != 2 || !vs[1].Default || vs[1].Source != "m/1" {
+			t.Errorf("versions: %+v", vs)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, searchesDir, id)); !os.IsNotExist(err) {
+		t.Errorf("the search's folder is left: %v", err)
+	}
+	if left := leftovers(t, dir); len(left) > 0 {
+		t.Errorf("left in the data directory: %q", left)
+	}
+}
+
+// TestCancelASearch: a cancelled search publishes nothing, and what it tried is gone
+// with the next start.
+func TestCancelASearch(t *testing.T) {
+	t.Parallel()
+	s := start(t, "", nil)
+	s.seed()
+	id := s.submit(searchJob())
+	s.until(id, func(st jobs.Status) bool { return st.Status == jobs.Running && strings.HasPrefix(st.Phase, "search: ") })
+	s.do("DELETE", "/quantize/"+id, nil).into(t, 202, nil)
+	if st := s.finished(id); st.Status != jobs.Cancelled {
+		t.Errorf("job: %+v", st)
+	}
+	if vs := s.versions("m"); len(vs) != 1 {
+		t.Errorf("versions: %+v", vs)
+	}
+	if err := s.stop(); err != nil {
+		t.Fatal(err)
+	}
+	next := start(t, s.cfg.DataDir, nil)
+	if _, err := os.Stat(next.searchDir(id)); !os.IsNotExist(err) {
+		t.Errorf("the search's folder is left: %v", err)
+	}
+	for what, change := range map[string]func(*jobs.Spec){
+		"evaluation":   func(s *jobs.Spec) { s.Evaluation = nil },
+		"calibration":  func(s *jobs.Spec) { s.Calibration = nil },
+		"time_limit_s": func(s *jobs.Spec) { s.TimeLimitS = -1 },
+		"max_size_mb":  func(s *jobs.Spec) { s.MaxSizeMB = 1e12 },
+		"scheme":       func(s *jobs.Spec) { s.Scheme, s.MaxSizeMB = "int8", 10 },
+		"recipe":       func(s *jobs.Spec) { s.Recipe = "nplp" },
+	} {
+		spec := searchJob()
+		change(&spec)
+		next.refused(t, next.do("POST", "/quantize", spec), 400, what)
+	}
+}
+
+// TestRecipeJob: a built-in recipe gives the head half precision, and the job's own
+// rules come after it.
+func TestRecipeJob(t *testing.T) {
+	t.Parallel()
+	s := start(t, "", nil)
+	s.seed()
+	for want, own := range map[string][]string{"fp16": nil, "fp32": {"/logits=fp32"}} {
+		spec := longJob()
+		spec.Recipe, spec.Operators, spec.Promote = "nlp", own, false
+		id := s.submit(spec)
+		if st := s.finished(id); st.Status != jobs.Succeeded {
+			t.Fatalf("job: %+v", st)
+		}
+		var rep struct {
+			Operators []struct{ Name, Precision string }
+		}
+		s.do("GET", "/quantize/"+id+"/report", nil).into(t, 200, &rep)
+		for _, o := range rep.Operators {
+			if o.Name == "/logits" && o.Precision != want {
+				t.Errorf("with %v the head is %s, want %s", own, o.Precision, want)
+			}
+		}
+	}
+}

@@ -1,0 +1,52 @@
+// Package recipes holds the built-in recipes, those for a kind of models, which the
+// command line and the server's jobs take by name.
+package recipes
+
+import (
+	"embed"
+	"fmt"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+//go:embed *.yaml
+var files embed.FS
+
+// All lists the names of the recipes.
+var All = []string{"nlp", "cv", "multimodal"}
+
+// Names is All for people.
+const Names = "nlp, cv or multimodal"
+
+// Read returns the YAML text of a recipe; ok is false when there is none of that name.
+func Read(name string) (text []byte, ok bool) {
+	if !slices.Contains(All, name) {
+		return nil, false
+	}
+	b, err := files.ReadFile(name + ".yaml")
+	return b, err == nil
+}
+
+// Rules returns what a recipe says of operators, MATCH=PRECISION in its order. Every
+// built-in recipe holds that and nothing else.
+func Rules(name string) ([]string, error) {
+	b, ok := Read(name)
+	if !ok {
+		return nil, fmt.Errorf("no recipe %q; use %s", name, Names)
+	}
+	var doc struct {
+		Operators yaml.Node `yaml:"operators"`
+	}
+	dec := yaml.NewDecoder(strings.NewReader(string(b)))
+	dec.KnownFields(true)
+	if err := dec.Decode(&doc); err != nil {
+		return nil, fmt.Errorf("recipe %s: %w", name, err)
+	}
+	var rules []string
+	for i := 0; i+1 < len(doc.Operators.Content); i += 2 {
+		rules = append(rules, doc.Operators.Content[i].Value+"="+doc.Operators.Content[i+1].Value)
+	}
+	return rules, nil
+}
