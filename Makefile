@@ -73,6 +73,9 @@ ifneq ($(CMAKE),)
 	@$(CMAKE) -S cpu -B build/cpu-asan -DCMAKE_BUILD_TYPE=Release -DFEWBIT_SANITIZE=ON >build/cpu-asan.log 2>&1 || { cat build/cpu-asan.log; exit 1; }
 	@$(CMAKE) --build build/cpu-asan --parallel $(shell nproc) --target fewbit_cpu_test
 	build/cpu-asan/fewbit_cpu_test
+# The lower levels that this processor has; one that it lacks runs the highest again.
+	FEWBIT_CPU_LEVEL=avx2-vnni build/cpu-asan/fewbit_cpu_test int8
+	FEWBIT_CPU_LEVEL=avx2 build/cpu-asan/fewbit_cpu_test int8
 else
 	@echo "test-cpu: needs cmake; left out"
 endif

@@ -78,6 +78,12 @@ const Int8Kernels &int8_kernels() {
 #if defined(FEWBIT_AVX512)
   if (level() >= FEWBIT_CPU_AVX512_BF16) return int8_avx512;
 #endif
+#if defined(FEWBIT_AVX2_VNNI)
+  if (level() >= FEWBIT_CPU_AVX2_VNNI) return int8_avx2_vnni;
+#endif
+#if defined(FEWBIT_AVX2)
+  if (level() >= FEWBIT_CPU_AVX2) return int8_avx2;
+#endif
   return int8_plain;
 }
 

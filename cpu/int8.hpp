@@ -76,6 +76,12 @@ extern const Int8Kernels int8_plain;
 #if defined(FEWBIT_AVX512)
 extern const Int8Kernels int8_avx512;
 #endif
+#if defined(FEWBIT_AVX2)
+extern const Int8Kernels int8_avx2;
+#endif
+#if defined(FEWBIT_AVX2_VNNI)
+extern const Int8Kernels int8_avx2_vnni;
+#endif
 const Int8Kernels &int8_kernels(); // the level's
 
 } // namespace fewbit

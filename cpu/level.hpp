@@ -5,7 +5,7 @@
 namespace fewbit {
 
 // The best level of this processor, or the one that FEWBIT_CPU_LEVEL names
-// (plain) where that is lower. Decided once.
+// where that is lower and the processor has it. Decided once.
 fewbit_cpu_level level();
 
 const char *level_name(fewbit_cpu_level l);

@@ -31,7 +31,7 @@ func TestNativeInPython(t *testing.T) {
 	if err != nil {
 		t.Skipf("needs ONNX Runtime (make deps): %v", err)
 	}
-	if ok, why := e.BF16(); !ok {
+	if ok, why := e.Int8(); !ok {
 		t.Skipf("needs bin/libfewbit_cpu.so (make build) and a processor that it has kernels for: %s", why)
 	}
 	float := opstest.TinyBERT.Model()

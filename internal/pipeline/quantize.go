@@ -280,7 +280,7 @@ func (s snapshot) Run(_ context.Context, m *graph.Model) (quant.Stats, error) {
 }
 
 // nativeNeeds says in a native file what it is made for.
-const nativeNeeds = "fewbit's kernels: libfewbit_cpu on a CPU with AVX-512 VNNI and BF16, or fewbit on a CUDA device; " +
+const nativeNeeds = "fewbit's kernels: libfewbit_cpu on a CPU with AVX2 or, faster, AVX-512 VNNI and BF16, or fewbit on a CUDA device; " +
 	"without them ONNX Runtime computes the functions in this file: the same numbers, several times slower"
 
 // stamp writes into the file what made it and what it needs.

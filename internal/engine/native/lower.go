@@ -55,8 +55,10 @@ func (l *lowering) run(ctx context.Context) (int, error) {
 	graph.InferShapes(l.m)
 	g := l.m.Graph
 	l.ix, l.gone, l.packed = g.Index(), map[*graph.Node]bool{}, map[string]string{}
-	if err := l.attentions(); err != nil {
-		return 0, err
+	if l.e.Kernels().BF16 { // else ONNX Runtime's is faster than the plain kernel
+		if err := l.attentions(); err != nil {
+			return 0, err
+		}
 	}
 	count := 0
 	for _, n := range g.Nodes {

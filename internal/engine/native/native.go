@@ -41,7 +41,7 @@ func (e *Engine) OpenFile(ctx context.Context, path string, o engine.Options) (e
 	if o.DisableOptimization {
 		return e.Engine.OpenFile(ctx, path, o)
 	}
-	ready, why := e.BF16()
+	ready, why := e.Int8()
 	if ready && o.Prepared != "" {
 		if s := e.openPrepared(ctx, path, o); s != nil {
 			return s, nil

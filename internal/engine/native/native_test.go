@@ -4,6 +4,8 @@ import (
 	"context"
 	"math"
 	"math/rand/v2"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -22,10 +24,17 @@ func newEngine(t testing.TB) *Engine {
 	if err != nil {
 		t.Skipf("needs ONNX Runtime (make deps): %v", err)
 	}
-	if k := e.Kernels(); !k.BF16 {
+	if k := e.Kernels(); !k.Int8 {
 		t.Skipf("needs bin/libfewbit_cpu.so (make build) and a processor that it has kernels for: %s", k.Reason)
 	}
 	return New(e, t.TempDir())
+}
+
+func needBF16(t *testing.T, e *Engine) {
+	t.Helper()
+	if ok, why := e.BF16(); !ok {
+		t.Skip(why)
+	}
 }
 
 // Dimensions of the projections: neither is a multiple of a tile's.
@@ -145,6 +154,53 @@ func TestBitsOfTheBodies(t *testing.T) {
 	}
 }
 
+// TestLevels: so does each lower level of x86 that this processor has.
+func TestLevels(t *testing.T) {
+	e := newEngine(t)
+	for _, level := range []string{"avx2-vnni", "avx2"} {
+		if level == e.Kernels().Name {
+			continue
+		}
+		c := exec.Command(os.Args[0], "-test.run=^(TestBitsOfTheBodies|TestEncoderProjections)$", "-test.v")
+		c.Env = append(os.Environ(), "FEWBIT_CPU_LEVEL="+level, envLevel+"="+level)
+		out, err := c.CombinedOutput()
+		if strings.Contains(string(out), noLevel) {
+			t.Logf("this processor has no %s", level)
+			continue
+		}
+		if err != nil || strings.Count(string(out), "--- PASS: ") != 2 {
+			t.Errorf("%s: %v:\n%s", level, err, out)
+		}
+	}
+}
+
+// What a process of TestLevels is to run at, and what it says when it cannot.
+const (
+	envLevel = "FEWBIT_TEST_LEVEL"
+	noLevel  = "runs at another level"
+)
+
+// TestEncoderProjections: without the kernel for attention, ONNX Runtime's stays
+// and every projection is an operator.
+func TestEncoderProjections(t *testing.T) {
+	e := newEngine(t)
+	if want := os.Getenv(envLevel); want != "" && want != e.Kernels().Name {
+		t.Fatal(noLevel)
+	}
+	if e.Kernels().BF16 {
+		t.Skip("TestLevels runs it at lower levels")
+	}
+	c := opstest.TinyBERT
+	m := opstest.Native(t, c.Model(), quant.INT8Dynamic)
+	if got := operators(t, e, m); got[opLinearRows] != 6*c.Layers || got[opEncoderAttention] != 0 || got["MultiHeadAttention"] != c.Layers {
+		t.Errorf("%v", got)
+	}
+	path := opstest.Save(t, m)
+	if len(outputs(t, e, path, c.Feeds(3, 2, 17))) == 0 {
+		t.Error("no outputs")
+	}
+}
+
 // TestKeepsWhatDoesNotFit: projections that are not as docs/ops.md says, and
 // values that others read, stay.
 func TestKeepsWhatDoesNotFit(t *testing.T) {
@@ -186,6 +242,7 @@ const encoderTolerance = 1.5e-2
 
 func TestEncoder(t *testing.T) {
 	e := newEngine(t)
+	needBF16(t, e)
 	for _, decomposed := range []bool{false, true} {
 		c := opstest.TinyBERT
 		c.Decomposed = decomposed
@@ -214,6 +271,7 @@ func TestEncoder(t *testing.T) {
 // whose parts others read, stays, and the others do not.
 func TestAttentionKept(t *testing.T) {
 	e := newEngine(t)
+	needBF16(t, e)
 	c := opstest.TinyBERT
 	bias := func(g *graph.Graph, add *graph.Node) string {
 		if g.Init(add.In(0)) != nil {

@@ -55,7 +55,7 @@ type Packed struct {
 // Processes that open it share the weights' memory. A crash leaves no half-made
 // model: out comes last.
 func (e *Engine) Pack(ctx context.Context, path, out string) (Packed, error) {
-	if ok, why := e.BF16(); !ok {
+	if ok, why := e.Int8(); !ok {
 		return Packed{}, fmt.Errorf("%w: %s", ErrNoKernels, why)
 	}
 	m, err := graph.Open(path)

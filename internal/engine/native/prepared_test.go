@@ -264,7 +264,7 @@ func TestPack(t *testing.T) {
 	e, path := newEngine(t), tiny(t)
 	out := filepath.Join(t.TempDir(), "packed.onnx")
 	p, err := e.Pack(context.Background(), path, out)
-	if err != nil || p.Operators != 4*opstest.TinyBERT.Layers {
+	if err != nil || p.Operators < 4*opstest.TinyBERT.Layers {
 		t.Fatalf("%+v, %v", p, err)
 	}
 	if !sameAnswer(answer(t, e, path, ""), answer(t, e, out, "")) {

@@ -39,12 +39,14 @@ type Kernels struct {
 	Path, Reason string
 	// ABI is the version of functions, layouts and operators.
 	ABI int
-	// Name of what this processor runs: "avx512-bf16", or "plain" for portable
-	// code that is right and slow.
+	// Name of what this processor runs: "avx512-bf16", "avx2-vnni", "avx2", or
+	// "plain" for portable code that is right and slow.
 	Name string
-	// BF16: products of floats in BF16 (operator fewbit.MatMulBF16) run in
-	// instructions of this processor.
+	// BF16: products of floats in BF16 (operator fewbit.MatMulBF16), and
+	// attention, run in instructions of this processor.
 	BF16 bool
+	// Int8: so do projections of the native form (operator fewbit.LinearRows).
+	Int8 bool
 }
 
 // Kernels returns what is known of fewbit's own kernels.
@@ -134,7 +136,7 @@ func openKernels(path string) (Kernels, error) {
 	if C.fbort_kernels_load(cp, &level, &buf[0][0], size, &buf[1][0], size) != 0 {
 		return Kernels{}, errors.New(oneLine(C.GoString(&buf[1][0])))
 	}
-	return Kernels{Path: path, ABI: C.FEWBIT_CPU_ABI, Name: C.GoString(&buf[0][0]), BF16: level >= C.FEWBIT_CPU_AVX512_BF16}, nil
+	return Kernels{Path: path, ABI: C.FEWBIT_CPU_ABI, Name: C.GoString(&buf[0][0]), Int8: level >= C.FEWBIT_CPU_AVX2, BF16: level >= C.FEWBIT_CPU_AVX512_BF16}, nil
 }
 
 // useKernels makes the operators known to the sessions of so.
@@ -155,14 +157,24 @@ func (e *Engine) useKernels(so *ortgo.SessionOptions, o engine.Options) error {
 	return nil
 }
 
-// BF16 reports whether fewbit's kernels run in instructions of this processor, and
-// if not, why.
+// BF16 reports whether sessions can multiply floats in BF16 faster than in
+// FP32, and if not, why.
 func (e *Engine) BF16() (ok bool, why string) {
+	return e.atLeast(e.kernels.BF16, "AVX-512 VNNI and BF16")
+}
+
+// Int8 reports whether projections of the native form run in instructions of
+// this processor, and if not, why.
+func (e *Engine) Int8() (ok bool, why string) {
+	return e.atLeast(e.kernels.Int8, "AVX2")
+}
+
+func (e *Engine) atLeast(has bool, needs string) (ok bool, why string) {
 	switch {
 	case e.kernels.Path == "":
 		return false, e.kernels.Reason
-	case !e.kernels.BF16:
-		return false, "they run at level " + e.kernels.Name + " on this processor; the next one needs AVX-512 VNNI and BF16"
+	case !has:
+		return false, "this needs " + needs + ", the library runs at level " + e.kernels.Name + " on this processor"
 	}
 	return true, ""
 }
