@@ -133,9 +133,9 @@ template <int V> void context(const Attention &a, const AttentionMemory &m, int6
               });
 }
 
-// weights = exp(scale * scores + bias - their largest); returns 1 / their sum. A
-// NaN among the scores makes the sum, and with it the row, NaN.
-float softmax(const Attention &a, float *x, const float *bias, uint16_t *weights) {
+// x = scale * x + bias; returns the largest. Of all rows before softmax of the
+// first: they do not depend on each other, and each ends in a chain of steps.
+float scale_and_bias(const Attention &a, float *x, const float *bias) {
   const __m512 scale = splat(a.scale), least = splat(-std::numeric_limits<float>::infinity());
   __m512 most = least;
   for (int64_t s = 0; s < a.length; s += 16) {
@@ -146,7 +146,13 @@ float softmax(const Attention &a, float *x, const float *bias, uint16_t *weights
     _mm512_store_ps(x + s, v);
     most = _mm512_max_ps(most, v);
   }
-  const __m512 top = splat(_mm512_reduce_max_ps(most));
+  return _mm512_reduce_max_ps(most);
+}
+
+// weights = exp(x - largest); returns 1 / their sum. A NaN among the scores makes
+// the sum, and with it the row, NaN.
+float softmax(const Attention &a, const float *x, float largest, uint16_t *weights) {
+  const __m512 top = splat(largest);
   __m512 sum = _mm512_setzero_ps();
   for (int64_t s = 0; s < a.length; s += 16) {
     const __m512 e = _mm512_maskz_mov_ps(first(a.length - s), exp16(_mm512_sub_ps(_mm512_load_ps(x + s), top)));
@@ -174,10 +180,11 @@ void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, cons
     case 3: scores<3>(a, m, v); break;
     default: break;
     }
-    float shares[kRows] = {};
+    float largest[kRows] = {}, shares[kRows] = {};
+    for (int64_t i = 0; i < count; i++) largest[i] = scale_and_bias(a, m.scores + i * s_row, a.bias_of(b, h, r + i));
     for (int64_t i = 0; i < kRows; i++) {
       if (i < count)
-        shares[i] = softmax(a, m.scores + i * s_row, a.bias_of(b, h, r + i), m.weights + i * s_row);
+        shares[i] = softmax(a, m.scores + i * s_row, largest[i], m.weights + i * s_row);
       else
         std::fill_n(m.weights + i * s_row, s_row, uint16_t(0));
     }

@@ -8,6 +8,16 @@
 
 namespace fewbit {
 
+void set_bias(Attention &a, const Tensor &t, const char *op) {
+  const auto one_or = [&](size_t i, int64_t n) { return t.dims[i] == n || t.dims[i] == 1; };
+  if (t.rank != 4 || !one_or(0, a.batch) || !one_or(1, a.heads) || !one_or(2, a.length) || t.dims[3] != a.length)
+    refuse(std::string(op) + ": Bias must be [batch or 1, heads or 1, length or 1, length]");
+  a.bias = t.as<float>();
+  a.bias_row = t.dims[2] == 1 ? 0 : a.length;
+  a.bias_head = t.dims[1] == 1 ? 0 : t.dims[2] * a.length;
+  a.bias_batch = t.dims[0] == 1 ? 0 : t.dims[1] * t.dims[2] * a.length;
+}
+
 namespace {
 
 struct EncoderAttention final : Kernel {
@@ -26,20 +36,10 @@ struct EncoderAttention final : Kernel {
     Attention a;
     a.batch = x.dims[0], a.length = x.dims[1], a.heads = heads, a.size = width / heads, a.scale = scale;
     if (a.length > kMaxLength) refuse("EncoderAttention: QKV has more than " + std::to_string(kMaxLength) + " rows");
-    if (bias.data) set_bias(a, bias);
+    if (bias.data) set_bias(a, bias, "EncoderAttention");
     a.qkv = x.as<float>();
     a.y = static_cast<float *>(call.output(0, {a.batch, a.length, width}));
     if (a.batch && a.length) run(call, a);
-  }
-
-  static void set_bias(Attention &a, const Tensor &t) {
-    const auto one_or = [&](size_t i, int64_t n) { return t.dims[i] == n || t.dims[i] == 1; };
-    if (t.rank != 4 || !one_or(0, a.batch) || !one_or(1, a.heads) || !one_or(2, a.length) || t.dims[3] != a.length)
-      refuse("EncoderAttention: Bias must be [batch or 1, heads or 1, length or 1, length]");
-    a.bias = t.as<float>();
-    a.bias_row = t.dims[2] == 1 ? 0 : a.length;
-    a.bias_head = t.dims[1] == 1 ? 0 : t.dims[2] * a.length;
-    a.bias_batch = t.dims[0] == 1 ? 0 : t.dims[1] * t.dims[2] * a.length;
   }
 
   // A task is a part of the rows of one head; a thread converts keys and values

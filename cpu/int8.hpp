@@ -56,6 +56,8 @@ struct Int8Product {
   const float *residual = nullptr; // [m,n] or nullptr
   Activation act = Activation::none;
   Int8Weight w;
+  const void *after = nullptr; // read next behind the last panel: fetched meanwhile
+  int64_t after_bytes = 0;
 };
 
 // A quantized row: padded_k codes; the scale of a row that holds a NaN or an

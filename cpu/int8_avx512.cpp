@@ -16,6 +16,10 @@ constexpr int kRows = 8, kVectors = kPanel / 16; // a tile of 8 x 48: 24 accumul
 void quantize(const Int8Product &p, int64_t r0, int64_t r1, uint8_t *codes, RowScale *scales) {
   const int64_t k = p.w.k, kp = p.w.padded_k();
   const __m512 largest = splat(std::numeric_limits<float>::max());
+  // Divisions take longest: quotients are kept for the second pass, if they fit.
+  constexpr int64_t most_kept = 4096;
+  alignas(64) float kept[most_kept];
+  const bool keep = p.divisor && k <= most_kept;
   for (int64_t r = r0; r < r1; r++, codes += kp, scales++) {
     const float *x = p.x + r * k;
     const auto at = [&](int64_t i, __mmask16 m) {
@@ -26,6 +30,7 @@ void quantize(const Int8Product &p, int64_t r0, int64_t r1, uint8_t *codes, RowS
     __mmask16 strange = 0;
     for (int64_t i = 0; i < k; i += 16) {
       const __m512 v = at(i, first(k - i));
+      if (keep) _mm512_store_ps(kept + i, v);
       strange |= _mm512_cmp_ps_mask(_mm512_abs_ps(v), largest, _CMP_NLE_UQ);
       lo = _mm512_min_ps(lo, v), hi = _mm512_max_ps(hi, v);
     }
@@ -44,7 +49,7 @@ void quantize(const Int8Product &p, int64_t r0, int64_t r1, uint8_t *codes, RowS
     const __m512i offset = _mm512_set1_epi32(zero), none = _mm512_setzero_si512();
     for (int64_t i = 0; i < kp; i += 16) {
       const __mmask16 m = first(k - i);
-      __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_div_ps(at(i, m), step)), offset);
+      __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_div_ps(keep ? _mm512_load_ps(kept + i) : at(i, m), step)), offset);
       q = _mm512_maskz_mov_epi32(m, _mm512_max_epi32(q, none));
       _mm_storeu_si128(reinterpret_cast<__m128i *>(codes + i), _mm512_cvtusepi32_epi8(q));
     }
@@ -116,8 +121,10 @@ void multiply(const Int8Product &p, int64_t r0, int64_t r1, int64_t p0, int64_t 
   const int64_t kp = p.w.padded_k(), bytes = kp * kPanel;
   const int64_t steps = (r1 - r0 + kRows - 1) / kRows * (kp / kInt8Step);
   for (int64_t panel = p0; panel < p1; panel++) {
-    const char *at = reinterpret_cast<const char *>(p.w.panel(panel + 1));
-    Prefetch next{at, panel + 1 < p.w.panel_count() ? at + bytes : at, int((bytes / 64 + steps - 1) / steps)};
+    const bool after = panel + 1 == p1 && p.after;
+    const char *at = after ? static_cast<const char *>(p.after) : reinterpret_cast<const char *>(p.w.panel(panel + 1));
+    const int64_t ahead = after ? p.after_bytes : panel + 1 < p.w.panel_count() ? bytes : 0;
+    Prefetch next{at, at + ahead, int((ahead / 64 + steps - 1) / steps)};
     int64_t r = r0;
     for (; r + kRows <= r1; r += kRows) tile<kRows>(p, codes + (r - r0) * kp, scales + (r - r0), r, panel, next);
     const uint8_t *rest = codes + (r - r0) * kp;

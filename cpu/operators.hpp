@@ -7,5 +7,10 @@ namespace fewbit {
 const Operator &matmul_bf16();
 const Operator &linear_rows();
 const Operator &encoder_attention();
+const Operator &encoder_layers();
+
+struct Attention;
+// Takes Bias [batch or 1, heads or 1, length or 1, length], or refuses it.
+void set_bias(Attention &a, const Tensor &bias, const char *op);
 
 } // namespace fewbit

@@ -21,9 +21,8 @@ int64_t Tensor::rows() const {
 Tensor tensor_of(const OrtValue *v) {
   Tensor t;
   if (!v) return t;
-  ONNXTensorElementDataType type;
   void *data = nullptr;
-  check(ort->GetTensorElementTypeAndShapeDataReference(v, &type, &t.dims, &t.rank));
+  check(ort->GetTensorElementTypeAndShapeDataReference(v, &t.type, &t.dims, &t.rank));
   check(ort->GetTensorMutableData(const_cast<OrtValue *>(v), &data));
   t.data = data;
   return t;
@@ -132,7 +131,7 @@ namespace {
 const Operator &self(const OrtCustomOp *op) { return *static_cast<const Operator *>(op); }
 
 OrtCustomOpInputOutputCharacteristic kind(const std::vector<Slot> &s, size_t i) {
-  return s[i].optional ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+  return s[i].variadic ? INPUT_OUTPUT_VARIADIC : s[i].optional ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
 }
 
 } // namespace
@@ -150,6 +149,8 @@ Operator::Operator(const char *n, std::vector<Slot> i, std::vector<Slot> o, Kern
   GetOutputTypeCount = [](const OrtCustomOp *op) { return self(op).out.size(); };
   GetOutputType = [](const OrtCustomOp *op, size_t k) { return self(op).out[k].type; };
   GetOutputCharacteristic = [](const OrtCustomOp *op, size_t k) { return kind(self(op).out, k); };
+  GetVariadicInputMinArity = [](const OrtCustomOp *) { return 1; };
+  GetVariadicInputHomogeneity = [](const OrtCustomOp *) { return 0; };
   GetStartVersion = [](const OrtCustomOp *) { return 1; };
   GetEndVersion = [](const OrtCustomOp *) { return 1; };
   CreateKernelV2 = [](const OrtCustomOp *op, const OrtApi *, const OrtKernelInfo *info, void **kernel) {

@@ -43,6 +43,7 @@ template <class F> OrtStatus *guard(F &&f) noexcept {
 struct Slot {
   ONNXTensorElementDataType type;
   bool optional = false;
+  bool variadic = false; // the last: any number, at least one, of any type
 };
 
 // A tensor where it lies. data is nullptr when an optional input is left out.
@@ -50,6 +51,7 @@ struct Tensor {
   const void *data = nullptr;
   const int64_t *dims = nullptr;
   size_t rank = 0;
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 
   template <class T> const T *as() const { return static_cast<const T *>(data); }
   int64_t last() const { return rank ? dims[rank - 1] : 1; }

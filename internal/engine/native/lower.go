@@ -2,7 +2,6 @@ package native
 
 import (
 	"context"
-	"fmt"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -36,10 +35,19 @@ type lowering struct {
 	e       *ort.Engine
 	threads int
 
-	ix     *graph.Index
-	gone   map[*graph.Node]bool
-	packed map[string]string
-	maps   [][]byte
+	ix      *graph.Index
+	gone    map[*graph.Node]bool
+	weights map[*graph.Node]weight // of the LinearRows that are not packed yet
+	packed  map[string]string
+	maps    [][]byte
+}
+
+// weight is a weight [k,n] as docs/ops.md has it.
+type weight struct {
+	name   string // of weight and scales
+	codes  []int8
+	scales []float32
+	k, n   int64
 }
 
 func (l *lowering) free() {
@@ -54,7 +62,7 @@ func (l *lowering) free() {
 func (l *lowering) run(ctx context.Context) (int, error) {
 	graph.InferShapes(l.m)
 	g := l.m.Graph
-	l.ix, l.gone, l.packed = g.Index(), map[*graph.Node]bool{}, map[string]string{}
+	l.ix, l.gone, l.weights, l.packed = g.Index(), map[*graph.Node]bool{}, map[*graph.Node]weight{}, map[string]string{}
 	if l.e.Kernels().BF16 { // else ONNX Runtime's is faster than the plain kernel
 		if err := l.attentions(); err != nil {
 			return 0, err
@@ -68,11 +76,7 @@ func (l *lowering) run(ctx context.Context) (int, error) {
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
-		done, err := l.projection(n)
-		if err != nil {
-			return 0, err
-		}
-		if done {
+		if l.projection(n) {
 			count++
 		}
 	}
@@ -81,20 +85,37 @@ func (l *lowering) run(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	g.Prune()
+	if err := l.encoders(); err != nil {
+		return 0, err
+	}
+	for _, n := range g.Nodes {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		if w, ok := l.weights[n]; ok {
+			packed, err := l.pack(w)
+			if err != nil {
+				return 0, err
+			}
+			n.Inputs[inWeight] = packed
+		}
+	}
+	g.Prune()
 	return count, nil
 }
 
-func (l *lowering) projection(n *graph.Node) (bool, error) {
+func (l *lowering) projection(n *graph.Node) bool {
 	q := l.ix.Producer(n.In(0))
 	if q == nil || q.Domain != ops.Domain || q.Op != ops.OpQuantizeRows || len(n.Inputs) != 6 || len(q.Outputs) != 3 || !slices.Equal(n.Inputs[:3], q.Outputs) {
-		return false, nil
+		return false
 	}
-	packed, k, cols, err := l.pack(n)
-	if err != nil || packed == "" {
-		return false, err
+	w, ok := l.weight(n)
+	if !ok {
+		return false
 	}
-	in := []string{q.In(0), packed, "", "", ""}
-	if d := l.ix.Producer(q.In(0)); d != nil && d.Is("Div") && l.vector(d.In(1), k) {
+	cols := w.n
+	in := []string{q.In(0), n.In(3), "", "", ""} // the packed weight takes the place of n.In(3)
+	if d := l.ix.Producer(q.In(0)); d != nil && d.Is("Div") && l.vector(d.In(1), w.k) {
 		in[inX], in[inDivisor] = d.In(0), d.In(1)
 	}
 	attrs := n.Attrs[:0:0]
@@ -122,50 +143,43 @@ func (l *lowering) projection(n *graph.Node) (bool, error) {
 		in = in[:len(in)-1]
 	}
 	n.Op, n.Attrs, n.Inputs, n.Outputs = opLinearRows, attrs, in, []string{out}
-	return true, nil
+	l.weights[n] = w
+	return true
 }
 
-// pack returns the initializer with the packed weight of n and its dimensions;
-// "" when it is not as docs/ops.md says.
-func (l *lowering) pack(n *graph.Node) (name string, k, cols int64, err error) {
+// weight returns the weight of n if it is as docs/ops.md says.
+func (l *lowering) weight(n *graph.Node) (v weight, ok bool) {
 	g := l.m.Graph
 	w, scale, sum := g.Init(n.In(3)), g.Init(n.In(4)), g.Init(n.In(5))
 	if w == nil || w.Type != tensor.Int8 || len(w.Dims) != 2 || scale == nil || sum == nil || sum.Type != tensor.Int32 {
-		return "", 0, 0, nil
+		return v, false
 	}
-	k, cols = w.Dims[0], w.Dims[1]
-	if !l.vector(n.In(4), cols) || sum.Len() != cols || len(sum.Dims) != 1 {
-		return "", 0, 0, nil
+	v.k, v.n = w.Dims[0], w.Dims[1]
+	if !l.vector(n.In(4), v.n) || sum.Len() != v.n || len(sum.Dims) != 1 || l.e.Int8Size(int(v.k), int(v.n)) == 0 {
+		return v, false
 	}
-	key := fmt.Sprintf("%q %q", n.In(3), n.In(4))
-	if p, ok := l.packed[key]; ok {
-		return p, k, cols, nil
+	v.name, v.codes, v.scales = n.In(3)+"_packed_"+n.In(4), tensor.View[int8](w), tensor.View[float32](scale)
+	want, err := ops.ColumnSums(v.codes, int(v.k), int(v.n))
+	return v, err == nil && slices.Equal(want, tensor.View[int32](sum))
+}
+
+// pack returns the initializer with the packed weight.
+func (l *lowering) pack(w weight) (string, error) {
+	if p, ok := l.packed[w.name]; ok {
+		return p, nil
 	}
-	size := l.e.Int8Size(int(k), int(cols))
-	if size == 0 {
-		return "", 0, 0, nil
-	}
-	codes := tensor.View[int8](w)
-	want, err := ops.ColumnSums(codes, int(k), int(cols))
-	if err != nil || !slices.Equal(want, tensor.View[int32](sum)) {
-		return "", 0, 0, nil //nolint:nilerr // what the formula says is not what the kernel computes: it stays as it is
-	}
-	scales, err := scale.F32()
-	if err != nil {
-		return "", 0, 0, nil //nolint:nilerr // scales of another type stay as they are
-	}
+	size := l.e.Int8Size(int(w.k), int(w.n))
 	b, err := alloc(size)
 	if err != nil {
-		return "", 0, 0, err
+		return "", err
 	}
 	l.maps = append(l.maps, b)
-	if err := l.e.PackInt8(codes, scales, int(k), int(cols), b, l.threads); err != nil {
-		return "", 0, 0, err
+	if err := l.e.PackInt8(w.codes, w.scales, int(w.k), int(w.n), b, l.threads); err != nil {
+		return "", err
 	}
-	name = n.In(3) + "_packed_" + n.In(4)
-	l.packed[key] = name
-	g.SetInit(name, &tensor.Tensor{Type: tensor.Uint8, Dims: []int64{int64(size)}, Data: b})
-	return name, k, cols, nil
+	l.packed[w.name] = w.name
+	l.m.Graph.SetInit(w.name, &tensor.Tensor{Type: tensor.Uint8, Dims: []int64{int64(size)}, Data: b})
+	return w.name, nil
 }
 
 // vector reports whether name is an initializer FP32 [n].

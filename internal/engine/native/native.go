@@ -1,6 +1,7 @@
 // Package native opens models in the native form (docs/ops.md) with fewbit's
 // kernels for the CPU: what stands in the file as a few operators with bodies
-// of standard ones becomes one operator of libfewbit_cpu for each projection.
+// of standard ones becomes one operator of libfewbit_cpu for each projection, and
+// one for all layers of an encoder.
 // Other models, and all where the library is missing, open as they are.
 package native
 

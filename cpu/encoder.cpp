@@ -1,0 +1,368 @@
+#include "encoder.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <new>
+
+#include "level.hpp"
+
+namespace fewbit {
+
+void normalize_plain(const float *x, const float *gamma, const float *beta, float epsilon, int64_t rows, int64_t n, float *y) {
+  for (; rows > 0; rows--, x += n, y += n) {
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < n; i++) sum += x[i];
+    const double mean = sum / double(n);
+    for (int64_t i = 0; i < n; i++) squares += (x[i] - mean) * (x[i] - mean);
+    const double unit = 1 / std::sqrt(squares / double(n) + epsilon);
+    for (int64_t i = 0; i < n; i++) y[i] = float((x[i] - mean) * unit) * gamma[i] + beta[i];
+  }
+}
+
+void *EncoderMemory::reserve(size_t bytes) {
+  if (bytes > bytes_) {
+    std::free(data_);
+    bytes_ = 0;
+    data_ = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    if (!data_) throw std::bad_alloc();
+    bytes_ = bytes;
+  }
+  return data_;
+}
+
+EncoderMemory::~EncoderMemory() { std::free(data_); }
+
+Projection Projection::head(int64_t h, int64_t size) const {
+  Projection p = *this;
+  const int64_t first = h * 3 * size; // a multiple of kPanel
+  p.w.n = 3 * size;
+  p.w.panels = w.panel(first / kPanel);
+  p.w.sums += first, p.w.scales += first;
+  if (bias) p.bias += first;
+  return p;
+}
+
+namespace {
+
+constexpr int64_t kTileRows = 8;
+constexpr int64_t kColumnTiles = 2; // with fewer tiles of rows a thread the columns are divided
+constexpr int64_t kBlockRows = 64;   // at most: what lies between the products stays in the cache
+
+// Takes parts of memory one after the other; without memory it counts.
+struct Carve {
+  uintptr_t base;
+  size_t used = 0;
+  template <class T> T *take(int64_t n) {
+    T *const at = reinterpret_cast<T *>(base + used);
+    used += (size_t(n) * sizeof(T) + 63) / 64 * 64;
+    return at;
+  }
+};
+
+struct Codes {
+  uint8_t *codes;
+  RowScale *scales;
+  int64_t k;
+  static Codes take(Carve &c, int64_t rows, int64_t k) {
+    uint8_t *const codes = c.take<uint8_t>(rows * k);
+    return {codes, c.take<RowScale>(rows), k};
+  }
+  Codes from(int64_t r) const { return {codes + r * k, scales + r, k}; }
+};
+
+// Units of work 0..n-1 in a share for each thread, which a thread takes in every
+// phase again: what it wrote then lies in its own cache. Who has done its own
+// share helps with the others'. Nobody waits.
+class Shares {
+public:
+  static Shares take(Carve &c, int64_t threads) {
+    Shares s;
+    s.shares_ = c.take<Share>(threads), s.count_ = threads;
+    return s;
+  }
+
+  // Calls f(unit, share, more, first) for each unit on the threads; at no time do
+  // two calls have the same share. more: the next unit follows there; first: the
+  // share's first call.
+  template <class F> void run(const Parallel &parallel, int64_t n, const F &f) const {
+    for (int64_t i = 0; i < count_; i++) {
+      Share *const s = new (shares_ + i) Share;
+      s->next = n * i / count_, s->end = n * (i + 1) / count_;
+    }
+    parallel(std::min(count_, n), [&](int64_t) {
+      const int64_t mine = claim();
+      bool first = true;
+      for (int64_t i = 0; i < count_; i++) {
+        Share &s = shares_[(mine + i) % count_];
+        for (int64_t unit; (unit = s.next.fetch_add(1, std::memory_order_relaxed)) < s.end; first = false) f(unit, mine, unit + 1 < s.end, first);
+      }
+    });
+  }
+
+private:
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    std::atomic<bool> taken{false};
+    int64_t end = 0;
+  };
+  Share *shares_ = nullptr;
+  int64_t count_ = 0;
+
+  // A share that no other task of this phase has, the one of the last time if
+  // it is free. There are at least as many as tasks.
+  int64_t claim() const {
+    thread_local int64_t last = 0;
+    for (int64_t i = last < count_ ? last : 0;; i = (i + 1) % count_)
+      if (!shares_[i].taken.exchange(true, std::memory_order_relaxed)) return last = i;
+  }
+};
+
+struct Run {
+  const Encoder &e;
+  const Attention &a;
+  const Parallel &parallel;
+  const float *x;
+  float *y;
+  int64_t rows;
+  const Int8Kernels &int8 = int8_kernels();
+  const AttentionKernels &attend = attention_kernels();
+  const Normalize normalize =
+#if defined(FEWBIT_AVX512)
+      level() >= FEWBIT_CPU_AVX512_BF16 ? normalize_avx512 :
+#endif
+                                        normalize_plain;
+
+  static int64_t padded(int64_t k) { return (k + kInt8Step - 1) / kInt8Step * kInt8Step; }
+
+  void quantize(const Projection &p, const float *from, int64_t r0, int64_t r1, const Codes &to) const {
+    Int8Product q;
+    q.x = from, q.divisor = p.divisor, q.w = p.w;
+    int8.quantize(q, r0, r1, to.codes, to.scales);
+  }
+  // A panel that is read next, from memory most likely.
+  struct Ahead {
+    const void *at = nullptr;
+    int64_t bytes = 0;
+    static Ahead of(const Int8Weight &w, int64_t panel) { return {w.panel(panel), w.padded_k() * kPanel}; }
+  };
+  void multiply(const Projection &p, const uint8_t *codes, const RowScale *scales, int64_t count, int64_t p0, int64_t p1, Activation act,
+                const float *residual, float *to, Ahead after) const {
+    Int8Product q;
+    q.after = after.at, q.after_bytes = after.bytes;
+    q.w = p.w, q.bias = p.bias, q.act = act, q.residual = residual, q.y = to;
+    int8.multiply(q, 0, count, p0, p1, codes, scales);
+  }
+
+  // What one task of heads works in.
+  struct Head {
+    float *qkv, *y;
+    void *attention;
+    size_t bytes;
+    Head(const Attention &a, void *memory) {
+      Carve c{reinterpret_cast<uintptr_t>(memory)};
+      qkv = c.take<float>(a.length * 3 * a.size);
+      y = c.take<float>(a.length * a.size);
+      attention = c.take<char>(int64_t(attention_bytes(a)));
+      bytes = c.used;
+    }
+  };
+  // What one task of rows works in.
+  struct Rows {
+    Codes codes;
+    float *middle, *up;
+    static Rows at(const Run &run, int64_t rows, void *memory, size_t *bytes = nullptr) {
+      Carve c{reinterpret_cast<uintptr_t>(memory)};
+      Rows r{Codes::take(c, rows, padded(std::max(run.e.hidden(), run.e.inner))), nullptr, nullptr};
+      r.middle = c.take<float>(rows * run.e.hidden());
+      r.up = c.take<float>(rows * run.e.inner);
+      if (bytes) *bytes = c.used;
+      return r;
+    }
+  };
+
+  // What all tasks share.
+  struct Shared {
+    float *context;
+    Codes codes;
+    Shares shares;
+    char *tasks; // of each share
+  };
+
+  // Head h of sample b: from the codes of its rows to its columns of `context`.
+  void head(const EncoderLayer &l, int64_t b, int64_t h, const Codes &codes, float *context, const Head &m, Ahead after) const {
+    const Projection p = l.qkv.head(h, e.size);
+    const int64_t r = b * a.length;
+    multiply(p, codes.codes + r * p.w.padded_k(), codes.scales + r, a.length, 0, p.w.panel_count(), Activation::none, nullptr, m.qkv, after);
+    Attention one = a;
+    one.batch = one.heads = 1;
+    one.qkv = m.qkv, one.y = m.y;
+    one.bias = a.bias_of(b, h, 0);
+    const AttentionMemory memory(one, m.attention);
+    attend.pack(one, 0, 0, memory);
+    attend.rows(one, 0, 0, 0, a.length, memory);
+    for (int64_t i = 0; i < a.length; i++) std::copy_n(m.y + i * e.size, e.size, context + (r + i) * e.hidden() + h * e.size);
+  }
+
+  // Rows [r0,r1) of a layer, from `context` to y and the codes for the next one.
+  void block(const EncoderLayer &l, const EncoderLayer *next, const float *residual, const float *context, int64_t r0, int64_t r1, const Rows &m,
+             const Codes &codes, Ahead after) const {
+    const int64_t hidden = e.hidden(), n = r1 - r0;
+    const auto whole = [&](const Projection &p, Activation act, const float *res, float *to, Ahead next_weight) {
+      multiply(p, m.codes.codes, m.codes.scales, n, 0, p.w.panel_count(), act, res, to, next_weight);
+    };
+    quantize(l.out, context, r0, r1, m.codes);
+    whole(l.out, Activation::none, residual + r0 * hidden, m.middle, Ahead::of(l.up.w, 0));
+    normalize(m.middle, l.gamma[0], l.beta[0], e.epsilon, n, hidden, m.middle);
+    quantize(l.up, m.middle, 0, n, m.codes);
+    whole(l.up, Activation::gelu, nullptr, m.up, Ahead::of(l.down.w, 0));
+    quantize(l.down, m.up, 0, n, m.codes);
+    float *to = y + r0 * hidden;
+    whole(l.down, Activation::none, m.middle, to, after);
+    normalize(to, l.gamma[1], l.beta[1], e.epsilon, n, hidden, to);
+    if (next) quantize(next->qkv, y, r0, r1, codes.from(r0));
+  }
+
+  // What a share works in when the columns are divided: all rows of what stands
+  // before the products, which every share computes for itself.
+  struct Columns {
+    Codes codes;
+    float *x, *middle; // of the layers x_of and middle_of
+    int64_t *x_of, *middle_of;
+    static Columns take(Carve &c, const Run &run) {
+      Columns m;
+      m.codes = Codes::take(c, run.rows, padded(std::max(run.e.hidden(), run.e.inner)));
+      m.x = c.take<float>(run.rows * run.e.hidden()), m.middle = c.take<float>(run.rows * run.e.hidden());
+      m.x_of = c.take<int64_t>(2), m.middle_of = m.x_of + 1;
+      return m;
+    }
+  };
+
+  void by_columns(EncoderMemory &memory, int64_t threads) const {
+    const int64_t hidden = e.hidden(), head_bytes = int64_t(Head(a, nullptr).bytes);
+    Carve one{0};
+    Columns::take(one, *this);
+    const int64_t bytes = int64_t(one.used) + head_bytes;
+    struct {
+      float *context, *middle, *end, *up;
+      Shares shares;
+      char *tasks;
+    } m;
+    const auto lay = [&](Carve c) {
+      m.context = c.take<float>(rows * hidden), m.middle = c.take<float>(rows * hidden), m.end = c.take<float>(rows * hidden);
+      m.up = c.take<float>(rows * e.inner);
+      m.shares = Shares::take(c, threads);
+      m.tasks = c.take<char>(threads * bytes);
+      return c.used;
+    };
+    lay({reinterpret_cast<uintptr_t>(memory.reserve(lay({0})))});
+    const auto own = [&](int64_t share) {
+      Carve c{reinterpret_cast<uintptr_t>(m.tasks + share * bytes)};
+      return Columns::take(c, *this);
+    };
+    for (int64_t i = 0; i < threads; i++) *own(i).x_of = *own(i).middle_of = -1;
+    for (int64_t i = 0; i < int64_t(e.layers.size()); i++) {
+      const EncoderLayer &l = e.layers[size_t(i)];
+      const auto input = [&](const Columns &c) -> const float * {
+        if (i == 0) return x;
+        if (*c.x_of != i) {
+          const EncoderLayer &before = e.layers[size_t(i - 1)];
+          normalize(m.end, before.gamma[1], before.beta[1], e.epsilon, rows, hidden, c.x);
+          *c.x_of = i;
+        }
+        return c.x;
+      };
+      const auto middle = [&](const Columns &c) -> const float * {
+        if (*c.middle_of != i) {
+          normalize(m.middle, l.gamma[0], l.beta[0], e.epsilon, rows, hidden, c.middle);
+          *c.middle_of = i;
+        }
+        return c.middle;
+      };
+      // The panel of w at which a share begins.
+      const auto begin = [&](const Int8Weight &w, int64_t share) { return Ahead::of(w, w.panel_count() * share / threads); };
+      const auto product = [&](const Projection &p, const Projection *next, Activation act, float *to, const auto &prepare, const auto &residual) {
+        m.shares.run(parallel, p.w.panel_count(), [&](int64_t panel, int64_t share, bool more, bool first) {
+          const Columns c = own(share);
+          if (first) quantize(p, prepare(c), 0, rows, c.codes);
+          Ahead after;
+          if (!more && next) after = begin(next->w, share);
+          multiply(p, c.codes.codes, c.codes.scales, rows, panel, panel + 1, act, residual(c), to, after);
+        });
+      };
+      m.shares.run(parallel, a.batch * a.heads, [&](int64_t u, int64_t share, bool more, bool first) {
+        const Columns c = own(share);
+        if (first) quantize(l.qkv, input(c), 0, rows, c.codes);
+        const int64_t h = u / a.batch, then = (u + 1) / a.batch;
+        Ahead after;
+        if (!more)
+          after = begin(l.out.w, share);
+        else if (then != h)
+          after = Ahead::of(l.qkv.head(then, e.size).w, 0);
+        head(l, u % a.batch, h, c.codes, m.context, Head(a, m.tasks + (share + 1) * bytes - head_bytes), after);
+      });
+      const auto none = [](const Columns &) -> const float * { return nullptr; };
+      product(l.out, &l.up, Activation::none, m.middle, [&](const Columns &) { return m.context; }, input);
+      product(l.up, &l.down, Activation::gelu, m.up, middle, none);
+      product(l.down, i + 1 < int64_t(e.layers.size()) ? &e.layers[size_t(i + 1)].qkv : nullptr, Activation::none, m.end, [&](const Columns &) { return m.up; }, middle);
+    }
+    const EncoderLayer &l = e.layers.back();
+    normalize(m.end, l.gamma[1], l.beta[1], e.epsilon, rows, hidden, y);
+  }
+
+  void run(EncoderMemory &memory) const {
+    const int64_t hidden = e.hidden(), threads = std::max(1, parallel.threads);
+    if (threads > 1 && rows < kTileRows * kColumnTiles * threads) return by_columns(memory, threads);
+    const int64_t parts = (rows + kBlockRows * threads - 1) / (kBlockRows * threads) * threads;
+    const int64_t height = ((rows + parts - 1) / parts + kTileRows - 1) / kTileRows * kTileRows, blocks = (rows + height - 1) / height;
+    size_t bytes;
+    Rows::at(*this, height, nullptr, &bytes);
+    bytes = std::max(bytes, Head(a, nullptr).bytes);
+    const auto lay = [&](Carve &c) {
+      Shared m;
+      m.context = c.take<float>(rows * hidden);
+      m.codes = Codes::take(c, rows, padded(hidden));
+      m.shares = Shares::take(c, threads);
+      m.tasks = c.take<char>(threads * int64_t(bytes));
+      return m;
+    };
+    Carve count{0};
+    lay(count);
+    Carve carve{reinterpret_cast<uintptr_t>(memory.reserve(count.used))};
+    const Shared m = lay(carve);
+    const auto own = [&](int64_t share) { return m.tasks + share * int64_t(bytes); };
+    const auto last = [&](int64_t block) { return std::min(rows, (block + 1) * height); };
+    m.shares.run(parallel, blocks, [&](int64_t i, int64_t, bool, bool) { quantize(e.layers[0].qkv, x, i * height, last(i), m.codes.from(i * height)); });
+    for (size_t i = 0; i < e.layers.size(); i++) {
+      const EncoderLayer &l = e.layers[i], *next = i + 1 < e.layers.size() ? &l + 1 : nullptr;
+      // Samples of a head one after the other: its weight stays in the cache.
+      const int64_t units = a.batch * a.heads;
+      m.shares.run(parallel, units, [&](int64_t u, int64_t share, bool more, bool) {
+        const int64_t h = u / a.batch, then = (u + 1) / a.batch;
+        Ahead after;
+        if (!more)
+          after = Ahead::of(l.out.w, 0);
+        else if (then != h)
+          after = Ahead::of(l.qkv.head(then, a.size).w, 0);
+        head(l, u % a.batch, h, m.codes, m.context, Head(a, own(share)), after);
+      });
+      m.shares.run(parallel, blocks, [&](int64_t at, int64_t share, bool more, bool) {
+        Ahead after;
+        if (more)
+          after = Ahead::of(l.out.w, 0);
+        else if (next)
+          after = Ahead::of(next->qkv.head(units * share / threads / a.batch, a.size).w, 0);
+        block(l, next, i ? y : x, m.context, at * height, last(at), Rows::at(*this, height, own(share)), m.codes, after);
+      });
+    }
+  }
+};
+
+} // namespace
+
+void encode(const Encoder &e, const Attention &a, const float *x, float *y, EncoderMemory &memory, const Parallel &parallel) {
+  Run{e, a, parallel, x, y, a.batch * a.length}.run(memory);
+}
+
+} // namespace fewbit

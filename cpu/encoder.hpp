@@ -1,0 +1,82 @@
+// Layers of a transformer encoder with the normalization behind each residual
+// (BERT), of the projections in int8.hpp and the attention in attention.hpp.
+//
+//   a = attention(project(x, qkv))           u = gelu(project(n, up))
+//   n = normalize(project(a, out) + x)       y = normalize(project(u, down) + n)
+//
+// Each thread computes whole heads, from their columns of the product to their
+// columns of `a`, and then whole rows of everything else: what lies between
+// stays in its cache, and threads meet twice a layer. Few rows are computed by
+// columns instead, so that each weight is read by one thread only.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "attention.hpp"
+#include "int8.hpp"
+
+namespace fewbit {
+
+// The columns of a head's query, key and value make whole panels.
+inline constexpr int64_t kEncoderHeadStep = kPanel / 3;
+inline constexpr int64_t kEncoderMaxLayers = 512;
+
+struct Projection {
+  Int8Weight w;
+  const float *divisor = nullptr, *bias = nullptr; // [k], [n]; or nullptr
+
+  // The head's part of w [k, heads, 3, size].
+  Projection head(int64_t h, int64_t size) const;
+};
+
+struct EncoderLayer {
+  Projection qkv, out, up, down;
+  const float *gamma[2] = {}, *beta[2] = {}; // [hidden], of n and of y
+};
+
+struct Encoder {
+  std::vector<EncoderLayer> layers;
+  int64_t heads = 0, size = 0, inner = 0;
+  float scale = 1, epsilon = 0;
+
+  int64_t hidden() const { return heads * size; }
+};
+
+// How tasks 0..n-1 are run on the threads there are. They do not wait for each
+// other.
+struct Parallel {
+  void *context;
+  void (*run)(void *context, size_t n, void (*task)(void *data, size_t i), void *data);
+  int threads;
+
+  template <class F> void operator()(int64_t n, const F &f) const {
+    if (n == 1) return f(int64_t(0));
+    run(
+        context, size_t(n), [](void *data, size_t i) { (*static_cast<const F *>(data))(int64_t(i)); }, const_cast<F *>(&f));
+  }
+};
+
+// Memory that is kept from call to call. Its contents are undefined.
+class EncoderMemory {
+public:
+  void *reserve(size_t bytes); // aligned to 64; throws std::bad_alloc
+  ~EncoderMemory();
+
+private:
+  void *data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// a.qkv and a.y are not used: x and y are [batch, length, hidden]. Throws
+// std::bad_alloc.
+void encode(const Encoder &e, const Attention &a, const float *x, float *y, EncoderMemory &memory, const Parallel &parallel);
+
+// y = (x - mean) / sqrt(variance + epsilon) * gamma + beta of each row; y may be x
+using Normalize = void (*)(const float *x, const float *gamma, const float *beta, float epsilon, int64_t rows, int64_t n, float *y);
+void normalize_plain(const float *x, const float *gamma, const float *beta, float epsilon, int64_t rows, int64_t n, float *y);
+#if defined(FEWBIT_AVX512)
+void normalize_avx512(const float *x, const float *gamma, const float *beta, float epsilon, int64_t rows, int64_t n, float *y);
+#endif
+
+} // namespace fewbit

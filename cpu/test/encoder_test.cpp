@@ -1,0 +1,224 @@
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "encoder.hpp"
+#include "level.hpp"
+#include "test.hpp"
+
+using namespace fewbit;
+
+namespace {
+
+struct Dims {
+  int64_t heads, size, inner;
+  int layers;
+};
+
+// An encoder of made-up weights. Layer i has no divisors where i is odd, and no
+// biases in the third one.
+struct Made {
+  Encoder e;
+  std::vector<std::unique_ptr<void, decltype(&std::free)>> packed;
+  std::vector<std::vector<float>> floats;
+
+  const float *vector(int64_t n, float center, float scale) {
+    floats.push_back(gauss(size_t(n), uint32_t(floats.size() + 1), scale));
+    for (float &v : floats.back()) v = center ? center + std::fabs(v) : v;
+    return floats.back().data();
+  }
+  Projection projection(int64_t k, int64_t n, int layer) {
+    std::mt19937 r(uint32_t(packed.size() + 7));
+    std::vector<int8_t> w(size_t(k * n));
+    for (auto &x : w) x = int8_t(int(r() % 255) - 127);
+    const std::vector<float> scales(size_t(n), 0.015f / std::sqrt(float(k)));
+    const size_t bytes = int8_packed_size(k, n);
+    packed.emplace_back(std::aligned_alloc(64, (bytes + 63) / 64 * 64), std::free);
+    int8_pack(w.data(), scales.data(), k, n, 0, n, packed.back().get());
+    Projection p;
+    CHECK(int8_view(packed.back().get(), bytes, &p.w) == nullptr);
+    if (layer % 2 == 0) p.divisor = vector(k, 0.4f, 0.3f);
+    if (layer != 2) p.bias = vector(n, 0, 0.1f);
+    return p;
+  }
+  explicit Made(const Dims &d) {
+    e.heads = d.heads, e.size = d.size, e.inner = d.inner, e.scale = 1 / std::sqrt(float(d.size)), e.epsilon = 1e-12f;
+    for (int i = 0; i < d.layers; i++) {
+      EncoderLayer l;
+      l.qkv = projection(e.hidden(), 3 * e.hidden(), i), l.out = projection(e.hidden(), e.hidden(), i);
+      l.up = projection(e.hidden(), e.inner, i), l.down = projection(e.inner, e.hidden(), i);
+      for (int j = 0; j < 2; j++) l.gamma[j] = vector(e.hidden(), 0.9f, 0.2f), l.beta[j] = vector(e.hidden(), 0, 0.1f);
+      e.layers.push_back(l);
+    }
+  }
+};
+
+// Ways to run tasks: one after the other, from behind, each on a thread.
+void in_order(void *, size_t n, void (*task)(void *, size_t), void *data) {
+  for (size_t i = 0; i < n; i++) task(data, i);
+}
+void from_behind(void *, size_t n, void (*task)(void *, size_t), void *data) {
+  while (n--) task(data, n);
+}
+void on_threads(void *, size_t n, void (*task)(void *, size_t), void *data) {
+  std::vector<std::thread> all;
+  for (size_t i = 0; i < n; i++) all.emplace_back(task, data, i);
+  for (auto &t : all) t.join();
+}
+
+std::vector<float> run(const Encoder &e, Attention a, const std::vector<float> &x, EncoderMemory &memory, const Parallel &p) {
+  std::vector<float> y(x.size(), -1);
+  a.heads = e.heads, a.size = e.size, a.scale = e.scale;
+  encode(e, a, x.data(), y.data(), memory, p);
+  return y;
+}
+
+// The same, one operation after the other on whole matrices.
+std::vector<float> step_by_step(const Encoder &e, Attention a, const std::vector<float> &x, const Int8Kernels &int8, const AttentionKernels &attend,
+                                Normalize normalize) {
+  const int64_t rows = a.batch * a.length, hidden = e.hidden();
+  const auto project = [&](const Projection &p, const std::vector<float> &from, Activation act, const float *residual) {
+    std::vector<float> y(size_t(rows * p.w.n));
+    std::vector<uint8_t> codes(size_t(rows * p.w.padded_k()));
+    std::vector<RowScale> scales(static_cast<size_t>(rows));
+    Int8Product q;
+    q.x = from.data(), q.y = y.data(), q.divisor = p.divisor, q.bias = p.bias, q.act = act, q.residual = residual, q.w = p.w;
+    int8.quantize(q, 0, rows, codes.data(), scales.data());
+    int8.multiply(q, 0, rows, 0, p.w.panel_count(), codes.data(), scales.data());
+    return y;
+  };
+  std::vector<float> v = x;
+  for (const EncoderLayer &l : e.layers) {
+    const auto qkv = project(l.qkv, v, Activation::none, nullptr);
+    std::vector<float> plain(qkv.size()), context(x.size());
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t h = 0; h < e.heads; h++)
+        for (int64_t part = 0; part < 3; part++)
+          std::copy_n(&qkv[size_t(((r * e.heads + h) * 3 + part) * e.size)], e.size, &plain[size_t(((r * 3 + part) * e.heads + h) * e.size)]);
+    a.qkv = plain.data(), a.y = context.data(), a.heads = e.heads, a.size = e.size, a.scale = e.scale;
+    std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(64, (attention_bytes(a) + 63) / 64 * 64), std::free);
+    const AttentionMemory m(a, memory.get());
+    for (int64_t b = 0; b < a.batch; b++)
+      for (int64_t h = 0; h < a.heads; h++) {
+        attend.pack(a, b, h, m);
+        attend.rows(a, b, h, 0, a.length, m);
+      }
+    auto middle = project(l.out, context, Activation::none, v.data());
+    normalize(middle.data(), l.gamma[0], l.beta[0], e.epsilon, rows, hidden, middle.data());
+    v = project(l.down, project(l.up, middle, Activation::gelu, nullptr), Activation::none, middle.data());
+    normalize(v.data(), l.gamma[1], l.beta[1], e.epsilon, rows, hidden, v.data());
+  }
+  return v;
+}
+
+bool same_bits(const std::vector<float> &a, const std::vector<float> &b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+Normalize level_normalize() {
+#if defined(FEWBIT_AVX512)
+  if (level() >= FEWBIT_CPU_AVX512_BF16) return normalize_avx512;
+#endif
+  return normalize_plain;
+}
+
+} // namespace
+
+// Neither threads, nor their order, nor where rows and columns are cut, nor what
+// lay in the memory change a bit of what the operations give one by one.
+TEST(encoder_equals_its_parts) {
+  struct Shape {
+    int64_t batch, length;
+  };
+  const Dims dims[] = {{2, 16, 40, 3}, {3, 32, 100, 1}, {4, 48, 50, 2}, {1, 64, 129, 2}, {5, 16, 1, 1}};
+  const Shape shapes[] = {{1, 1}, {1, 2}, {3, 1}, {1, 7}, {1, 16}, {2, 9}, {1, 31}, {1, 33}, {4, 17}, {1, 130}, {2, 100}};
+  EncoderMemory memory;
+  for (const Dims &d : dims) {
+    const Made made(d);
+    for (const Shape &s : shapes) {
+      const auto x = gauss(size_t(s.batch * s.length * made.e.hidden()), 3, 2);
+      std::vector<float> bias(size_t(s.batch * s.length), 0.f);
+      for (int64_t b = 0; b < s.batch; b++)
+        for (int64_t i = s.length - s.length / 3; i < s.length; i++) bias[size_t(b * s.length + i)] = b % 2 ? -10000 : std::numeric_limits<float>::lowest();
+      Attention a;
+      a.batch = s.batch, a.length = s.length;
+      for (const bool masked : {false, true}) {
+        a.bias = masked ? bias.data() : nullptr, a.bias_batch = s.length;
+        const auto want = step_by_step(made.e, a, x, int8_kernels(), attention_kernels(), level_normalize());
+        bool ok = true;
+        for (const int threads : {1, 2, 3, 7})
+          for (const auto way : {in_order, from_behind, on_threads}) ok &= same_bits(want, run(made.e, a, x, memory, {nullptr, way, threads}));
+        if (!CHECK(ok)) {
+          std::fprintf(stderr, "  batch %d, length %d, heads %d, size %d, inner %d\n", int(s.batch), int(s.length), int(d.heads), int(d.size), int(d.inner));
+          return;
+        }
+      }
+    }
+  }
+}
+
+// Rounding in the last place moves a value to the next code here and there.
+constexpr double kLayerTolerance = 5e-3;
+
+TEST(encoder_close_to_the_plain_kernels) {
+  const Made made({4, 32, 300, 2});
+  Attention a;
+  a.batch = 2, a.length = 21;
+  const auto x = gauss(size_t(2 * 21 * made.e.hidden()), 3, 2);
+  EncoderMemory memory;
+  const auto y = run(made.e, a, x, memory, {nullptr, in_order, 2}), want = step_by_step(made.e, a, x, int8_plain, attention_plain, normalize_plain);
+  double d = 0, s = 0;
+  for (size_t i = 0; i < y.size(); i++) d += (y[i] - want[i]) * double(y[i] - want[i]), s += want[i] * double(want[i]);
+  CHECK(std::sqrt(d / s) <= kLayerTolerance);
+}
+
+// What is no number reaches the rows of its own sample alone, and without
+// attention to it only its own row.
+TEST(encoder_not_finite) {
+  const Made made({2, 16, 40, 2});
+  const float inf = std::numeric_limits<float>::infinity();
+  for (const int64_t length : {5, 70}) {
+    Attention a;
+    a.batch = 2, a.length = length;
+    const int64_t width = made.e.hidden();
+    auto x = gauss(size_t(2 * length * width), 3);
+    EncoderMemory memory;
+    const Parallel p{nullptr, on_threads, 2};
+    const auto clean = run(made.e, a, x, memory, p);
+    for (const float bad : {std::numeric_limits<float>::quiet_NaN(), inf, -inf}) {
+      auto bent = x;
+      bent[size_t((length + 1) * width + 3)] = bad;
+      const auto y = run(made.e, a, bent, memory, p);
+      for (int64_t i = 0; i < 2 * length * width; i++) CHECK(i / width < length ? y[size_t(i)] == clean[size_t(i)] : std::isnan(y[size_t(i)]));
+    }
+  }
+}
+
+TEST(normalize_rows) {
+  for (const Normalize normalize : {Normalize(normalize_plain), level_normalize()})
+    for (const int64_t n : {1, 2, 15, 16, 17, 31, 32, 33, 48, 100, 768, 4097}) {
+      const int64_t rows = 3;
+      auto x = gauss(size_t(rows * n), 1, 3);
+      for (int64_t i = 0; i < n; i++) x[size_t(n + i)] = 5; // without variance
+      x[size_t(2 * n)] = std::numeric_limits<float>::quiet_NaN();
+      const auto gamma = gauss(size_t(n), 2), beta = gauss(size_t(n), 3);
+      std::vector<float> y(x.size());
+      normalize(x.data(), gamma.data(), beta.data(), 1e-5f, rows, n, y.data());
+      double mean = 0, variance = 0;
+      for (int64_t i = 0; i < n; i++) mean += x[size_t(i)] / double(n);
+      for (int64_t i = 0; i < n; i++) variance += (x[size_t(i)] - mean) * (x[size_t(i)] - mean) / double(n);
+      constexpr double tolerance = 1e-5; // of values of a few units
+      for (int64_t i = 0; i < n; i++) {
+        const double want = (x[size_t(i)] - mean) / std::sqrt(variance + 1e-5) * gamma[size_t(i)] + beta[size_t(i)];
+        CHECK(std::fabs(y[size_t(i)] - want) <= tolerance * std::max(1.0, std::fabs(want)));
+        CHECK(std::fabs(y[size_t(n + i)] - beta[size_t(i)]) <= tolerance * std::max(1.0f, std::fabs(beta[size_t(i)])));
+        CHECK(std::isnan(y[size_t(2 * n + i)]));
+      }
+      auto in_place = x;
+      normalize(in_place.data(), gamma.data(), beta.data(), 1e-5f, rows, n, in_place.data());
+      CHECK(std::memcmp(in_place.data(), y.data(), size_t(2 * n) * sizeof(float)) == 0);
+    }
+}
