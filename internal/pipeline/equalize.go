@@ -62,7 +62,7 @@ func (r *run) equalize(ctx context.Context) error {
 	if _, table, err := OpenTable(r.req.Calib); err != nil {
 		return fmt.Errorf("calibration table: %w", err)
 	} else if table {
-		return nil // its ranges are those of the model as it is
+		return fmt.Errorf("%w: equalization changes the model that the table was made of: give samples instead of a table, or leave it out", quant.ErrConfig)
 	}
 	return r.passes(ctx, &equalizePass{r.lab, r.openCalib, r.progress})
 }
