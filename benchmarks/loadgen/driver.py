@@ -7,7 +7,7 @@ BERT-base with a head that tells praise from blame, in INT8, answers held-out mo
 25 tokens) and news texts cut at fixed ones, as stock operators of ONNX Runtime and in the native form. The peers serve the
 same file of stock operators with the same onnxruntime and threads, and get the same queries in the form that each takes.
 
-Every run begins with 16 queries that do not count. Before it the machine is watched for a second, and an endpoint of
+Every run begins with 16 queries that do not count. Before it the machine is watched until it is idle, for 30 seconds at most, and an endpoint of
 fewbit that does nothing is asked 300 times over one connection. A run is void when a query failed, when something else
 took a tenth of the processors, or when the 99th percentile of that endpoint passes a tenth of the target. The server
 keeps no answers. A benchmark that was interrupted goes on where it was while neither the commit nor a file changed.
@@ -34,10 +34,12 @@ HERE = Path(__file__).resolve().parent
 MOVIES, MOVIE_TEXTS = c.DEPS / "models/movies", c.DEPS / "data/movies"
 TARGET_MS, NULL_SHARE, NULL_REQUESTS, FOREIGN_SHARE = 50.0, 0.1, 300, 0.1
 SECONDS = float(os.environ.get("FEWBIT_SECONDS") or (600 if c.FULL else 10))  # of a run
+SETTLE_SECONDS = 30  # at most, for what a server still does after it has started
 MAX_CONNECTIONS, THREADS = 64, 2
 SNIPPETS, CORPUS_SEED = 1024, 7
 RATE = 30  # queries a second that must be answered within the target
 KEPT = c.WORK / "loadgen"
+PEERS_ONLY = bool(os.environ.get("LOADGEN_PEERS"))  # the rows of fewbit alone stay
 
 
 class Server:
@@ -109,6 +111,14 @@ def busy_share(seconds=1.0):
     return (y - b) / max(x - a, 1)
 
 
+def settled():
+    """The share that is taken as soon as it is small enough, or after SETTLE_SECONDS."""
+    end = time.monotonic() + SETTLE_SECONDS
+    while (share := busy_share()) > FOREIGN_SHARE and time.monotonic() < end:
+        pass
+    return share
+
+
 def kept(key):
     """Where a run of the same commit, file, queries and settings is kept; None while files differ from the commit."""
     now = c.commit()
@@ -131,7 +141,7 @@ def run(server, model, scenario, transport, samples, mode="performance", qps=Non
         c.say("%s: %s, kept from before" % (title, headline(facts)))
         return facts
     c.say("%s: some %.0f s" % (title, SECONDS))
-    busy, load, null, energy = busy_share(), os.getloadavg()[0], server.null(), server.energy()
+    busy, load, null, energy = settled(), os.getloadavg()[0], server.null(), server.energy()
     with tempfile.TemporaryDirectory(dir=c.WORK) as folder:
         folder = Path(folder)
         (folder / "samples.json").write_text(json.dumps(samples))
@@ -284,9 +294,9 @@ def peers(r, server, model, real, path):
                 own = run(server, model, "Server", "binary" if transport == "binary" else "json", real, qps=RATE, connections=MAX_CONNECTIONS, turn=i + 1)
                 f = run(server, asked, "Server", transport, real, qps=RATE, connections=MAX_CONNECTIONS, server_name=peer, at="127.0.0.1:%d" % port)
                 bad = void(own) or void(f)
-                r.row(what, "p50 %.1f ms, p99 %.1f ms%s" % (ms(own, 50), ms(own, 99), void(own)), "p50 %.1f ms, p99 %.1f ms%s" % (ms(f, 50), ms(f, 99), void(f)), ms(f, 99) / ms(own, 99), "ahead", None if bad else ms(own, 99) < ms(f, 99), n=queries(f), run=f)
+                r.row(what, "p50 %.1f ms, p99 %.1f ms%s" % (ms(own, 50), ms(own, 99), void(own)), "p50 %.1f ms, p99 %.1f ms%s" % (ms(f, 50), ms(f, 99), void(f)), ms(f, 99) / ms(own, 99), "ahead", None if bad else ms(own, 99) < ms(f, 99), n=queries(f), run=f, commit=r.body["commit"])
             except (RuntimeError, OSError, subprocess.CalledProcessError) as e:
-                r.row(what, "p99 %.1f ms" % ms(own, 99) if own else "", "not measured: " + str(e)[:300])
+                r.row(what, "p99 %.1f ms" % ms(own, 99) if own else "", "not measured: " + str(e)[:300], commit=r.body["commit"])
             finally:
                 if process:
                     process.terminate()
@@ -302,7 +312,12 @@ def main():
     with tempfile.TemporaryDirectory(dir=c.WORK) as folder:
         server = Server(Path(folder))
         try:
-            peers(r, server, *ours(r, server, made), made["stock operators"])
+            if PEERS_ONLY and r.path.exists():
+                r.body["rows"] = [row for row in json.loads(r.path.read_text())["rows"] if ", against " not in row["what"]]
+                model, real = server.model("stock", made["stock operators"]), snippets()[0]
+            else:
+                model, real = ours(r, server, made)
+            peers(r, server, model, real, made["stock operators"])
         finally:
             server.stop()
     r.body["seconds"] = SECONDS

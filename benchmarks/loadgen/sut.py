@@ -49,13 +49,17 @@ class Rest:
 
     def ask(self, encoded):
         """The scores of one sample. Raises unless the server answered 200."""
-        try:
-            self.conn.request("POST", self.path, *encoded)
-            r = self.conn.getresponse()
-            body = r.read()
-        except (OSError, http.client.HTTPException):
-            self.conn.close()
-            raise
+        for stale in (self.conn.sock is not None, False):
+            try:
+                self.conn.request("POST", self.path, *encoded)
+                r = self.conn.getresponse()
+                body = r.read()
+                break
+            except (OSError, http.client.HTTPException) as e:
+                self.conn.close()
+                # Some servers close a connection that was idle for seconds: every client asks again on a new one then.
+                if not stale or not isinstance(e, (ConnectionError, http.client.BadStatusLine)):
+                    raise
         if r.status != 200:
             raise RuntimeError("HTTP %d: %s" % (r.status, body[:200].decode(errors="replace")))
         return self.scores(body, r.headers)
