@@ -35,9 +35,6 @@ func (p Precision) Check() error {
 	return fmt.Errorf("%w: %q: expected %s, %s or %s", ErrPrecision, p, AutoPrecision, FP32, BF16)
 }
 
-// auto reports whether the choice is left to the machine.
-func (p Precision) auto() bool { return p == "" || p == AutoPrecision }
-
 // ErrPrecision: no such precision, or not on this machine.
 var ErrPrecision = errors.New("precision not available")
 

@@ -229,12 +229,6 @@ func (c *calibration) onEngine(ctx context.Context, ev *Evidence) (observer, err
 	var s engine.Session
 	if o := (engine.Options{ShrinkMemory: true}); bf16 != nil {
 		s, err = c.lab.openBF16(ctx, bf16, c.model, c.taps, o)
-		// The engine knows no shapes behind an operator that is not its own, and refuses
-		// some models whose Reshapes follow from them.
-		if err != nil && ctx.Err() == nil && c.lab.Precision.auto() {
-			precision = FP32
-			s, err = c.lab.Open(ctx, c.model, c.taps, o)
-		}
 	} else {
 		s, err = c.lab.Open(ctx, c.model, c.taps, o)
 	}
