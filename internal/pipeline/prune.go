@@ -134,7 +134,7 @@ func (p *prunePass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error
 			}
 			m.Graph.SetInit(op.W, tensor.From(w, t.Dims...))
 			elements += int64(len(w))
-			zeros += int64(math.Round(quant.Zeros(w) * float64(len(w))))
+			zeros += quant.Zeros(w)
 			s.gram = nil
 			done++
 			p.progress.say("prune", float64(done)/float64(len(p.ops)))
@@ -194,8 +194,8 @@ func (p *prunePass) describe(ctx context.Context, left []quant.Float) (err error
 	add := func(n *graph.Node, rule string) {
 		op := report.Operator{Name: n.Name, Op: n.Op, Precision: "fp32", Rule: rule, SQNR: report.Num(nan), Cosine: report.Num(nan)}
 		if v, err := p.m.Graph.Init(n.In(1)).F32(); err == nil { // a weight that is left may be of another type
-			op.Zeros = quant.Zeros(v)
-			zeros := int64(math.Round(op.Zeros * float64(len(v))))
+			zeros := quant.Zeros(v)
+			op.Zeros = float64(zeros) / float64(max(len(v), 1))
 			s.All += int64(len(v))
 			s.AllZeros += zeros
 			if rule == "" {

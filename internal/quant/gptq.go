@@ -145,16 +145,9 @@ func (f *factor) round(ctx context.Context, alg Algebra, w []float32, n int, g g
 			return nil, err
 		}
 		rows := min(block, k-start)
-		var carried []float32 // what the errors of all earlier blocks ask of this one
-		if start > 0 {
-			m := make([]float32, rows*start)
-			for i := range rows {
-				copy(m[i*start:(i+1)*start], f.m[(start+i)*k:(start+i)*k+start])
-			}
-			var err error
-			if carried, err = alg.MatMul(ctx, m, rows, start, d[:start*n], n); err != nil {
-				return nil, err
-			}
+		carried, err := f.carried(ctx, alg, d, n, start, rows)
+		if err != nil {
+			return nil, err
 		}
 		parallel(len(losses), gptqColumns*rows*(rows+40), func(from, to int) {
 			s := &strip{factor: f, grid: g, out: out, w: w, d: d, n: n, start: start, rows: rows}
@@ -167,6 +160,19 @@ func (f *factor) round(ctx context.Context, alg Algebra, w []float32, n int, g g
 		out.loss += l
 	}
 	return out, nil
+}
+
+// carried returns [rows,n], what the errors d of all rows before start ask of the
+// block of rows that begins there; nil of the first block.
+func (f *factor) carried(ctx context.Context, alg Algebra, d []float32, n, start, rows int) ([]float32, error) {
+	if start == 0 {
+		return nil, nil
+	}
+	m := make([]float32, rows*start)
+	for i := range rows {
+		copy(m[i*start:(i+1)*start], f.m[(start+i)*f.k:(start+i)*f.k+start])
+	}
+	return alg.MatMul(ctx, m, rows, start, d[:start*n], n)
 }
 
 // strip rounds some columns of one block of rows.

@@ -376,13 +376,12 @@ func (l layout) reorder(sum []float32) []float32 {
 	return out
 }
 
-// Zeros returns the share of zeros in a float tensor.
-func Zeros(v []float32) float64 {
-	n := 0
+// Zeros counts the zeros of a float tensor.
+func Zeros(v []float32) (n int64) {
 	for _, x := range v {
 		if x == 0 {
 			n++
 		}
 	}
-	return float64(n) / float64(max(len(v), 1))
+	return n
 }

@@ -23,18 +23,12 @@ func (f *factor) prune(ctx context.Context, alg Algebra, w []float32, n int, s S
 		rows := min(pruneBlock, k-start)
 		b := &pruning{factor: f, dead: dead, w: w, d: d, out: out, n: n, start: start, rows: rows, pattern: s.Pattern}
 		b.want = append([]float32(nil), w[start*n:(start+rows)*n]...)
-		if start > 0 { // what the errors of earlier blocks ask of this one
-			m := make([]float32, rows*start)
-			for i := range rows {
-				copy(m[i*start:(i+1)*start], f.m[(start+i)*k:(start+i)*k+start])
-			}
-			carried, err := alg.MatMul(ctx, m, rows, start, d[:start*n], n)
-			if err != nil {
-				return nil, 0, err
-			}
-			for i, v := range carried {
-				b.want[i] += v
-			}
+		carried, err := f.carried(ctx, alg, d, n, start, rows)
+		if err != nil {
+			return nil, 0, err
+		}
+		for i, v := range carried {
+			b.want[i] += v
 		}
 		work := gptqColumns * rows * (rows + 40)
 		if !s.Pattern {
