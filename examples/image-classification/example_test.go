@@ -5,11 +5,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,7 +16,7 @@ import (
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/onnx"
 	"github.com/fewbit/fewbit/internal/tensor"
-	"github.com/fewbit/fewbit/tools/drive"
+	"github.com/fewbit/fewbit/tools/drive/drivetest"
 )
 
 const (
@@ -126,23 +124,8 @@ func TestShortForm(t *testing.T) {
 	if testing.Short() {
 		t.Skip("short: this builds and runs the command line")
 	}
-	if os.Getenv("FEWBIT_ORT_LIB") == "" {
-		lib, err := filepath.Glob(root + "/.deps/ort-*/libonnxruntime.so*")
-		if err != nil || len(lib) == 0 {
-			t.Skip("ONNX Runtime is missing in .deps: make deps")
-		}
-		abs, err := filepath.Abs(lib[0])
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Setenv("FEWBIT_ORT_LIB", abs)
-	}
 	c := small(t)
-	build := exec.Command("go", "build", "-o", c.fewbit, "./cmd/fewbit")
-	build.Dir = root
-	if b, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build ./cmd/fewbit: %v\n%s", err, b)
-	}
+	drivetest.Programs(t, filepath.Dir(c.fewbit), "fewbit")
 	c.result, c.page = filepath.Join(t.TempDir(), "result.json"), filepath.Join(t.TempDir(), "page.md")
 	if err := os.WriteFile(c.page, []byte("# page\n<!-- output --><!-- /output -->\nend\n"), 0o644); err != nil {
 		t.Fatal(err)
@@ -253,18 +236,11 @@ func TestThin(t *testing.T) {
 
 // TestPage: the walk-through shows what the committed result says.
 func TestPage(t *testing.T) {
-	o, err := readOutcome(root + "/benchmarks/results/example_image.json")
-	if errors.Is(err, os.ErrNotExist) {
-		t.Skip("benchmarks/results/example_image.json is missing; make example-image FULL=1")
-	} else if err != nil {
-		t.Fatal(err)
-	}
-	b, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	want, err := drive.Shown(string(b), o.text())
-	if err != nil || want != string(b) {
-		t.Errorf("README.md does not show benchmarks/results/example_image.json (%v); run make example-image FULL=1", err)
-	}
+	drivetest.Page(t, "example_image.json", "example-image", func(path string) (string, error) {
+		o, err := readOutcome(path)
+		if err != nil {
+			return "", err
+		}
+		return o.text(), nil
+	})
 }

@@ -19,7 +19,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -89,16 +88,7 @@ func main() {
 		c.samples, c.evalSamples = 64, 0
 		os.Setenv("FEWBIT_BENCH", "full") // for harness.Full
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, c); err != nil {
-		if ctx.Err() != nil {
-			fmt.Fprintln(os.Stderr, "\nstopped; what is done is kept, the same command goes on")
-			os.Exit(130)
-		}
-		fmt.Fprintln(os.Stderr, "example:", err)
-		os.Exit(1)
-	}
+	drive.Main(func(ctx context.Context) error { return run(ctx, c) })
 }
 
 // check finds out before anything is started what would fail later, and returns

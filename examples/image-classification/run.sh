@@ -4,19 +4,13 @@
 # Arguments go to the program (--help lists them); FULL=1 takes the counts that claims rest on and keeps the result.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-GO=${GO:-go} PYTHON=${PYTHON:-python3}
-fail() { echo "example: error: $*" >&2; exit 1; }
-for tool in "$GO" "$PYTHON" c++; do
-  command -v "$tool" >/dev/null || fail "$tool is not installed; install Go 1.26, Python 3.11 or newer with venv, and a C++ compiler"
-done
-"$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || fail "$PYTHON cannot make virtual environments; install python3-venv"
+. examples/prelude.sh
 if [ ! -e .deps/models/resnet50-random/model.onnx ] || [ ! -e .deps/data/stamps/labelled.npz ]; then
   # The stamps take 161 MB packed, 190 unpacked and 440 as arrays, the Python environment 620.
   free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1000) }')
   [ "$free" -ge 2500 ] || fail "$free MB are free here, 2500 are needed; free some and run again"
   [ -e .deps/raw/stamps/README ] || command -v apt-get >/dev/null || fail "apt-get is not installed; the photos are a Debian package and are fetched with it"
 fi
-step() { echo "==> $*"; }
 step "fetching ONNX Runtime, EfficientNet-lite0 and the photos (what is there is kept)"
 "$PYTHON" tools/fetch/fetch.py example-image
 tools/models/prepare.sh efficientnet resnet50 stamps

@@ -7,14 +7,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/fewbit/fewbit/tools/drive"
+	"github.com/fewbit/fewbit/tools/drive/drivetest"
 )
 
 const root = "../.."
@@ -35,37 +34,8 @@ func short(t *testing.T, out io.Writer) config {
 			t.Skipf("%s is missing: make deps, then go run ./tools/newsmodel", strings.TrimPrefix(f, root+"/"))
 		}
 	}
-	lib, err := filepath.Glob(root + "/.deps/ort-*/libonnxruntime.so*")
-	if os.Getenv("FEWBIT_ORT_LIB") == "" {
-		if err != nil || len(lib) == 0 {
-			t.Skip("ONNX Runtime is missing in .deps: make deps")
-		}
-		abs, err := filepath.Abs(lib[0])
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Setenv("FEWBIT_ORT_LIB", abs)
-	}
-	build := exec.Command("go", "build", "-o", c.serve, "./cmd/serve")
-	build.Dir = root
-	if b, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build ./cmd/serve: %v\n%s", err, b)
-	}
+	drivetest.Programs(t, filepath.Dir(c.serve), "serve")
 	return c
-}
-
-// stopAt cancels when a line that holds the text is written.
-type stopAt struct {
-	bytes.Buffer
-	text string
-	stop context.CancelFunc
-}
-
-func (w *stopAt) Write(b []byte) (int, error) {
-	if strings.Contains(string(b), w.text) {
-		w.stop()
-	}
-	return w.Buffer.Write(b)
 }
 
 // TestShortForm runs the whole scenario: it is interrupted while the job is at
@@ -78,7 +48,7 @@ func TestShortForm(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	first, stop := context.WithCancel(ctx)
-	out := &stopAt{text: "running", stop: stop}
+	out := &drivetest.StopAt{Text: "running", Stop: stop}
 	c := short(t, out)
 	if err := run(first, c, false); !errors.Is(err, context.Canceled) {
 		t.Fatalf("interrupted at the job: %v\n%s", err, out)
@@ -169,20 +139,13 @@ func TestMissingData(t *testing.T) {
 
 // TestPage: the walk-through shows what the committed result says.
 func TestPage(t *testing.T) {
-	o, err := readOutcome(root + "/benchmarks/results/example_text.json")
-	if errors.Is(err, os.ErrNotExist) {
-		t.Skip("benchmarks/results/example_text.json is missing; make example-text FULL=1")
-	} else if err != nil {
-		t.Fatal(err)
-	}
-	b, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	want, err := drive.Shown(string(b), o.text())
-	if err != nil || want != string(b) {
-		t.Errorf("README.md does not show benchmarks/results/example_text.json (%v); run make example-text FULL=1", err)
-	}
+	drivetest.Page(t, "example_text.json", "example-text", func(path string) (string, error) {
+		o, err := readOutcome(path)
+		if err != nil {
+			return "", err
+		}
+		return o.text(), nil
+	})
 }
 
 // TestHighest: the rate that holds is the last before the first that does not.

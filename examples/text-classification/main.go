@@ -22,12 +22,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/fewbit/fewbit/internal/engine"
@@ -37,8 +34,6 @@ import (
 const (
 	modelName = "reviews"
 	gateName  = "reviews-gate"
-	// jobTimeout bounds the quantization job.
-	jobTimeout = 30 * time.Minute
 	// needBytes is what the server's folder takes: FP32 and INT8 of BERT-base, and room to write them.
 	needBytes = 2 << 30
 	// maxLine bounds one line of the data.
@@ -73,9 +68,6 @@ type config struct {
 }
 
 func main() {
-	// The server asks the kernel to be told when the thread that started it
-	// ends, so that thread must live as long as the program.
-	runtime.LockOSThread()
 	c := config{
 		out: os.Stdout, rule: "head/logits=fp16", traffic: 600, rate: 15, gate: 1000, batches: []int{1, 2, 4, 8}, lengths: []int{16, 32, 64, 128},
 		rounds: 20, cell: 8 * time.Second, rates: []float64{5, 10, 20, 30, 40, 50, 60}, load: 10 * time.Second, targetMS: 50,
@@ -95,16 +87,7 @@ func main() {
 		c.rounds, c.cell, c.load = 100, time.Minute, time.Minute
 		os.Setenv("FEWBIT_BENCH", "full") // for harness.Full
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, c, *again); err != nil {
-		if ctx.Err() != nil {
-			fmt.Fprintln(os.Stderr, "\nstopped; what is done is kept, the same command goes on")
-			os.Exit(130)
-		}
-		fmt.Fprintln(os.Stderr, "example:", err)
-		os.Exit(1)
-	}
+	drive.Main(func(ctx context.Context) error { return run(ctx, c, *again) })
 }
 
 // steps that -again repeats, by name: another count is another step.
@@ -128,22 +111,12 @@ func run(ctx context.Context, c config, again bool) error {
 			return err
 		}
 	}
-	key, err := drive.CaptureKey(c.dir)
-	if err != nil {
-		return err
-	}
-	log := filepath.Join(c.dir, "server", "serve.log")
-	fmt.Fprintf(c.out, "==> starting %s (log: %s)\n", c.serve, log)
-	srv, err := drive.Start(drive.Config{Program: c.serve, Listen: "127.0.0.1:0", DataDir: filepath.Join(c.dir, "server"),
-		Args: []string{"--grpc-listen", "", "--capture-key", key}})
+	srv, api, err := drive.StartCapturing(ctx, c.out, c.serve, c.dir)
 	if err != nil {
 		return err
 	}
 	defer srv.Stop()
-	e := &example{config: c, data: data, steps: steps, api: drive.NewClient("http://" + srv.Addr)}
-	if err := srv.UntilReady(ctx, e.api); err != nil {
-		return err
-	}
+	e := &example{config: c, data: data, steps: steps, api: api}
 	o, err := e.all(ctx)
 	if err != nil {
 		return srv.Explain(err)

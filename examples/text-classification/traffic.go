@@ -99,50 +99,12 @@ func (e *example) uploadGate(ctx context.Context) error {
 	return e.api.Do(ctx, http.MethodPut, "/datasets/"+gateName, "application/jsonl", &b, nil)
 }
 
-// job is what the quantization made.
-type job struct {
-	Version string        `json:"version"`
-	Seconds float64       `json:"seconds"`
-	Report  report.Report `json:"report"`
-}
-
-// quantize submits the job and follows it. The id is kept first: a run that is
-// interrupted meanwhile finds the same job, which goes on when the server is back.
-func (e *example) quantize(ctx context.Context, source string) (job, error) {
-	ctx, cancel := context.WithTimeout(ctx, jobTimeout)
-	defer cancel()
-	id, err := drive.Do(e.steps, "submit", "POST /quantize: int8 per channel, "+e.rule+", calibrated on what was captured", func() (string, error) {
-		return e.api.Submit(ctx, jobs.Spec{
-			Model: modelName, Version: source, Scheme: "int8", Granularity: "per-channel", Operators: []string{e.rule}, Samples: e.samples,
-			Calibration: &jobs.Calibration{Captured: &jobs.Captured{}}, Evaluation: &jobs.Evaluation{Dataset: gateName}, MaxLoss: 0.01, SLOms: e.targetMS, Promote: true, Force: e.force,
-		})
-	})
-	if err != nil {
-		return job{}, err
-	}
-	return drive.Do(e.steps, "job", "job "+id, func() (job, error) {
-		p, start := drive.NewProgress(e.out), time.Now()
-		s, err := e.api.Follow(ctx, id, p.Show)
-		p.Done()
-		if err != nil {
-			return job{}, err
-		}
-		if s.Status != jobs.Succeeded {
-			return job{}, errors.Join(fmt.Errorf("job %s %s: %s", id, s.Status, s.Error), e.steps.Forget("submit"))
-		}
-		var result struct {
-			Version string `json:"version"`
-		}
-		if err := json.Unmarshal(s.Result, &result); err != nil {
-			return job{}, fmt.Errorf("job %s: its result is not what was expected: %w", id, err)
-		}
-		r, err := e.api.Report(ctx, s)
-		if err != nil {
-			return job{}, err
-		}
-		r.Tensors, r.Operators = nil, nil // long, and GET /quantize/ID/report has them
-		return job{Version: result.Version, Seconds: time.Since(start).Seconds(), Report: *r}, nil
-	})
+// quantize submits the job and follows it.
+func (e *example) quantize(ctx context.Context, source string) (drive.Job, error) {
+	return drive.Quantize(ctx, e.steps, e.api, "POST /quantize: int8 per channel, "+e.rule+", calibrated on what was captured", jobs.Spec{
+		Model: modelName, Version: source, Scheme: "int8", Granularity: "per-channel", Operators: []string{e.rule}, Samples: e.samples,
+		Calibration: &jobs.Calibration{Captured: &jobs.Captured{}}, Evaluation: &jobs.Evaluation{Dataset: gateName}, MaxLoss: 0.01, SLOms: e.targetMS, Promote: true, Force: e.force,
+	}, func(j drive.Job, _ *report.Report) drive.Job { return j })
 }
 
 // accuracy is how both versions answer the same texts.

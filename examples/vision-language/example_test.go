@@ -10,7 +10,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -20,7 +19,7 @@ import (
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/onnx"
 	"github.com/fewbit/fewbit/internal/tensor"
-	"github.com/fewbit/fewbit/tools/drive"
+	"github.com/fewbit/fewbit/tools/drive/drivetest"
 )
 
 const (
@@ -163,41 +162,6 @@ func short(t *testing.T, out io.Writer) config {
 		batch: 20, rounds: 6, latency: 2 * time.Second, ticks: 8, tick: 60 * time.Millisecond, force: true, targetMS: 50}
 }
 
-// programs builds what the scenario starts.
-func programs(t *testing.T, c config) {
-	t.Helper()
-	if os.Getenv("FEWBIT_ORT_LIB") == "" {
-		lib, err := filepath.Glob(root + "/.deps/ort-*/libonnxruntime.so*")
-		if err != nil || len(lib) == 0 {
-			t.Skip("ONNX Runtime is missing in .deps: make deps")
-		}
-		abs, err := filepath.Abs(lib[0])
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Setenv("FEWBIT_ORT_LIB", abs)
-	}
-	build := exec.Command("go", "build", "-o", filepath.Dir(c.serve)+"/", "./cmd/serve", "./cmd/fewbit")
-	build.Dir = root
-	if b, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, b)
-	}
-}
-
-// stopAt cancels when a line that holds the text is written.
-type stopAt struct {
-	bytes.Buffer
-	text string
-	stop context.CancelFunc
-}
-
-func (w *stopAt) Write(b []byte) (int, error) {
-	if strings.Contains(string(b), w.text) {
-		w.stop()
-	}
-	return w.Buffer.Write(b)
-}
-
 // TestShortForm runs the whole scenario: it is interrupted while the job is at
 // work, goes on without repeating what was done, and a third run measures nothing.
 func TestShortForm(t *testing.T) {
@@ -209,9 +173,9 @@ func TestShortForm(t *testing.T) {
 	defer cancel()
 	first, stop := context.WithCancel(ctx)
 	defer stop()
-	out := &stopAt{text: "running", stop: stop}
+	out := &drivetest.StopAt{Text: "running", Stop: stop}
 	c := short(t, out)
-	programs(t, c)
+	drivetest.Programs(t, filepath.Dir(c.serve), "serve", "fewbit")
 	if err := run(first, c, false); !errors.Is(err, context.Canceled) {
 		t.Fatalf("interrupted at the job: %v\n%s", err, out)
 	}
@@ -319,18 +283,11 @@ func TestBlocks(t *testing.T) {
 
 // TestPage: the walk-through shows what the committed result says.
 func TestPage(t *testing.T) {
-	o, err := readOutcome(root + "/benchmarks/results/example_drone.json")
-	if errors.Is(err, os.ErrNotExist) {
-		t.Skip("benchmarks/results/example_drone.json is missing; make example-drone FULL=1")
-	} else if err != nil {
-		t.Fatal(err)
-	}
-	b, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	want, err := drive.Shown(string(b), o.text())
-	if err != nil || want != string(b) {
-		t.Errorf("README.md does not show benchmarks/results/example_drone.json (%v); run make example-drone FULL=1", err)
-	}
+	drivetest.Page(t, "example_drone.json", "example-drone", func(path string) (string, error) {
+		o, err := readOutcome(path)
+		if err != nil {
+			return "", err
+		}
+		return o.text(), nil
+	})
 }

@@ -19,10 +19,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"runtime"
-	"syscall"
 	"time"
 
 	"github.com/fewbit/fewbit/internal/engine"
@@ -33,8 +30,6 @@ const (
 	modelName = "drone"
 	gateName  = "drone-gate"
 	fetchHint = "run examples/vision-language/run.sh, which fetches and makes it"
-	// jobTimeout bounds the quantization job.
-	jobTimeout = 30 * time.Minute
 	// needBytes is what the server's folder takes; the large model takes bigBytes more.
 	needBytes = 200 << 20
 	bigBytes  = 1500 << 20
@@ -69,9 +64,6 @@ type config struct {
 }
 
 func main() {
-	// The server asks the kernel to be told when the thread that started it
-	// ends, so that thread must live as long as the program.
-	runtime.LockOSThread()
 	c := config{out: os.Stdout, traffic: 600, gate: 1000, held: 10000, operators: -1, judge: 32, batch: 50, rounds: 200, latency: 20 * time.Second,
 		ticks: 80, tick: 500 * time.Millisecond, targetMS: 50, bigSamples: 4}
 	flag.StringVar(&c.serve, "serve", "bin/serve", "the server to start")
@@ -90,16 +82,7 @@ func main() {
 		c.rounds, c.latency, c.ticks = 1000, time.Minute, 160
 		os.Setenv("FEWBIT_BENCH", "full") // for harness.Full
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, c, *again); err != nil {
-		if ctx.Err() != nil {
-			fmt.Fprintln(os.Stderr, "\nstopped; what is done is kept, the same command goes on")
-			os.Exit(130)
-		}
-		fmt.Fprintln(os.Stderr, "example:", err)
-		os.Exit(1)
-	}
+	drive.Main(func(ctx context.Context) error { return run(ctx, c, *again) })
 }
 
 // steps that -again repeats, by name: another count is another step.
@@ -125,22 +108,12 @@ func run(ctx context.Context, c config, again bool) error {
 			return err
 		}
 	}
-	key, err := drive.CaptureKey(c.dir)
-	if err != nil {
-		return err
-	}
-	log := filepath.Join(c.dir, "server", "serve.log")
-	fmt.Fprintf(c.out, "==> starting %s (log: %s)\n", c.serve, log)
-	srv, err := drive.Start(drive.Config{Program: c.serve, Listen: "127.0.0.1:0", DataDir: filepath.Join(c.dir, "server"),
-		Args: []string{"--grpc-listen", "", "--capture-key", key}})
+	srv, api, err := drive.StartCapturing(ctx, c.out, c.serve, c.dir)
 	if err != nil {
 		return err
 	}
 	defer srv.Stop()
-	e := &example{config: c, data: data, steps: steps, api: drive.NewClient("http://" + srv.Addr)}
-	if err := srv.UntilReady(ctx, e.api); err != nil {
-		return err
-	}
+	e := &example{config: c, data: data, steps: steps, api: api}
 	o, err := e.all(ctx)
 	if err != nil {
 		if ctx.Err() != nil {

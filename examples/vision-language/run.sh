@@ -5,12 +5,7 @@
 # rest on, adds CLIP ViT-B/32 with random weights for its size and speed, and keeps the result.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-GO=${GO:-go} PYTHON=${PYTHON:-python3}
-fail() { echo "example: error: $*" >&2; exit 1; }
-for tool in "$GO" "$PYTHON" c++; do
-  command -v "$tool" >/dev/null || fail "$tool is not installed; install Go 1.26, Python 3.11 or newer with venv, and a C++ compiler"
-done
-"$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || fail "$PYTHON cannot make virtual environments; install python3-venv"
+. examples/prelude.sh
 need=0
 # The Python environment that trains takes 660 MB and what pip needs to install it 250, the data 60, the models 50.
 [ -e .deps/models/clip-fashion/model.onnx ] || need=$((need + 1200))
@@ -23,7 +18,6 @@ if [ ! -e .deps/data/fashion-mnist/t10k-images-idx3-ubyte.gz ]; then
     command -v "$tool" >/dev/null || fail "$tool is not installed; Fashion-MNIST is a Debian package and is fetched and unpacked with it"
   done
 fi
-step() { echo "==> $*"; }
 step "fetching ONNX Runtime, Fashion-MNIST and CLIP's vocabulary (what is there is kept)"
 "$PYTHON" tools/fetch/fetch.py example-drone
 step "preparing the CLIP model (what is there is kept)"
