@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The third field scenario, from a clean clone to figures: fetches Fashion-MNIST and CLIP's vocabulary, trains a small
-# CLIP model (5 minutes of 2 cores, once), builds, and runs examples/vision-language. Finished steps are kept: after
+# CLIP model (6 minutes of 2 cores, once), builds, and runs examples/vision-language. Finished steps are kept: after
 # Ctrl-C the same command goes on. Arguments go to the program (--help lists them); FULL=1 takes the counts that claims
 # rest on, adds CLIP ViT-B/32 with random weights for its size and speed, and keeps the result.
 set -euo pipefail
