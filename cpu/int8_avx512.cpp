@@ -1,10 +1,5 @@
 // Compiled for AVX-512 with VNNI; runs only where level() says so.
-#include <immintrin.h>
-
-#include <algorithm>
-#include <limits>
-
-#include "int8.hpp"
+#include "int8_x86.hpp"
 #include "math_avx512.hpp"
 
 namespace fewbit {
@@ -35,18 +30,9 @@ void quantize(const Int8Product &p, int64_t r0, int64_t r1, uint8_t *codes, RowS
       lo = _mm512_min_ps(lo, v), hi = _mm512_max_ps(hi, v);
     }
     const float low = _mm512_reduce_min_ps(lo), width = _mm512_reduce_max_ps(hi) - low;
-    if (strange || !(width <= std::numeric_limits<float>::max())) {
-      *scales = {std::numeric_limits<float>::quiet_NaN(), 0};
-      std::fill(codes, codes + kp, uint8_t(0));
-      continue;
-    }
-    float scale = width / 255;
-    if (scale == 0) scale = 1;
-    // Conversions round to nearest even, as the formula does.
-    const int32_t zero = std::min(std::max(_mm_cvtss_si32(_mm_set_ss(-low / scale)), 0), 255);
-    *scales = {scale, zero};
-    const __m512 step = splat(scale);
-    const __m512i offset = _mm512_set1_epi32(zero), none = _mm512_setzero_si512();
+    if (!scale_row(low, width, strange != 0, kp, codes, scales)) continue;
+    const __m512 step = splat(scales->scale);
+    const __m512i offset = _mm512_set1_epi32(scales->zero), none = _mm512_setzero_si512();
     for (int64_t i = 0; i < kp; i += 16) {
       const __mmask16 m = first(k - i);
       __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_div_ps(keep ? _mm512_load_ps(kept + i) : at(i, m), step)), offset);

@@ -2,10 +2,7 @@
 // they give the sum of four products of a code and a weight as Dot. What lies in
 // here is each file's own copy, compiled for its processor.
 #pragma once
-#include <algorithm>
-#include <limits>
-
-#include "int8.hpp"
+#include "int8_x86.hpp"
 #include "math_avx2.hpp"
 
 namespace fewbit {
@@ -39,18 +36,9 @@ void quantize(const Int8Product &p, int64_t r0, int64_t r1, uint8_t *codes, RowS
       lo = _mm256_min_ps(lo, v), hi = _mm256_min_ps(hi, _mm256_xor_ps(v, sign));
     }
     const float low = least(lo), width = -least(hi) - low;
-    if (_mm256_movemask_ps(strange) || !(width <= std::numeric_limits<float>::max())) {
-      *scales = {std::numeric_limits<float>::quiet_NaN(), 0};
-      std::fill(codes, codes + kp, uint8_t(0));
-      continue;
-    }
-    float scale = width / 255;
-    if (scale == 0) scale = 1;
-    // Conversions round to nearest even, as the formula does.
-    const int32_t zero = std::min(std::max(_mm_cvtss_si32(_mm_set_ss(-low / scale)), 0), 255);
-    *scales = {scale, zero};
-    const __m256 step = splat8(scale);
-    const __m256i offset = _mm256_set1_epi32(zero);
+    if (!scale_row(low, width, _mm256_movemask_ps(strange) != 0, kp, codes, scales)) continue;
+    const __m256 step = splat8(scales->scale);
+    const __m256i offset = _mm256_set1_epi32(scales->zero);
     for (int64_t i = 0; i < kp; i += 8) {
       const __m256i m = first8(k - i);
       __m256i q = _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_div_ps(at(i, m), step)), offset);

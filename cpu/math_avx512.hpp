@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#define FEWBIT_INLINE inline __attribute__((always_inline))
+#include "math_x86.hpp"
 
 namespace fewbit {
 
@@ -14,24 +14,17 @@ FEWBIT_INLINE __m512 splat(float v) { return _mm512_set1_ps(v); }
 // The first n of 16 lanes, all or none beyond.
 FEWBIT_INLINE __mmask16 first(int64_t n) { return n >= 16 ? 0xffff : n > 0 ? __mmask16((1u << n) - 1) : 0; }
 
-// erf by the odd rational approximation with which Eigen and oneDNN compute it,
-// on [-4,4], beyond which it is +-1 in float. Largest error 3e-7. NaN stays NaN.
+// erf by the approximation of math_x86.hpp, with an approximate inverse refined
+// once. NaN stays NaN.
 FEWBIT_INLINE __m512 erf16(__m512 x) {
   // The operands' order keeps NaN: min and max return their second one then.
   x = _mm512_max_ps(splat(-4.f), _mm512_min_ps(splat(4.f), x));
   const __m512 t = _mm512_mul_ps(x, x);
-  __m512 p = splat(-2.72614225801306e-10f);
-  p = _mm512_fmadd_ps(p, t, splat(2.77068142495902e-08f));
-  p = _mm512_fmadd_ps(p, t, splat(-2.10102402082508e-06f));
-  p = _mm512_fmadd_ps(p, t, splat(-5.69250639462346e-05f));
-  p = _mm512_fmadd_ps(p, t, splat(-7.34990630326855e-04f));
-  p = _mm512_fmadd_ps(p, t, splat(-2.95459980854025e-03f));
-  p = _mm512_fmadd_ps(p, t, splat(-1.60960333262415e-02f));
-  __m512 q = splat(-1.45660718464996e-05f);
-  q = _mm512_fmadd_ps(q, t, splat(-2.13374055278905e-04f));
-  q = _mm512_fmadd_ps(q, t, splat(-1.68282697438203e-03f));
-  q = _mm512_fmadd_ps(q, t, splat(-7.37332916720468e-03f));
-  q = _mm512_fmadd_ps(q, t, splat(-1.42647390514189e-02f));
+  __m512 p = splat(kErfNumerator[0]), q = splat(kErfDenominator[0]);
+#pragma GCC unroll 8
+  for (int i = 1; i < kErfP; i++) p = _mm512_fmadd_ps(p, t, splat(kErfNumerator[i]));
+#pragma GCC unroll 8
+  for (int i = 1; i < kErfQ; i++) q = _mm512_fmadd_ps(q, t, splat(kErfDenominator[i]));
   __m512 r = _mm512_rcp14_ps(q);
   r = _mm512_mul_ps(r, _mm512_fnmadd_ps(q, r, splat(2.f)));
   return _mm512_mul_ps(_mm512_mul_ps(x, p), r);

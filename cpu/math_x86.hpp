@@ -1,0 +1,19 @@
+// What the elementary functions on 8 and on 16 floats share. Included only by files
+// compiled for AVX2 or above; nothing in here has code of its own.
+#pragma once
+
+#define FEWBIT_INLINE inline __attribute__((always_inline))
+
+namespace fewbit {
+namespace {
+
+// erf(x) = x P(x^2) / Q(x^2), highest power first: the odd rational approximation
+// with which Eigen and oneDNN compute it, on [-4,4], beyond which it is +-1 in
+// float. Largest error 3e-7.
+constexpr int kErfP = 7, kErfQ = 5;
+constexpr float kErfNumerator[kErfP] = {-2.72614225801306e-10f, 2.77068142495902e-08f,  -2.10102402082508e-06f, -5.69250639462346e-05f,
+                                        -7.34990630326855e-04f, -2.95459980854025e-03f, -1.60960333262415e-02f};
+constexpr float kErfDenominator[kErfQ] = {-1.45660718464996e-05f, -2.13374055278905e-04f, -1.68282697438203e-03f, -7.37332916720468e-03f, -1.42647390514189e-02f};
+
+} // namespace
+} // namespace fewbit
