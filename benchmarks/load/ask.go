@@ -25,12 +25,21 @@ type asker struct {
 
 func newAsker(srv *harness.Server, spec engine.IOSpec) (*asker, error) {
 	host := strings.TrimPrefix(srv.Base, "http://")
-	a := &asker{srv: srv, host: host, conns: conns{addr: host}, spec: spec, feeds: engine.Feeds{}}
+	feeds, err := textFeeds(spec, 1, sequence)
+	if err != nil {
+		return nil, err
+	}
+	return &asker{srv: srv, host: host, conns: conns{addr: host}, spec: spec, feeds: feeds}, nil
+}
+
+// textFeeds are rows made-up texts of n tokens for an encoder.
+func textFeeds(spec engine.IOSpec, rows, n int) (engine.Feeds, error) {
+	feeds := engine.Feeds{}
 	for _, io := range spec.Inputs {
 		if io.Type != tensor.Int64 || len(io.Dims) != 2 {
 			return nil, fmt.Errorf("input %s is %v of %v, expected the ids of a text encoder", io.Name, io.Dims, io.Type)
 		}
-		v := make([]int64, sequence)
+		v := make([]int64, rows*n)
 		for i := range v {
 			switch io.Name {
 			case "input_ids":
@@ -39,9 +48,9 @@ func newAsker(srv *harness.Server, spec engine.IOSpec) (*asker, error) {
 				v[i] = 1
 			}
 		}
-		a.feeds[io.Name] = tensor.From(v, 1, sequence)
+		feeds[io.Name] = tensor.From(v, int64(rows), int64(n))
 	}
-	return a, nil
+	return feeds, nil
 }
 
 // request is an inference with that deadline, 0 for none.

@@ -11,7 +11,6 @@ import (
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/engine/native"
 	"github.com/fewbit/fewbit/internal/engine/ort"
-	"github.com/fewbit/fewbit/internal/tensor"
 )
 
 const howSides = `One model in this process, no server: one request at a time on all threads, two and four requests joined in one run on all threads, and ` +
@@ -73,24 +72,15 @@ func sides(ctx context.Context, o options, cpu *ort.Engine, res *harness.Result)
 
 // texts runs each session in a loop of its own, rows texts of n tokens at a time.
 func texts(ctx context.Context, on []engine.Session, rows, n int, d time.Duration) (rate float64, took []time.Duration, err error) {
+	feeds, err := textFeeds(on[0].Spec(), rows, n)
+	if err != nil {
+		return 0, nil, err
+	}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	start := time.Now()
 	for _, s := range on {
 		spec := s.Spec()
-		feeds := engine.Feeds{}
-		for _, io := range spec.Inputs {
-			v := slices.Repeat([]int64{0}, rows*n)
-			for i := range v {
-				switch io.Name {
-				case "input_ids":
-					v[i] = int64(1000 + 37*i%20000)
-				case "attention_mask":
-					v[i] = 1
-				}
-			}
-			feeds[io.Name] = tensor.From(v, int64(rows), int64(n))
-		}
 		wg.Go(func() {
 			for time.Since(start) < d {
 				began := time.Now()
