@@ -3,7 +3,6 @@ package pipeline
 import (
 	"context"
 	"fmt"
-	"math"
 
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/quant"
@@ -47,9 +46,6 @@ func (a *awqPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error) 
 		done += len(ops)
 		a.progress.say("weights", float64(i+1)/float64(len(groups)))
 	}
-	note := fmt.Sprintf("%d weights, %d of %d inputs divided", done, len(a.solved.Divisors), len(groups))
-	if gain.n > 0 {
-		note += fmt.Sprintf("; their outputs' squared error is %.0f %% of that without (geometric mean)", 100*math.Exp(gain.logs/float64(gain.n)))
-	}
+	note := fmt.Sprintf("%d weights, %d of %d inputs divided%s", done, len(a.solved.Divisors), len(groups), gain.words("without"))
 	return quant.Stats{Changed: done, Note: note}, nil
 }

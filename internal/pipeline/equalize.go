@@ -2,9 +2,7 @@ package pipeline
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"math"
 
 	"github.com/fewbit/fewbit/internal/data"
@@ -91,42 +89,18 @@ func (p *equalizePass) peaks(ctx context.Context, m *graph.Model, groups []*quan
 	for _, e := range groups {
 		taps = append(taps, e.Tensors...)
 	}
-	sess, err := p.lab.Open(ctx, upTo(m, taps), taps, engine.Options{ShrinkMemory: true})
-	if err != nil {
-		return nil, err
-	}
-	defer sess.Close()
-	ds, err := p.samples()
-	if err != nil {
-		return nil, fmt.Errorf("calibration data: %w", err)
-	}
-	defer ds.Close()
 	peaks := make([][]float32, len(groups))
 	for i, e := range groups {
 		peaks[i] = make([]float32, e.Channels)
 	}
-	for n := 0; ; n++ {
-		s, err := ds.Next(ctx)
-		if errors.Is(err, io.EOF) {
-			return peaks, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		if err := p.observe(ctx, sess, s.Feeds, taps, groups, peaks); err != nil {
-			return nil, fmt.Errorf("sample %s: %w", s.ID, err)
-		}
-		p.progress.say("equalize", float64(n+1)/float64(max(ds.Len(), n+1)))
-	}
+	err := p.lab.eachSample(ctx, upTo(m, taps), taps, p.samples, func(f float64) { p.progress.say("equalize", f) }, func(_, values engine.Feeds) error {
+		return observePeaks(values, groups, peaks)
+	})
+	return peaks, err
 }
 
-func (p *equalizePass) observe(ctx context.Context, sess engine.Session, feeds engine.Feeds, taps []string, groups []*quant.EqualGroup, peaks [][]float32) error {
-	res, err := sess.Run(ctx, only(sess.Spec(), feeds), taps)
-	if err != nil {
-		return err
-	}
-	defer res.Close()
-	values := res.Tensors()
+// observePeaks raises peaks to the values of one sample.
+func observePeaks(values engine.Feeds, groups []*quant.EqualGroup, peaks [][]float32) error {
 	for i, e := range groups {
 		for _, name := range e.Tensors {
 			t := values[name]

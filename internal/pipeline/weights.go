@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"slices"
 
@@ -99,7 +98,7 @@ func (w *weightsPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, err
 		from = to
 		w.progress.say("weights", float64(to)/float64(len(all)))
 	}
-	note := fmt.Sprintf("%d weights by their inputs' Hessian%s", done, gain.words())
+	note := fmt.Sprintf("%d weights by their inputs' Hessian%s", done, gain.words("of rounding to nearest"))
 	if left > 0 {
 		// A pooled head sees one row a sample and is often alone in this.
 		note += fmt.Sprintf("; %d have seen too little and are rounded to nearest", left)
@@ -182,28 +181,10 @@ func (w *weightsPass) collect(ctx context.Context, m *graph.Model, group []*sour
 	if len(taps) > 0 {
 		part = upTo(m, taps)
 	}
-	sess, err := w.lab.Open(ctx, part, taps, engine.Options{ShrinkMemory: true})
-	if err != nil {
+	if err := w.lab.eachSample(ctx, part, taps, w.samples, progress, func(feeds, values engine.Feeds) error {
+		return w.observe(ctx, m, feeds, values, group)
+	}); err != nil {
 		return err
-	}
-	defer sess.Close()
-	ds, err := w.samples()
-	if err != nil {
-		return err
-	}
-	defer ds.Close()
-	for n := 0; ; n++ {
-		s, err := ds.Next(ctx)
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return err
-		}
-		if err := w.observe(ctx, m, sess, s.Feeds, taps, group); err != nil {
-			return fmt.Errorf("sample %s: %w", s.ID, err)
-		}
-		progress(float64(n+1) / float64(max(ds.Len(), n+1)))
 	}
 	for _, s := range group {
 		if err := s.gram.Flush(ctx, w.lab); err != nil {
@@ -213,15 +194,9 @@ func (w *weightsPass) collect(ctx context.Context, m *graph.Model, group []*sour
 	return nil
 }
 
-func (w *weightsPass) observe(ctx context.Context, m *graph.Model, sess engine.Session, feeds engine.Feeds, taps []string, group []*source) error {
-	res, err := sess.Run(ctx, only(sess.Spec(), feeds), taps)
-	if err != nil {
-		return err
-	}
-	defer res.Close()
+func (w *weightsPass) observe(ctx context.Context, m *graph.Model, feeds, values engine.Feeds, group []*source) error {
 	id := calib.SampleHash(feeds)
 	key := binary.LittleEndian.Uint64(id[:8])
-	values := res.Tensors()
 	for _, s := range group {
 		t := values[s.tensor]
 		if t == nil {
@@ -261,9 +236,10 @@ func (t *tally) add(gains []quant.Gain) {
 	}
 }
 
-func (t *tally) words() string {
+// words compares with the error of what else could have been done.
+func (t *tally) words(than string) string {
 	if t.n == 0 {
 		return ""
 	}
-	return fmt.Sprintf("; their outputs' squared error is %.0f %% of that of rounding to nearest (geometric mean)", 100*math.Exp(t.logs/float64(t.n)))
+	return fmt.Sprintf("; their outputs' squared error is %.0f %% of that %s (geometric mean)", 100*math.Exp(t.logs/float64(t.n)), than)
 }
