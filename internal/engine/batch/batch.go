@@ -54,9 +54,6 @@ const (
 	defaultMaxWaiting = 1024
 	// maxScan bounds how many waiting requests are looked at for one batch.
 	maxScan = 256
-	// minSaving is the share of its own cost that joining a batch must save a
-	// request: less is not worth making the others in the batch wait for it.
-	minSaving = 0.05
 	// defaultMaxSize bounds the padded values of a batch (rows x width).
 	defaultMaxSize = 16 << 10
 	defaultMaxRows = 64
@@ -105,6 +102,7 @@ type Queue struct {
 	// guarded by Scheduler.mu
 	rule    *rule // nil: every request runs alone
 	cost    cost
+	saving  saving
 	waiting []*request // by deadline, then arrival
 	start   float64    // virtual start time
 	ends    []time.Time
@@ -391,20 +389,16 @@ func (q *Queue) pays(group []*request, r *request, now time.Time) bool {
 	if rows > q.o.MaxRows || with > float64(q.o.MaxSize) {
 		return false
 	}
-	if most := max(q.cost.largest, r.size(), group[0].size()); with > maxGrowth*most {
+	if most := max(q.saving.largest, r.size(), group[0].size()); with > maxGrowth*most {
 		return false
 	}
-	joined, known := q.cost.predict(with)
-	if joined == 0 {
-		return len(group) < 2 // nothing was measured yet
-	}
-	apart, _ := q.cost.predict(batchSize(group))
-	own, _ := q.cost.predict(r.size())
-	if known && float64(apart+own-joined) < minSaving*float64(own) {
+	switch q.saving.pays(batchSize(group), r.size(), with) {
+	case no:
 		return false
-	}
-	if !known && len(group) > 1 {
-		return false // two are enough to learn what joining costs
+	case unknown:
+		if len(group) > 1 {
+			return false // two are enough to learn what joining costs
+		}
 	}
 	end := now.Add(q.cost.late(with))
 	for _, o := range append(group, r) {
@@ -528,6 +522,7 @@ func (q *Queue) end(group []*request, took time.Duration, measured bool) {
 	}
 	if measured {
 		q.cost.observe(batchSize(group), took)
+		q.saving.observe(batchSize(group), len(group) > 1, took)
 	}
 	for _, r := range group {
 		q.kept(r, now)

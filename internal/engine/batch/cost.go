@@ -11,7 +11,6 @@ import (
 type cost struct {
 	n, x, xx, y, xy float64 // decayed sums of weights, sizes, seconds
 	dev             float64 // decayed mean of |measured - predicted|
-	largest         float64 // size seen since sizes could be told apart
 }
 
 const (
@@ -31,10 +30,7 @@ const (
 func (c *cost) observe(size float64, d time.Duration) {
 	s := d.Seconds()
 	if c.n > 0 {
-		e, known := c.predict(size)
-		if !known {
-			c.largest = 0
-		}
+		e, _ := c.predict(size)
 		c.dev += (1 - costDecay) * (math.Abs(s-e.Seconds()) - c.dev)
 	}
 	c.n = c.n*costDecay + 1
@@ -42,7 +38,6 @@ func (c *cost) observe(size float64, d time.Duration) {
 	c.xx = c.xx*costDecay + size*size
 	c.y = c.y*costDecay + s
 	c.xy = c.xy*costDecay + size*s
-	c.largest = max(c.largest, size)
 }
 
 // line returns intercept and slope in seconds; known is false before runs of
