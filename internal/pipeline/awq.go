@@ -20,7 +20,7 @@ type awqPass struct {
 
 var _ quant.Pass = (*awqPass)(nil)
 
-func (*awqPass) Name() string { return "awq" }
+func (*awqPass) Name() string { return string(quant.AWQ) }
 
 func (a *awqPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error) {
 	groups := a.plan.Linears()

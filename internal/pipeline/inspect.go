@@ -262,18 +262,27 @@ func (in *Inspection) Summary(n int) string {
 // may run, in order.
 func PassNames(c quant.Config) []string {
 	table := quant.Prepare(c)
+	plan := &quant.Plan{Config: c}
+	var solve []quant.Pass
+	switch plan.Solves() {
+	case "":
+	case quant.AWQ:
+		solve = append(solve, &awqPass{})
+	default:
+		solve = append(solve, &weightsPass{plan: plan})
+	}
 	switch {
 	case c.Scheme.HalfWeights():
 		table = append(table, quant.Half{BF16: c.Scheme == quant.BF16})
 	case c.Scheme == quant.INT4:
-		table = append(table, &weightsPass{}, quant.Embeddings{}, &quant.BlockWeights{})
+		table = append(append(table, solve...), quant.Embeddings{}, &quant.BlockWeights{})
 	case c.Scheme.Static():
-		table = append(table, &quant.Ranges{}, &autoPass{}, &weightsPass{}, &biasPass{}, quant.Embeddings{}, &quant.Insert{})
+		table = append(append(append(table, &quant.Ranges{}, &autoPass{}), solve...), &biasPass{}, quant.Embeddings{}, &quant.Insert{})
 		if c.Lowered() {
 			table = append(table, quant.Lower{})
 		}
 	default:
-		table = append(table, &quant.Ranges{}, &weightsPass{}, quant.Embeddings{}, &quant.Insert{})
+		table = append(append(append(table, &quant.Ranges{}), solve...), quant.Embeddings{}, &quant.Insert{})
 	}
 	if c.Target == quant.ORTCPU && (c.Scheme == quant.INT8 || c.Scheme == quant.INT8Dynamic) {
 		table = append(table, quant.FoldDivisors{}, quant.MergeAttention{})

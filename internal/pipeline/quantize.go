@@ -197,13 +197,12 @@ func (r *run) choosing(known map[*quant.Plan]quant.Choices) []quant.Pass {
 		if static && cfg.Method == quant.Auto {
 			table = append(table, &autoPass{r.lab, p, r.choices, r.openCalib, r.progress})
 		}
-		if cfg.Weights == quant.AWQ && p.Config.Scheme == quant.INT4 {
+		switch by := p.Solves(); {
+		case by == quant.AWQ:
 			late = append(late, &awqPass{r.lab, p, r.evidence, r.solved, r.progress})
-			continue
-		}
-		if (cfg.Weights == quant.AutoWeights || cfg.Weights.NeedsData()) && !r.tabled {
+		case by != "" && !r.tabled:
 			late = append(late, &weightsPass{lab: r.lab, plan: p, choices: r.choices, samples: r.openCalib, progress: r.progress, solved: r.solved,
-				strict: cfg.Weights == quant.GPTQ || cfg.Weights == quant.AdaRound, warn: func(s string) { r.rep.Warnings = append(r.rep.Warnings, s) }})
+				strict: cfg.Weights == by, warn: func(s string) { r.rep.Warnings = append(r.rep.Warnings, s) }})
 		}
 	}
 	table = append(table, late...)

@@ -156,12 +156,12 @@ func (s *sensitivity) proxies() error {
 		if op.Kind != quant.Linear && op.Kind != quant.Conv {
 			continue
 		}
-		w, err := quant.WeightFacts(s.m.Graph, op, s.choices, s.solved, s.plan.Config)
+		w, err := quant.WeightFacts(s.m.Graph, s.plan, op, s.choices, s.solved, s.evidence)
 		if err != nil {
 			return fmt.Errorf("operator %q: %w", op.Node.Name, err)
 		}
 		o := report.OperatorLoss{Name: op.Node.Name, Op: op.Node.Op, Precision: string(op.Precision), MACs: macs[op.Node.Outputs[0]],
-			Weight: report.WeightFacts{Elements: w.Elements, Std: report.Num(w.Std), Max: report.Num(w.Max), AfterStd: report.Num(w.AfterStd), SQNR: report.Num(w.SQNR)}}
+			Weight: report.WeightFacts{Method: string(w.Method), Elements: w.Elements, Std: report.Num(w.Std), Max: report.Num(w.Max), AfterStd: report.Num(w.AfterStd), SQNR: report.Num(w.SQNR)}}
 		proxy := math.Pow(10, -w.SQNR/10)
 		if c := s.choices[s.plan.Source(op.X[0])]; c != nil && op.Precision != quant.PrecisionINT4 {
 			o.Range, o.Smoothed = c.Method, c.Smooth != nil

@@ -40,6 +40,12 @@ func TestSensitivity(t *testing.T) {
 	if worst.Name != "down" || worst.Only == nil || s.Operators[1].Only != nil || !(worst.AllBut.Cosine < s.Whole.Cosine/2) || worst.Remedy == "" {
 		t.Errorf("%+v of %+v", worst, s.Whole)
 	}
+	// Four rows suffice to solve for the weights of 64 channels, not of 256.
+	for _, o := range s.Operators {
+		if want := map[string]quant.WeightMethod{"up": quant.GPTQ, "down": quant.MSEWeights}[o.Name]; o.Weight.Method != string(want) {
+			t.Errorf("the codes of %s were found by %q, want %s", o.Name, o.Weight.Method, want)
+		}
+	}
 	if _, err := p.Sensitivity(context.Background(), SensitivityRequest{Model: save(t, mlp())}, nil); !errors.Is(err, ErrNeedsCalibration) {
 		t.Errorf("without data: %v", err)
 	}

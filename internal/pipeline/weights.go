@@ -29,8 +29,8 @@ const (
 // ErrFewSamples: the calibration data are too few for the method.
 var ErrFewSamples = errors.New("too few calibration samples")
 
-// weightsPass quantizes weights by the Hessian of their inputs (GPTQ). It
-// changes solved only, not the graph. What the data do not suffice for is left to
+// weightsPass quantizes weights by the Hessian of their inputs: GPTQ, or AdaRound,
+// which begins there (quant.Config.Solves). It changes solved only, not the graph. What the data do not suffice for is left to
 // rounding.
 type weightsPass struct {
 	lab      *Lab
@@ -47,7 +47,7 @@ type weightsPass struct {
 
 var _ quant.Pass = (*weightsPass)(nil)
 
-func (w *weightsPass) Name() string { return "gptq" }
+func (w *weightsPass) Name() string { return string(w.plan.Solves()) }
 
 // source is one input with the operators that read it.
 type source struct {
@@ -76,7 +76,7 @@ func (w *weightsPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, err
 			return quant.Stats{}, err
 		}
 		for _, s := range all[from:to] {
-			err := s.enough()
+			err := s.enough(w.plan.Solves())
 			if err == nil {
 				var gains []quant.Gain
 				gains, err = w.solved.SolveGPTQ(ctx, w.lab, w.plan, m.Graph, s.ops, s.gram, w.choices)
@@ -98,16 +98,17 @@ func (w *weightsPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, err
 		from = to
 		w.progress.say("weights", float64(to)/float64(len(all)))
 	}
-	note := fmt.Sprintf("%d weights by their inputs' Hessian%s", done, gain.words("of rounding to nearest"))
+	rounds := string(w.plan.Rounds())
+	note := fmt.Sprintf("%d weights by their inputs' Hessian%s", done, gain.words("of "+rounds))
 	if left > 0 {
 		// A pooled head sees one row a sample and is often alone in this.
-		note += fmt.Sprintf("; %d have seen too little and are rounded to nearest", left)
+		note += fmt.Sprintf("; %d have seen too little and are left to %s", left, rounds)
 	}
 	if left > done {
 		if w.strict {
 			return quant.Stats{}, why
 		}
-		w.warn(fmt.Sprintf("%d of %d weights are rounded to nearest: %v", left, left+done, why))
+		w.warn(fmt.Sprintf("%d of %d weights are left to %s: %v", left, left+done, rounds, why))
 	}
 	return quant.Stats{Changed: done, Note: note}, nil
 }
@@ -156,9 +157,9 @@ func (w *weightsPass) have(op *quant.Op) bool {
 }
 
 // enough reports ErrFewSamples when most of the Hessian would be damping.
-func (s *source) enough() error {
+func (s *source) enough(method quant.WeightMethod) error {
 	if least := int64(math.Ceil(gramLeast * float64(s.gram.K))); s.gram.Rows < least {
-		return fmt.Errorf("%w: gptq saw %d rows of %d channels and needs %d; give more samples, or use weights mse", ErrFewSamples, s.gram.Rows, s.gram.K, least)
+		return fmt.Errorf("%w: %s saw %d rows of %d channels and needs %d; give more samples, or use weights %s", ErrFewSamples, method, s.gram.Rows, s.gram.K, least, quant.MSEWeights)
 	}
 	return nil
 }

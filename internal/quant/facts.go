@@ -9,6 +9,8 @@ import (
 // WeightStats describes a weight before and after it was quantized. Smoothed
 // weights are described as smoothing leaves them.
 type WeightStats struct {
+	// Method is how its codes were found.
+	Method   WeightMethod
 	Elements int
 	// Std and Max are of the float values, AfterStd of those that the codes stand for.
 	Std, Max, AfterStd float64
@@ -19,15 +21,16 @@ type WeightStats struct {
 // maxWeightSQNR stands for a weight without any error.
 const maxWeightSQNR = 200
 
-// WeightFacts describes the weight of op as s, or rounding by c, makes it.
-func WeightFacts(g *graph.Graph, op *Op, choices Choices, s *Solved, c Config) (WeightStats, error) {
+// WeightFacts describes the weight of op, an operator of p, as the passes that write
+// p make it. stats may be nil.
+func WeightFacts(g *graph.Graph, p *Plan, op *Op, choices Choices, s *Solved, stats Statistics) (WeightStats, error) {
 	t := g.Init(op.W)
 	v, err := t.F32()
 	if err != nil {
 		return WeightStats{}, err
 	}
-	out := op.Node.Outputs[0]
 	var after []float32
+	var by WeightMethod
 	if op.Precision == PrecisionINT4 {
 		k, n := int(t.Dims[op.InAxis]), int(t.Dims[op.OutAxis])
 		if op.InAxis == 1 {
@@ -36,26 +39,22 @@ func WeightFacts(g *graph.Graph, op *Op, choices Choices, s *Solved, c Config) (
 		if d := s.Divisors[op.X[0]]; d != nil {
 			v = scaleInputs(v, []int64{int64(k), int64(n)}, 0, d)
 		}
-		q := s.Int4[out]
-		if q == nil {
-			if q, err = QuantizeInt4(v, k, n, nil); err != nil {
-				return WeightStats{}, err
-			}
+		var q *BlockWeight
+		if q, by, err = p.Config.weight4(s, stats, op, v, k, n); err != nil {
+			return WeightStats{}, err
 		}
 		after = q.Dequantize()
 	} else {
-		if ch := choices[op.X[0]]; op.Kind == Linear && ch != nil && ch.Smooth != nil {
+		if ch := choices[p.Source(op.X[0])]; op.Kind == Linear && ch != nil && ch.Smooth != nil {
 			v = scaleInputs(v, t.Dims, op.InAxis, ch.Smooth)
 		}
-		q := s.Int8[out]
-		if q == nil {
-			if q, err = QuantizeWeight(v, t.Dims, op.OutAxis, c.Granularity, c.weightScheme()); err != nil {
-				return WeightStats{}, err
-			}
+		var q *Weight
+		if q, by, err = p.Config.weight8(s, op, v, t.Dims); err != nil {
+			return WeightStats{}, err
 		}
 		after = q.Dequantize()
 	}
-	w := WeightStats{Elements: len(v), SQNR: maxWeightSQNR}
+	w := WeightStats{Method: by, Elements: len(v), SQNR: maxWeightSQNR}
 	var sum, power, afterSum, afterPower, noise float64
 	for i, x := range v {
 		a, b := float64(x), float64(after[i])

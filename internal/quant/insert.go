@@ -38,7 +38,7 @@ func (p *Insert) Name() string { return "insert" }
 // Run implements Pass.
 func (p *Insert) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 	p.Dequantized, p.Biases = map[string]string{}, map[string]string{}
-	w := &inserter{Insert: p, m: m, g: m.Graph, ix: m.Graph.Index(), dq: p.Dequantized, rows: map[string][]string{}, weights: map[weightKey]string{}}
+	w := &inserter{Insert: p, m: m, g: m.Graph, ix: m.Graph.Index(), dq: p.Dequantized, rows: map[string][]string{}, weights: map[weightKey]string{}, methods: methodCount{}}
 	w.tag = w.freeTag()
 	if err := w.tensors(); err != nil {
 		return Stats{}, err
@@ -61,7 +61,7 @@ func (p *Insert) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 		return Stats{}, err
 	}
 	m.Graph.Prune()
-	return Stats{Changed: len(p.Plan.Ops), Note: fmt.Sprintf("%d operators, %d activations, %d weights", len(p.Plan.Ops), len(w.dq)+len(w.rows), len(w.weights))}, nil
+	return Stats{Changed: len(p.Plan.Ops), Note: fmt.Sprintf("%d operators, %d activations, %d weights%s", len(p.Plan.Ops), len(w.dq)+len(w.rows), len(w.weights), w.methods)}, nil
 }
 
 type weightKey struct {
@@ -79,6 +79,7 @@ type inserter struct {
 	rows    map[string][]string  // activation -> outputs of its QuantizeRows
 	dq      map[string]string    // activation -> name of its dequantized copy
 	tag     string               // between a name and its suffix, see freeTag
+	methods methodCount          // of weights
 	weights map[weightKey]string // -> base name of NAME_quantized / NAME_scale / NAME_dequantized
 }
 
@@ -334,7 +335,7 @@ func (w *inserter) weight(op *Op) (string, error) {
 	if smooth != nil {
 		vals = scaleInputs(vals, t.Dims, op.InAxis, smooth)
 	}
-	q, err := w.codes(op, vals, t.Dims)
+	q, by, err := w.Plan.Config.weight8(w.Solved, op, vals, t.Dims)
 	if err != nil {
 		return "", err
 	}
@@ -346,6 +347,7 @@ func (w *inserter) weight(op *Op) (string, error) {
 	}
 	base := w.freeBase(op.W)
 	w.weights[key] = base
+	w.methods[by]++
 	w.g.SetInit(base+"_quantized", q.Tensor())
 	if w.Plan.Config.byRow(op) {
 		return base, w.nativeWeight(base, q)
@@ -361,24 +363,6 @@ func (w *inserter) weight(op *Op) (string, error) {
 		}
 	}
 	return base, nil
-}
-
-// codes returns op's weight as integers: solved before, or rounded now. The copy
-// is the caller's to change.
-func (w *inserter) codes(op *Op, vals []float32, dims []int64) (*Weight, error) {
-	if w.Solved != nil {
-		if q := w.Solved.Int8[op.Node.Outputs[0]]; q != nil {
-			return q.clone(), nil
-		}
-	}
-	c := w.Plan.Config
-	switch c.Weights {
-	case MSEWeights:
-		return clippedWeight(vals, dims, op.OutAxis, c)
-	case HQQ:
-		return hqqWeight(vals, dims, op.OutAxis, c)
-	}
-	return QuantizeWeight(vals, dims, op.OutAxis, c.Granularity, c.weightScheme())
 }
 
 // freeBase returns name with the tag, and a number when an earlier operator

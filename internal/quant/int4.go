@@ -161,7 +161,7 @@ func (p *BlockWeights) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 	drop := map[*graph.Node]bool{}
 	done := map[string]bool{} // weights written; tied ones share a copy
 	var added []*graph.Node
-	count := 0
+	count, methods := 0, methodCount{}
 	names, inputs := g.Namer(), map[string]string{}
 	for _, op := range p.Plan.Ops {
 		if err := ctx.Err(); err != nil {
@@ -182,10 +182,18 @@ func (p *BlockWeights) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 		}
 		if !done[base] {
 			done[base] = true
-			q, err := p.weight(op, w, k, n)
+			v, err := w.F32()
 			if err != nil {
 				return Stats{}, fmt.Errorf("weight %q: %w", op.W, err)
 			}
+			if op.InAxis == 1 {
+				v = transpose2D(v, n, k)
+			}
+			q, by, err := p.Plan.Config.weight4(p.Solved, p.Stats, op, v, k, n)
+			if err != nil {
+				return Stats{}, fmt.Errorf("weight %q: %w", op.W, err)
+			}
+			methods[by]++
 			g.SetInit(base, tensor.From(q.Codes, int64(n), int64(q.Blocks()), Int4Block/2))
 			g.SetInit(base+"_scale", tensor.From(q.Scales, int64(n), int64(q.Blocks())))
 		}
@@ -208,38 +216,16 @@ func (p *BlockWeights) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 		return Stats{}, err
 	}
 	g.Prune()
-	return Stats{Changed: count, Note: fmt.Sprintf("%d matrix products with weights in blocks of %d", count, Int4Block)}, nil
+	return Stats{Changed: count, Note: fmt.Sprintf("%d matrix products with weights in blocks of %d%s", count, Int4Block, methods)}, nil
 }
 
-// weight returns op's weight in blocks: solved before, or rounded now.
-func (p *BlockWeights) weight(op *Op, w *tensor.Tensor, k, n int) (*BlockWeight, error) {
-	if p.Solved != nil {
-		if q := p.Solved.Int4[op.Node.Outputs[0]]; q != nil {
-			return q, nil
-		}
-	}
-	v, err := w.F32()
-	if err != nil {
-		return nil, err
-	}
-	if op.InAxis == 1 {
-		v = transpose2D(v, n, k)
-	}
-	switch p.Plan.Config.Weights {
-	case RTN:
-		return nearestInt4(v, k, n)
-	case HQQ:
-		return quantizeInt4(v, k, n, nil, hqqBlock)
-	}
-	return QuantizeInt4(v, k, n, p.importance(op, k))
-}
-
-// importance is the mean square of each input channel over the kept rows.
-func (p *BlockWeights) importance(op *Op, k int) []float32 {
-	if p.Stats == nil {
+// importance is the mean square of each input channel over the rows that stats
+// keeps; nil without.
+func importance(stats Statistics, op *Op, k int) []float32 {
+	if stats == nil {
 		return nil
 	}
-	rows := p.Stats.Rows(op.X[0])
+	rows := stats.Rows(op.X[0])
 	if rows.empty() || rows.K != k {
 		return nil
 	}

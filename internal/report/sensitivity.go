@@ -64,11 +64,13 @@ type OperatorLoss struct {
 
 // WeightFacts is the distribution of a weight before and after.
 type WeightFacts struct {
-	Elements int `json:"elements"`
-	Std      Num `json:"std"`
-	Max      Num `json:"max"`
-	AfterStd Num `json:"after_std"`
-	SQNR     Num `json:"sqnr_db"`
+	// Method is how its codes were found, a word of --weights.
+	Method   string `json:"method"`
+	Elements int    `json:"elements"`
+	Std      Num    `json:"std"`
+	Max      Num    `json:"max"`
+	AfterStd Num    `json:"after_std"`
+	SQNR     Num    `json:"sqnr_db"`
 }
 
 const (
@@ -109,7 +111,7 @@ func (o OperatorLoss) remedy(share, work float64) string {
 	case o.Precision == "int4":
 		return fmt.Sprintf("8 bits for it: operators: {%s: int8-dynamic}", o.Name)
 	case float64(o.Weight.SQNR) < lowWeightSQNR && share < floatShare:
-		return "its weight loses most: more calibration samples for gptq, or per-channel scales"
+		return o.Weight.remedy()
 	case float64(o.Outlier) >= highOutlier && !o.Smoothed && o.Op != "Conv":
 		return fmt.Sprintf("outlier channels in its input: leave smoothing on, or measure the range at run time: operators: {%s: int8-dynamic}", o.Name)
 	case share >= floatShare:
@@ -118,6 +120,15 @@ func (o OperatorLoss) remedy(share, work float64) string {
 		return "another range for its input: --method mse, or minmax; then " + float
 	}
 	return fmt.Sprintf("measure its range at run time: operators: {%s: int8-dynamic}; then %s", o.Name, float)
+}
+
+// remedy is for a weight that loses more than its operator's input does.
+func (w WeightFacts) remedy() string {
+	switch w.Method {
+	case "gptq", "adaround", "awq":
+		return fmt.Sprintf("its weight loses most: more calibration samples for %s", w.Method)
+	}
+	return fmt.Sprintf("its weight loses most by %s: solve for it by the calibration samples: --weights gptq", w.Method)
 }
 
 // WriteSensitivityJSON writes s, indented, with Schema set.
@@ -130,8 +141,8 @@ const sensitivityLines = 20 // operators that the text form shows
 
 // SensitivityText writes the worst operators as a table.
 func SensitivityText(w io.Writer, s Sensitivity) error {
-	_, err := fmt.Fprintf(w, "%s: all operators quantized lose %s of the cosine, SQNR %s dB, on %d samples\n%-10s %-10s %-10s %-9s operator\n",
-		clean(s.Model.Name), sig(float64(s.Whole.Cosine), 3), sig(float64(s.Whole.SQNR), 3), s.Samples, "only this", "all but", "proxy", "weight dB")
+	_, err := fmt.Fprintf(w, "%s: all operators quantized lose %s of the cosine, SQNR %s dB, on %d samples\n%-10s %-10s %-10s %-9s %-8s operator\n",
+		clean(s.Model.Name), sig(float64(s.Whole.Cosine), 3), sig(float64(s.Whole.SQNR), 3), s.Samples, "only this", "all but", "proxy", "weight dB", "by")
 	for i, o := range s.Operators {
 		if err != nil {
 			return err
@@ -144,9 +155,9 @@ func SensitivityText(w io.Writer, s Sensitivity) error {
 		if o.Only != nil {
 			only, but = sig(float64(o.Only.Cosine), 3), sig(float64(o.AllBut.Cosine), 3)
 		}
-		_, err = fmt.Fprintf(w, "%-10s %-10s %-10s %-9s %s %s\n", only, but, sig(float64(o.Proxy), 3), sig(float64(o.Weight.SQNR), 3), clean(o.Op), shorten(clean(o.Name), 100))
+		_, err = fmt.Fprintf(w, "%-10s %-10s %-10s %-9s %-8s %s %s\n", only, but, sig(float64(o.Proxy), 3), sig(float64(o.Weight.SQNR), 3), shorten(clean(o.Weight.Method), 8), clean(o.Op), shorten(clean(o.Name), 100))
 		if err == nil && o.Remedy != "" {
-			_, err = fmt.Fprintf(w, "%42s-> %s\n", "", shorten(clean(o.Remedy), 200))
+			_, err = fmt.Fprintf(w, "%51s-> %s\n", "", shorten(clean(o.Remedy), 200))
 		}
 	}
 	return err

@@ -16,7 +16,7 @@ func sensitivitySample() Sensitivity {
 		{Name: "rest", Op: "MatMul", Precision: "int8", Proxy: .5, Weight: WeightFacts{SQNR: 40}},
 		{Name: "quiet", Op: "MatMul", Precision: "int8", Proxy: .1, Weight: WeightFacts{SQNR: 40}, Only: loss(.001), AllBut: loss(.2)},
 		{Name: "<b>loud</b>", Op: "Conv", Precision: "int8", MACs: 10, Proxy: .2, Weight: WeightFacts{SQNR: 40}, Only: loss(.1), AllBut: loss(.05)},
-		{Name: "weight", Op: "MatMul", Precision: "int8", MACs: 30, Proxy: .3, Weight: WeightFacts{SQNR: 20}, Only: loss(.02), AllBut: loss(.1)},
+		{Name: "weight", Op: "MatMul", Precision: "int8", MACs: 30, Proxy: .3, Weight: WeightFacts{Method: "hqq", SQNR: 20}, Only: loss(.02), AllBut: loss(.1)},
 		{Name: "small", Op: "MatMul", Precision: "int4", Proxy: .3, Weight: WeightFacts{SQNR: 20}, Only: loss(.03), AllBut: loss(.1)},
 		{Name: "outlier", Op: "MatMul", Precision: "int8", Proxy: .3, Weight: WeightFacts{SQNR: 40}, Outlier: 50, Only: loss(.01), AllBut: loss(.1)},
 	}}
@@ -34,7 +34,7 @@ func TestSensitivityRank(t *testing.T) {
 	if got := strings.Join(names, " "); got != "<b>loud</b> small weight outlier quiet rest" {
 		t.Errorf("order %s", got)
 	}
-	for name, want := range map[string]string{"<b>loud</b>": "fp32} (25.0 % of the work)", "small": "int8-dynamic", "weight": "its weight loses most", "outlier": "outlier channels"} {
+	for name, want := range map[string]string{"<b>loud</b>": "fp32} (25.0 % of the work)", "small": "int8-dynamic", "weight": "its weight loses most by hqq", "outlier": "outlier channels"} {
 		if !strings.Contains(remedies[name], want) {
 			t.Errorf("%s: %q", name, remedies[name])
 		}
