@@ -66,9 +66,11 @@ func (a assignment) with(p quant.Precision) map[*graph.Node]bool {
 }
 
 // plans makes one plan for the scheme and one for each other precision that the
-// assignment uses, the scheme's first; floats is what each left in float.
+// assignment uses, the scheme's first; floats is what each left in float. With
+// quant.ErrNothing there is one plan, of nothing.
 func plans(m *graph.Model, c quant.Config, a assignment) (out []*quant.Plan, floats []quant.Float, err error) {
 	var nothing error
+	var empty *quant.Plan
 	for i, p := range schemesOf(c, a) {
 		cfg := c
 		cfg.Scheme = quant.Scheme(p)
@@ -91,6 +93,9 @@ func plans(m *graph.Model, c quant.Config, a assignment) (out []*quant.Plan, flo
 		switch {
 		case errors.Is(err, quant.ErrNothing):
 			nothing = err
+			if empty == nil {
+				empty = plan
+			}
 		case err != nil:
 			return nil, nil, err
 		default:
@@ -99,9 +104,9 @@ func plans(m *graph.Model, c quant.Config, a assignment) (out []*quant.Plan, flo
 		floats = append(floats, plan.Float...)
 	}
 	if len(out) == 0 {
-		err = nothing
+		return []*quant.Plan{empty}, floats, nothing
 	}
-	return out, floats, err
+	return out, floats, nil
 }
 
 // schemesOf lists the precisions that need a plan.
@@ -183,9 +188,18 @@ func (r *run) planned() (err error) {
 	if err := unmet(r.m, cfg.Rules, r.rules, made, floats); err != nil {
 		return err
 	}
-	if err != nil {
+	switch {
+	case err == nil:
+		r.plans, r.plan = made, quant.Union(made)
+	case r.embeds().Any(r.m) && !cfg.NoEmbeddings: // which no plan lists
+		r.plans, r.plan = nil, made[0]
+	default:
 		return err
 	}
-	r.plans, r.plan = made, quant.Union(made)
 	return nil
+}
+
+// embeds is the pass that quantizes the tables of embeddings.
+func (r *run) embeds() quant.Embeddings {
+	return quant.Embeddings{Config: r.req.Config, Precision: r.rules}
 }

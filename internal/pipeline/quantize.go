@@ -231,7 +231,7 @@ func (r *run) rewriting(half map[*graph.Node]bool) []quant.Pass {
 	cfg := r.req.Config
 	var table []quant.Pass
 	if !cfg.NoEmbeddings {
-		table = append(table, quant.Embeddings{Config: cfg, Precision: r.rules})
+		table = append(table, r.embeds())
 	}
 	if cfg.Target.Encoder() {
 		table = append(table, quant.Residuals{})
@@ -315,6 +315,9 @@ func (r *run) calibrate(ctx context.Context) error {
 		r.rep.Warnings = append(r.rep.Warnings, "calibrated from a table: without samples there is no smoothing, no bias correction and no choice by operators' outputs")
 		r.evidence, err = TableEvidence(t, r.rep.Model.SHA256, r.plan)
 		return err
+	}
+	if len(r.plans) == 0 {
+		return nil // tables of embeddings alone: there is nothing to observe
 	}
 	ds, err := r.openCalib()
 	if err != nil {

@@ -3,6 +3,7 @@ package quant
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/tensor"
@@ -147,7 +148,7 @@ func (e Embeddings) Run(_ context.Context, m *graph.Model) (Stats, error) {
 	var nodes []*graph.Node
 	count, small, saved := 0, 0, int64(0)
 	for _, n := range g.Nodes {
-		if !e.table(g, ix, n) || e.Precision[n] == PrecisionFP16 || e.Precision[n] == PrecisionFP32 {
+		if !e.takes(g, ix, n) {
 			nodes = append(nodes, n)
 			continue
 		}
@@ -198,6 +199,21 @@ func (e Embeddings) table(g *graph.Graph, ix *graph.Index, n *graph.Node) bool {
 	t := g.Init(n.In(0))
 	return n.Is("Gather") && n.Int("axis", 0) == 0 && t != nil && t.Type == tensor.Float32 && len(t.Dims) == 2 && t.Dims[0] >= minTableRows &&
 		len(ix.Uses(n.In(0))) == 1 && !ix.Captured(n.In(0)) && g.Init(n.In(1)) == nil && !e.excluded(n)
+}
+
+// takes reports whether the pass quantizes the table that n reads.
+func (e Embeddings) takes(g *graph.Graph, ix *graph.Index, n *graph.Node) bool {
+	switch e.Precision[n] {
+	case PrecisionFP16, PrecisionBF16, PrecisionFP32:
+		return false
+	}
+	return e.table(g, ix, n)
+}
+
+// Any reports whether the pass would change m.
+func (e Embeddings) Any(m *graph.Model) bool {
+	ix := m.Graph.Index()
+	return slices.ContainsFunc(m.Graph.Nodes, func(n *graph.Node) bool { return e.takes(m.Graph, ix, n) })
 }
 
 // HasTables reports whether the model has embedding tables, all of which 4-bit

@@ -91,9 +91,19 @@ func (r Rule) Matches(text string) bool {
 	return strings.HasSuffix(text, parts[last])
 }
 
-// NeedsCalibration reports whether some operator's input has a fixed range.
+// NeedsCalibration reports whether some operator's input may get a fixed range. Tables
+// of embeddings have none, and a rule for * leaves nothing to the scheme.
 func (c Config) NeedsCalibration() bool {
-	return c.Scheme.Static() || slices.ContainsFunc(c.Rules, func(r Rule) bool { return r.Precision == PrecisionINT8 })
+	need := c.Scheme.Static()
+	for _, r := range c.Rules {
+		switch {
+		case r.Match == "*":
+			need = r.Precision == PrecisionINT8
+		case r.Precision == PrecisionINT8 && r.Match != EmbeddingsClass:
+			need = true
+		}
+	}
+	return need
 }
 
 // Union returns a plan of the operators of all plans, for what looks at them

@@ -48,3 +48,28 @@ func TestContradictingRules(t *testing.T) {
 		t.Errorf("%+v, %v", c, err)
 	}
 }
+
+// TestNeedsCalibration: what has fixed ranges after the last rule.
+func TestNeedsCalibration(t *testing.T) {
+	all := func(p Precision) Rule { return Rule{Match: "*", Precision: p} }
+	tables := Rule{Match: EmbeddingsClass, Precision: PrecisionINT8}
+	for _, c := range []struct {
+		scheme Scheme
+		rules  []Rule
+		want   bool
+	}{
+		{INT8, nil, true},
+		{INT8, []Rule{tables}, true},
+		{INT8, []Rule{all(PrecisionFP32), tables}, false},
+		{INT8, []Rule{all(PrecisionFP32), {Match: "up", Precision: PrecisionINT8}}, true},
+		{INT8, []Rule{{Match: "up", Precision: PrecisionINT8}, all(PrecisionINT4)}, false},
+		{INT4, nil, false},
+		{INT4, []Rule{tables}, false},
+		{INT4, []Rule{{Match: "up", Precision: PrecisionINT8}}, true},
+		{INT4, []Rule{all(PrecisionINT8)}, true},
+	} {
+		if got := (Config{Scheme: c.scheme, Rules: c.rules}).NeedsCalibration(); got != c.want {
+			t.Errorf("%s, %v: %v", c.scheme, c.rules, got)
+		}
+	}
+}
