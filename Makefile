@@ -28,7 +28,7 @@ export ORT_DISABLE_TELEMETRY := 1
 # go-nvml marks old functions of NVIDIA's header as deprecated, a page of warnings in every first build.
 export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 
-.PHONY: help build kernels deps deps-bench run test test-cpu test-cuda test-cycles check cuda check-cuda gpu-check test-clients test-tokenizers fuzz bench bench-full example-text example-image example-drone clean distclean
+.PHONY: help build kernels deps deps-bench run test test-cpu test-cpu-threads test-cuda test-cycles check cuda check-cuda gpu-check test-clients test-tokenizers fuzz bench bench-full example-text example-image example-drone clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -65,7 +65,7 @@ test: deps kernels ## vet and every test (at most 15 minutes on 2 cores)
 	$(GO) run ./tools/newsmodel
 	$(GO) vet ./...
 	$(GO) test -json -timeout 14m ./... | $(GO) run ./tools/testreport
-	@$(MAKE) test-cpu test-cuda
+	@$(MAKE) test-cpu test-cpu-threads test-cuda
 
 test-cpu: ## the CPU kernels under the address and undefined-behaviour sanitizers (part of test)
 ifneq ($(CMAKE),)
@@ -78,6 +78,18 @@ ifneq ($(CMAKE),)
 	FEWBIT_CPU_LEVEL=avx2 build/cpu-asan/fewbit_cpu_test int8
 else
 	@echo "test-cpu: needs cmake; left out"
+endif
+
+test-cpu-threads: ## the CPU operators' tasks and memory under the thread sanitizer (part of test)
+ifneq ($(CMAKE),)
+	@mkdir -p build
+	@$(CMAKE) -S cpu -B build/cpu-tsan -DCMAKE_BUILD_TYPE=Release -DFEWBIT_THREAD_SANITIZE=ON >build/cpu-tsan.log 2>&1 || { cat build/cpu-tsan.log; exit 1; }
+	@$(CMAKE) --build build/cpu-tsan --parallel $(shell nproc) --target fewbit_cpu_test
+# Of the plain level the sanitizer sees each access, of the others not those that are masked.
+	FEWBIT_CPU_LEVEL=plain build/cpu-tsan/fewbit_cpu_test threads_
+	build/cpu-tsan/fewbit_cpu_test threads_
+else
+	@echo "test-cpu-threads: needs cmake; left out"
 endif
 
 test-cuda: deps ## the CUDA kernels and their executor, emulated (part of test)
