@@ -40,6 +40,8 @@ type quantizeFlags struct {
 	device                                               deviceFlags
 }
 
+const equalizeHelp = "scale the channels between convolutions to one range by calibration data"
+
 func newQuantizeCommand() *cobra.Command {
 	q := &quantizeFlags{maxLoss: pipeline.DefaultMaxLoss}
 	cmd := &cobra.Command{
@@ -85,7 +87,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	f.DurationVar(&q.slo, "slo", pipeline.DefaultSLO, "latency target for the 99th percentile")
 	f.BoolVar(&q.noSmooth, "no-smooth", false, "leave SmoothQuant out")
 	f.BoolVar(&q.noBias, "no-bias-correction", false, "leave bias correction out")
-	f.BoolVar(&q.equalize, "equalize", false, "scale the channels between convolutions to one range by calibration data")
+	f.BoolVar(&q.equalize, "equalize", false, equalizeHelp)
 	f.BoolVar(&q.noLatency, "no-latency", false, "skip the latency measurement and its part of the gate")
 	f.BoolVar(&q.force, "force", false, "keep a result that the gate refuses")
 	f.StringVar(&q.report, "report", "", "also write the report to this .html or .json file")

@@ -33,7 +33,7 @@ type searchFlags struct {
 	maxLoss                                                      lossValue
 	maxSize                                                      app.Bytes
 	slo, timeLimit                                               time.Duration
-	noSmooth, noBias, restart, asJSON                            bool
+	noSmooth, noBias, equalize, restart, asJSON                  bool
 	engine                                                       engineFlags
 	device                                                       deviceFlags
 }
@@ -93,6 +93,7 @@ OUT.onnx.search.jsonl. Exit status 1 when nothing meets what was asked for.
 	f.Var(&q.operators, "operators", "precision of single operators in every trial, MATCH=int8|int8-dynamic|int4|fp16|bf16|fp32")
 	f.BoolVar(&q.noSmooth, "no-smooth", false, "leave SmoothQuant out")
 	f.BoolVar(&q.noBias, "no-bias-correction", false, "leave bias correction out")
+	f.BoolVar(&q.equalize, "equalize", false, equalizeHelp)
 	f.BoolVar(&q.restart, "restart", false, "forget what the journal holds and start again")
 	f.StringVar(&q.report, "report", "", "also write the report to this .html or .json file")
 	f.BoolVar(&q.asJSON, "json", false, "print the report as one JSON object")
@@ -188,7 +189,7 @@ func (q *searchFlags) request(model string) (req pipeline.SearchRequest, err err
 	req = pipeline.SearchRequest{
 		Model: model, Out: q.out, Journal: q.out + "." + searchJournal, Calib: q.calib, Eval: q.eval,
 		Config: quant.Config{Method: q.method, Weights: quant.WeightMethod(q.weights), Exclude: q.exclude, Rules: q.operators.rules,
-			NoSmooth: q.noSmooth, NoBiasCorrection: q.noBias, ReduceRange: pipeline.SaturatesU8S8()},
+			NoSmooth: q.noSmooth, NoBiasCorrection: q.noBias, Equalize: q.equalize, ReduceRange: pipeline.SaturatesU8S8()},
 		MaxLoss: float64(q.maxLoss), SLO: q.slo, MaxBytes: int64(q.maxSize), Samples: q.samples, EvalSamples: q.evalSamples, MaxTokens: q.maxTokens,
 		Precision: pipeline.Precision(q.precision), TimeLimit: q.timeLimit, Restart: q.restart, Command: os.Args,
 		Words: pipeline.Words{Calib: "--calib DATA", Eval: "--eval DATA"},

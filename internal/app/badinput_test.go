@@ -257,6 +257,8 @@ func TestBadJobs(t *testing.T) {
 		{"operators nobody", job(func(s *jobs.Spec) { s.Operators = []string{"/h7=fp16"} }), 400, []string{`operators: "/h7" names no operator`, `"/h1" or "/h2"`}},
 		{"operators without a precision", job(func(s *jobs.Spec) { s.Operators = []string{"MatMul"} }), 400, []string{"operators", "Gather=int4"}},
 		{"operators in an unknown precision", job(func(s *jobs.Spec) { s.Operators = []string{"MatMul=fp8"} }), 400, []string{`"fp8"`, "int8-dynamic"}},
+		{"equalize without calibration", job(func(s *jobs.Spec) { s.Scheme, s.Calibration, s.Equalize = "int8-dynamic", nil, true }), 400, []string{"equalization", `"calibration": {"dataset": NAME}`}},
+		{"gptq without calibration", job(func(s *jobs.Spec) { s.Scheme, s.Calibration, s.Weights = "int4", nil, "gptq" }), 400, []string{"gptq", `"calibration": {"dataset": NAME}`}},
 		{"wrong name", calib("wrong-name"), 400, []string{`"x"`, "pixels"}},
 		{"wrong rank", calib("wrong-rank"), 400, []string{"x"}},
 		{"wrong width", calib("wrong-width"), 400, []string{"5", fmt.Sprint(mlpInputs)}},

@@ -114,7 +114,7 @@ func (a *App) request(ctx context.Context, spec jobs.Spec, in *jobs.Inputs, src 
 		Name: src.Model,
 		Config: quant.Config{
 			Scheme: quant.Scheme(spec.Scheme), Target: quant.Target(spec.Target), Granularity: quant.Granularity(spec.Granularity),
-			Symmetric: spec.Symmetric, Method: spec.Method, Weights: quant.WeightMethod(spec.Weights), Exclude: spec.Exclude, ReduceRange: pipeline.SaturatesU8S8(),
+			Symmetric: spec.Symmetric, Method: spec.Method, Weights: quant.WeightMethod(spec.Weights), Exclude: spec.Exclude, Equalize: spec.Equalize, ReduceRange: pipeline.SaturatesU8S8(),
 		},
 		Samples: spec.Samples, MaxLoss: spec.MaxLoss, SLO: time.Duration(spec.SLOms * float64(time.Millisecond)), Force: spec.Force,
 		Words: pipeline.Words{Calib: `"calibration": {"dataset": NAME}`, Eval: `"evaluation": {"dataset": NAME}`, Force: `"force": true`},
@@ -258,9 +258,13 @@ func (a *App) checkJob(spec jobs.Spec) error {
 	if err != nil {
 		return err
 	}
-	cfg, err := req.Config.WithDefaults()
-	if err != nil {
+	if req.Config, err = req.Config.WithDefaults(); err != nil {
 		return err
+	}
+	if capturedModel(spec) == "" { // what was captured becomes data when the job runs
+		if err := pipeline.CheckData(req); err != nil {
+			return err
+		}
 	}
 	m, err := graph.Open(req.Model)
 	if err != nil {
@@ -283,7 +287,7 @@ func (a *App) checkJob(spec jobs.Spec) error {
 			return fmt.Errorf("calibration data: %w", err)
 		}
 	}
-	return pipeline.CheckExclude(ctx, m, cfg)
+	return pipeline.CheckExclude(ctx, m, req.Config)
 }
 
 // maxChecked bounds the data sets that checkJob looks into: a request should

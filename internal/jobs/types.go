@@ -47,6 +47,8 @@ type Spec struct {
 	Symmetric   bool     `json:"symmetric,omitempty"`
 	Target      string   `json:"target,omitempty"` // ort-cpu (default), cpu, cuda, qdq or qoperator
 	Exclude     []string `json:"exclude,omitempty"`
+	// Equalize scales the channels between convolutions by the calibration data, in each trial of a search too.
+	Equalize bool `json:"equalize,omitempty"`
 	// Operators are rules MATCH=PRECISION for single operators, later ones win (quant.ParseRule).
 	Operators []string `json:"operators,omitempty"`
 	// Recipe is a built-in one, nlp, cv or multimodal: rules that come before Operators.

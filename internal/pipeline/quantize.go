@@ -34,14 +34,8 @@ func (p *Pipeline) Quantize(ctx context.Context, req Request, progress Progress)
 		return nil, err
 	}
 	req.Config = cfg
-	if cfg.NeedsCalibration() && req.Calib == "" {
-		return nil, fmt.Errorf("%w: give %s, or use scheme %s, which measures ranges as it runs", ErrNeedsCalibration, req.Words.calib(), quant.INT8Dynamic)
-	}
-	if cfg.Weights.NeedsData() && req.Calib == "" {
-		return nil, fmt.Errorf("%w: weights %s are solved for by calibration data: give %s, or use weights %s", quant.ErrConfig, cfg.Weights, req.Words.calib(), quant.MSEWeights)
-	}
-	if cfg.Equalize && req.Calib == "" {
-		return nil, fmt.Errorf("%w: equalization looks at the channels' ranges: give %s", quant.ErrConfig, req.Words.calib())
+	if err := CheckData(req); err != nil {
+		return nil, err
 	}
 	r, err := p.start(ctx, req, progress)
 	if err != nil {
@@ -52,6 +46,23 @@ func (p *Pipeline) Quantize(ctx context.Context, req Request, progress Progress)
 		return nil, err
 	}
 	return r.rep, r.finish(ctx)
+}
+
+// CheckData refuses settings that look at calibration data where req names none. The
+// configuration has its defaults.
+func CheckData(req Request) error {
+	cfg := req.Config
+	switch {
+	case req.Calib != "":
+		return nil
+	case cfg.NeedsCalibration():
+		return fmt.Errorf("%w: give %s, or use scheme %s, which measures ranges as it runs", ErrNeedsCalibration, req.Words.calib(), quant.INT8Dynamic)
+	case cfg.Weights.NeedsData():
+		return fmt.Errorf("%w: weights %s are solved for by calibration data: give %s, or use weights %s", quant.ErrConfig, cfg.Weights, req.Words.calib(), quant.MSEWeights)
+	case cfg.Equalize:
+		return fmt.Errorf("%w: equalization looks at the channels' ranges: give %s", quant.ErrConfig, req.Words.calib())
+	}
+	return nil
 }
 
 // start opens the model and the lab of a run, and describes both.

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/onnx"
 	"github.com/fewbit/fewbit/internal/quant"
 	"github.com/fewbit/fewbit/internal/report"
@@ -63,6 +64,67 @@ func TestSearchTrials(t *testing.T) {
 			t.Errorf("%s: nothing is kept for the next trial", k.name)
 		}
 	}
+}
+
+// TestSearchEqualizes: with it every trial is made of the equalized model, and another
+// search does not go on in its journal.
+func TestSearchEqualizes(t *testing.T) {
+	p := testPipeline(t)
+	src, calib := save(t, relu(cnn())), npy(t, 3, 48, 3, 16, 16)
+	var files [2][]byte
+	for i, equalize := range []bool{false, true} {
+		cfg, err := quant.Config{Equalize: equalize}.WithDefaults()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &searching{Pipeline: p, req: SearchRequest{Model: src, Calib: calib, Config: cfg}, bases: map[quant.Target]*run{}}
+		defer s.close()
+		r, err := s.build(context.Background(), search.Candidate{Scheme: quant.INT8, Target: quant.ORTCPU})
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := t.TempDir()
+		if err := r.m.Save(filepath.Join(dir, "got.onnx"), onnx.SaveOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.Quantize(context.Background(), Request{Model: src, Out: filepath.Join(dir, "want.onnx"), Config: cfg, Calib: calib, NoLatency: true, Force: true}, nil); err != nil {
+			t.Fatal(err)
+		}
+		var err1, err2 error
+		files[i], err1 = os.ReadFile(filepath.Join(dir, "got.onnx"))
+		want, err2 := os.ReadFile(filepath.Join(dir, "want.onnx"))
+		if err1 != nil || err2 != nil || !slices.Equal(files[i], want) {
+			t.Errorf("equalize %v: not what quantize makes (%v, %v)", equalize, err1, err2)
+		}
+	}
+	if slices.Equal(files[0], files[1]) {
+		t.Error("equalization changes nothing")
+	}
+	out := t.TempDir()
+	req := SearchRequest{Model: src, Calib: calib, Out: filepath.Join(out, "q.onnx"), Journal: filepath.Join(out, "j"), Samples: 16, EvalSamples: 16, MaxLoss: .5}
+	ctx, cancel := context.WithCancel(context.Background())
+	req.OnTrial = func(report.Search) error { cancel(); return nil }
+	if _, err := p.Search(ctx, req, nil); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	req.Config.Equalize = true
+	if _, err := p.Search(context.Background(), req, nil); !errors.Is(err, search.ErrOther) {
+		t.Errorf("another search in the same journal: %v", err)
+	}
+	req.Calib = filepath.Join(out, "none.npy")
+	if _, err := p.Search(context.Background(), req, nil); err == nil {
+		t.Error("no data to equalize by")
+	}
+}
+
+// relu gives m an activation that equalization passes in place of each Clip.
+func relu(m *graph.Model) *graph.Model {
+	for _, n := range m.Graph.Nodes {
+		if n.Is("Clip") {
+			n.Op, n.Inputs = "Relu", n.Inputs[:1]
+		}
+	}
+	return m
 }
 
 // TestSearchEnds: what ends a search, and what it leaves.
