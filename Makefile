@@ -28,7 +28,7 @@ export ORT_DISABLE_TELEMETRY := 1
 # go-nvml marks old functions of NVIDIA's header as deprecated, a page of warnings in every first build.
 export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 
-.PHONY: help build kernels deps deps-bench run test test-cpu test-cpu-threads test-cuda test-cycles check cuda check-cuda gpu-check test-clients test-tokenizers fuzz bench bench-full example-text example-image example-drone clean distclean
+.PHONY: help build kernels deps deps-bench run test test-cpu test-cpu-threads test-cuda test-cycles check cuda check-cuda gpu-check test-clients test-tokenizers fuzz bench bench-full bench-micro example-text example-image example-drone clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -149,6 +149,9 @@ bench: build deps-bench ## the table of the README against its peers, results ke
 
 bench-full: build deps-bench ## the same with the counts that the claims rest on
 	@benchmarks/run.sh full
+
+bench-micro: deps kernels ## the Go benchmarks against those of BASE (a commit; default origin/main), compared by benchstat; PACKAGES=./internal/calib for some
+	@GO='$(GO)' benchmarks/micro.sh $(if $(BASE),$(BASE),$(if $(PACKAGES),HEAD~1)) $(PACKAGES)
 
 example-text: ## BERT-base on a CPU under 50 ms, start to finish (examples/text-classification); FULL=1 keeps the result
 	@GO='$(GO)' PYTHON='$(PYTHON)' examples/text-classification/run.sh $(ARGS)
