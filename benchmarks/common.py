@@ -139,6 +139,59 @@ def session(path, threads=2, spinning=False):
     return ort.InferenceSession(str(path), o, providers=["CPUExecutionProvider"])
 
 
+def packed(path, threads=2):
+    """A session of the onnxruntime wheel for a native model, with fewbit's kernels."""
+    import onnxruntime as ort
+    out = WORK / (Path(path).stem + "-packed.onnx")
+    fewbit("pack", path, "-o", out)
+    o = ort.SessionOptions()
+    o.register_custom_ops_library(str(ROOT / "bin/libfewbit_cpu.so"))
+    for k, v in (("fewbit.threads", str(threads)), ("session.intra_op.allow_spinning", "1"), ("session.force_spinning_stop", "1")):
+        o.add_session_config_entry(k, v)
+    o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = threads, 1, 3
+    return ort.InferenceSession(str(out), o, providers=["CPUExecutionProvider"])
+
+
+class OpenVINO:
+    """A process that runs an OpenVINO model; see openvino_worker.py."""
+    requirements = ROOT / "benchmarks/openvino.txt"
+
+    def __init__(self, source, data, made):
+        self.python, self.worker = environment("openvino", self.requirements) / "python", ROOT / "benchmarks/openvino_worker.py"
+        if not Path(made).exists():
+            seconds, rss, _ = command([self.python, self.worker, "quantize", source, data, made])
+            say("NNCF: %.0f s, %.0f MB" % (seconds, rss / 1e6))
+        self.process = subprocess.Popen([str(self.python), str(self.worker), "serve", str(made)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, universal_newlines=True)
+
+    def median(self, batches, threads, seconds, *streams):
+        """Median of the run times in ms."""
+        print(batches, threads, seconds, *streams, file=self.process.stdin, flush=True)
+        return float(np.median(json.loads(self.process.stdout.readline())))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait()
+
+    @classmethod
+    def versions(cls):
+        return dict(l.split(" ")[0].split("==") for l in open(cls.requirements) if l.startswith(("openvino==", "nncf==")))
+
+
+def run_for(seconds, f, warmup=5):
+    """Median of the milliseconds that f takes, called for so long."""
+    for _ in range(warmup):
+        f()
+    ms, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        t = time.perf_counter()
+        f()
+        ms.append(1e3 * (time.perf_counter() - t))
+    return float(np.median(ms))
+
+
 @functools.lru_cache(maxsize=None)
 def core_latency():
     """A function that measures the one-way latency between the two processors in ns:

@@ -9,7 +9,6 @@ latency between the two processors is taken around each turn; turns of different
 states are rows of their own, and a turn during which it changed counts in neither.
 """
 import json
-import subprocess
 
 import numpy as np
 
@@ -28,23 +27,12 @@ def bench(path, sequence, threads):
 
 def main():
     r = c.Result("openvino_cpu", "BERT-base on the CPU against OpenVINO", __doc__.strip())
-    python, worker = c.environment("openvino", c.ROOT / "benchmarks/openvino.txt") / "python", c.ROOT / "benchmarks/openvino_worker.py"
-    data, made = bert_speed.calibration_file(64), c.WORK / "bert-openvino.xml"
-    files = {}
+    data, files = bert_speed.calibration_file(64), {}
     for name, target in (("native", "cuda"), ("stock", "ort-cpu")):
         files[name] = c.WORK / ("openvino-%s.onnx" % name)
         c.fewbit("quantize", c.BERT / "model.onnx", "-o", files[name], "--calib", data, "--target", target, "--device", "cpu", "--force", "--no-latency")
-    if not made.exists():
-        seconds, rss, _ = c.command([python, worker, "quantize", c.BERT / "model.onnx", data, made])
-        c.say("NNCF: %.0f s, %.0f MB" % (seconds, rss / 1e6))
-    peer = subprocess.Popen([str(python), str(worker), "serve", str(made)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, universal_newlines=True)
-
-    def theirs(sequence, threads):
-        peer.stdin.write("%d %d %d\n" % (sequence, threads, SECONDS))
-        peer.stdin.flush()
-        return float(np.median(json.loads(peer.stdout.readline())))
-
-    try:
+    with c.OpenVINO(c.BERT / "model.onnx", data, c.WORK / "bert-openvino.xml") as peer:
+        theirs = lambda sequence, threads: peer.median(sequence, threads, SECONDS)
         for sequence, threads, bar in SHAPES:
             theirs(sequence, threads)  # compiles
             turn = lambda: [bench(files["native"], sequence, threads), theirs(sequence, threads), bench(files["stock"], sequence, threads), theirs(sequence, threads)]
@@ -57,10 +45,7 @@ def main():
                     r.row("BERT-base INT8, %s, against OpenVINO, %s" % (name, shape), "p50 %.1f ms" % np.median(ours), "OpenVINO NNCF INT8: p50 %.1f ms" % np.median(peers), ratio,
                           ">= %.2fx" % want if want else "", ratio >= want if want else None, range=[float((peers / ours).min()), float((peers / ours).max())],
                           ours_ms=ours.tolist(), peer_ms=peers.tolist(), turns=len(turns), turns_dropped=dropped, core_latency_ns=ns)
-    finally:
-        peer.stdin.close()
-        peer.wait()
-    r.body["versions"].update({p: v for p, v in (l.split(" ")[0].split("==") for l in open(c.ROOT / "benchmarks/openvino.txt") if l.startswith(("openvino==", "nncf==")))})
+    r.body["versions"].update(c.OpenVINO.versions())
     r.save()
 
 

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
+#include <limits>
 #include <new>
 
 #include "level.hpp"
@@ -33,6 +34,24 @@ void *EncoderMemory::reserve(size_t bytes) {
 }
 
 EncoderMemory::~EncoderMemory() { std::free(data_); }
+
+int64_t unpadded_length(const Attention &a, int64_t b) {
+  int64_t length = a.bias ? 0 : a.length;
+  const int64_t heads = a.bias_head ? a.heads : 1, rows = a.bias_row ? a.length : 1;
+  for (int64_t h = 0; h < heads; h++)
+    for (int64_t r = rows; r-- > 0 && length < a.length;) { // the last row of a causal mask sees the most
+      const float *bias = a.bias_of(b, h, r);
+      float top = -std::numeric_limits<float>::infinity();
+      for (int64_t s = 0; s < a.length; s++) {
+        if (std::isnan(bias[s])) return a.length;
+        top = std::max(top, bias[s]);
+      }
+      if (!std::isfinite(top)) return a.length;
+      for (int64_t s = a.length; s-- > length;)
+        if (top - bias[s] < kMasked) length = s + 1;
+    }
+  return length;
+}
 
 Projection Projection::head(int64_t h, int64_t size) const {
   Projection p = *this;
@@ -125,7 +144,9 @@ struct Run {
   const Parallel &parallel;
   const float *x;
   float *y;
-  int64_t rows;
+  const int64_t *starts; // sample b is rows [starts[b], starts[b+1]) of all that lies between x and y
+  const int64_t rows = starts[a.batch];
+  const bool packed = rows < a.batch * a.length;
   const Int8Kernels &int8 = int8_kernels();
   const AttentionKernels &attend = attention_kernels();
   const Normalize normalize =
@@ -184,30 +205,55 @@ struct Run {
 
   // What all tasks share.
   struct Shared {
+    float *rows; // what a layer reads and writes
     float *context;
     Codes codes;
     Shares shares;
     char *tasks; // of each share
   };
 
+  // Calls f(packed row, row of x and y, count) for the parts of rows [r0,r1) that
+  // belong to one sample.
+  template <class F> void by_sample(int64_t r0, int64_t r1, const F &f) const {
+    for (int64_t b = std::upper_bound(starts, starts + a.batch, r0) - starts - 1; r0 < r1; b++) {
+      const int64_t end = std::min(r1, starts[b + 1]);
+      f(r0, b * a.length + r0 - starts[b], end - r0);
+      r0 = end;
+    }
+  }
+  void gather(int64_t r0, int64_t r1, float *to) const {
+    const int64_t n = e.hidden();
+    by_sample(r0, r1, [&](int64_t r, int64_t at, int64_t count) { std::copy_n(x + at * n, count * n, to + r * n); });
+  }
+  // And zeros behind the last row of each sample.
+  void scatter(const float *from, int64_t r0, int64_t r1) const {
+    const int64_t n = e.hidden();
+    by_sample(r0, r1, [&](int64_t r, int64_t at, int64_t count) {
+      std::copy_n(from + r * n, count * n, y + at * n);
+      const int64_t end = at + count, b = at / a.length;
+      if (r + count == starts[b + 1]) std::fill(y + end * n, y + (b + 1) * a.length * n, 0.f);
+    });
+  }
+
   // Head h of sample b: from the codes of its rows to its columns of `context`.
   void head(const EncoderLayer &l, int64_t b, int64_t h, const Codes &codes, float *context, const Head &m, Ahead after) const {
     const Projection p = l.qkv.head(h, e.size);
-    const int64_t r = b * a.length;
-    multiply(p, codes.codes + r * p.w.padded_k(), codes.scales + r, a.length, 0, p.w.panel_count(), Activation::none, nullptr, m.qkv, after);
+    const int64_t r = starts[b], length = starts[b + 1] - r;
+    multiply(p, codes.codes + r * p.w.padded_k(), codes.scales + r, length, 0, p.w.panel_count(), Activation::none, nullptr, m.qkv, after);
     Attention one = a;
-    one.batch = one.heads = 1;
+    one.batch = one.heads = 1, one.length = length;
     one.qkv = m.qkv, one.y = m.y;
     one.bias = a.bias_of(b, h, 0);
     const AttentionMemory memory(one, m.attention);
     attend.pack(one, 0, 0, memory);
-    attend.rows(one, 0, 0, 0, a.length, memory);
-    for (int64_t i = 0; i < a.length; i++) std::copy_n(m.y + i * e.size, e.size, context + (r + i) * e.hidden() + h * e.size);
+    attend.rows(one, 0, 0, 0, length, memory);
+    for (int64_t i = 0; i < length; i++) std::copy_n(m.y + i * e.size, e.size, context + (r + i) * e.hidden() + h * e.size);
   }
 
-  // Rows [r0,r1) of a layer, from `context` to y and the codes for the next one.
+  // Rows [r0,r1) of a layer, from `context` to `result` and the codes for the
+  // next one.
   void block(const EncoderLayer &l, const EncoderLayer *next, const float *residual, const float *context, int64_t r0, int64_t r1, const Rows &m,
-             const Codes &codes, Ahead after) const {
+             const Codes &codes, float *result, Ahead after) const {
     const int64_t hidden = e.hidden(), n = r1 - r0;
     const auto whole = [&](const Projection &p, Activation act, const float *res, float *to, Ahead next_weight) {
       multiply(p, m.codes.codes, m.codes.scales, n, 0, p.w.panel_count(), act, res, to, next_weight);
@@ -218,10 +264,13 @@ struct Run {
     quantize(l.up, m.middle, 0, n, m.codes);
     whole(l.up, Activation::gelu, nullptr, m.up, Ahead::of(l.down.w, 0));
     quantize(l.down, m.up, 0, n, m.codes);
-    float *to = y + r0 * hidden;
+    float *to = result + r0 * hidden;
     whole(l.down, Activation::none, m.middle, to, after);
     normalize(to, l.gamma[1], l.beta[1], e.epsilon, n, hidden, to);
-    if (next) quantize(next->qkv, y, r0, r1, codes.from(r0));
+    if (next)
+      quantize(next->qkv, result, r0, r1, codes.from(r0));
+    else if (packed)
+      scatter(result, r0, r1);
   }
 
   // What a share works in when the columns are divided: all rows of what stands
@@ -245,11 +294,12 @@ struct Run {
     Columns::take(one, *this);
     const int64_t bytes = int64_t(one.used) + head_bytes;
     struct {
-      float *context, *middle, *end, *up;
+      float *in, *context, *middle, *end, *up;
       Shares shares;
       char *tasks;
     } m;
     const auto lay = [&](Carve c) {
+      m.in = c.take<float>(packed ? rows * hidden : 0);
       m.context = c.take<float>(rows * hidden), m.middle = c.take<float>(rows * hidden), m.end = c.take<float>(rows * hidden);
       m.up = c.take<float>(rows * e.inner);
       m.shares = Shares::take(c, threads);
@@ -262,10 +312,11 @@ struct Run {
       return Columns::take(c, *this);
     };
     for (int64_t i = 0; i < threads; i++) *own(i).x_of = *own(i).middle_of = -1;
+    if (packed) gather(0, rows, m.in);
     for (int64_t i = 0; i < int64_t(e.layers.size()); i++) {
       const EncoderLayer &l = e.layers[size_t(i)];
       const auto input = [&](const Columns &c) -> const float * {
-        if (i == 0) return x;
+        if (i == 0) return packed ? m.in : x;
         if (*c.x_of != i) {
           const EncoderLayer &before = e.layers[size_t(i - 1)];
           normalize(m.end, before.gamma[1], before.beta[1], e.epsilon, rows, hidden, c.x);
@@ -308,7 +359,8 @@ struct Run {
       product(l.down, i + 1 < int64_t(e.layers.size()) ? &e.layers[size_t(i + 1)].qkv : nullptr, Activation::none, m.end, [&](const Columns &) { return m.up; }, middle);
     }
     const EncoderLayer &l = e.layers.back();
-    normalize(m.end, l.gamma[1], l.beta[1], e.epsilon, rows, hidden, y);
+    normalize(m.end, l.gamma[1], l.beta[1], e.epsilon, rows, hidden, packed ? m.end : y);
+    if (packed) scatter(m.end, 0, rows);
   }
 
   void run(EncoderMemory &memory) const {
@@ -321,6 +373,7 @@ struct Run {
     bytes = std::max(bytes, Head(a, nullptr).bytes);
     const auto lay = [&](Carve &c) {
       Shared m;
+      m.rows = packed ? c.take<float>(rows * hidden) : y;
       m.context = c.take<float>(rows * hidden);
       m.codes = Codes::take(c, rows, padded(hidden));
       m.shares = Shares::take(c, threads);
@@ -333,7 +386,10 @@ struct Run {
     const Shared m = lay(carve);
     const auto own = [&](int64_t share) { return m.tasks + share * int64_t(bytes); };
     const auto last = [&](int64_t block) { return std::min(rows, (block + 1) * height); };
-    m.shares.run(parallel, blocks, [&](int64_t i, int64_t, bool, bool) { quantize(e.layers[0].qkv, x, i * height, last(i), m.codes.from(i * height)); });
+    m.shares.run(parallel, blocks, [&](int64_t i, int64_t, bool, bool) {
+      if (packed) gather(i * height, last(i), m.rows);
+      quantize(e.layers[0].qkv, packed ? m.rows : x, i * height, last(i), m.codes.from(i * height));
+    });
     for (size_t i = 0; i < e.layers.size(); i++) {
       const EncoderLayer &l = e.layers[i], *next = i + 1 < e.layers.size() ? &l + 1 : nullptr;
       // Samples of a head one after the other: its weight stays in the cache.
@@ -353,7 +409,7 @@ struct Run {
           after = Ahead::of(l.out.w, 0);
         else if (next)
           after = Ahead::of(next->qkv.head(units * share / threads / a.batch, a.size).w, 0);
-        block(l, next, i ? y : x, m.context, at * height, last(at), Rows::at(*this, height, own(share)), m.codes, after);
+        block(l, next, i || packed ? m.rows : x, m.context, at * height, last(at), Rows::at(*this, height, own(share)), m.codes, m.rows, after);
       });
     }
   }
@@ -362,7 +418,15 @@ struct Run {
 } // namespace
 
 void encode(const Encoder &e, const Attention &a, const float *x, float *y, EncoderMemory &memory, const Parallel &parallel) {
-  Run{e, a, parallel, x, y, a.batch * a.length}.run(memory);
+  std::vector<int64_t> &starts = memory.starts;
+  starts.resize(size_t(a.batch + 1));
+  starts[0] = 0;
+  int64_t length = a.length;
+  for (int64_t b = 0; b < a.batch; b++) {
+    if (e.skip_padding && (b == 0 || a.bias_batch)) length = unpadded_length(a, b);
+    starts[size_t(b + 1)] = starts[size_t(b)] + length;
+  }
+  Run{e, a, parallel, x, y, starts.data()}.run(memory);
 }
 
 } // namespace fewbit

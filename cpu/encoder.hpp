@@ -39,6 +39,7 @@ struct Encoder {
   std::vector<EncoderLayer> layers;
   int64_t heads = 0, size = 0, inner = 0;
   float scale = 1, epsilon = 0;
+  bool skip_padding = false; // nobody reads the rows at the end of a sample that are padding
 
   int64_t hidden() const { return heads * size; }
 };
@@ -60,6 +61,8 @@ struct Parallel {
 // Memory that is kept from call to call. Its contents are undefined.
 class EncoderMemory {
 public:
+  std::vector<int64_t> starts; // of each sample, in rows that count, and their number
+
   void *reserve(size_t bytes); // aligned to 64; throws std::bad_alloc
   ~EncoderMemory();
 
@@ -68,7 +71,17 @@ private:
   size_t bytes_ = 0;
 };
 
-// a.qkv and a.y are not used: x and y are [batch, length, hidden]. Throws
+// A key whose bias is smaller by this than the row's largest counts for nothing:
+// exporters write the lowest float, minus infinity or -10000.
+inline constexpr float kMasked = 10000;
+
+// The length of sample b without the keys at its end that count for nothing in
+// every row and head. Without any other key, and with a bias that is not finite
+// at its largest, it is a.length.
+int64_t unpadded_length(const Attention &a, int64_t b);
+
+// a.qkv and a.y are not used: x and y are [batch, length, hidden]. Where padding
+// is skipped, the padded rows of x are not read and those of y are 0. Throws
 // std::bad_alloc.
 void encode(const Encoder &e, const Attention &a, const float *x, float *y, EncoderMemory &memory, const Parallel &parallel);
 

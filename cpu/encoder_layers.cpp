@@ -55,6 +55,9 @@ struct EncoderLayers final : Kernel {
     e.heads = node.integer("num_heads", -1), e.scale = node.real("scale", 0), e.epsilon = node.real("epsilon", -1);
     if (hidden < 1 || hidden > kMaxDim / 3 || e.heads < 1 || hidden % e.heads != 0) refuse("EncoderLayers: N must be a multiple of num_heads, of at most " + std::to_string(kMaxDim / 3));
     e.size = hidden / e.heads;
+    const std::string padding = node.string("padding", "");
+    if (padding != "" && padding != "skip") refuse("EncoderLayers: padding must be \"skip\" or absent");
+    e.skip_padding = padding == "skip";
     if (e.size > kMaxHeadSize || e.size % kEncoderHeadStep != 0) refuse("EncoderLayers: a head must have a multiple of " + std::to_string(kEncoderHeadStep) + " columns, at most " + std::to_string(kMaxHeadSize));
     if (!std::isfinite(e.scale) || e.scale == 0) refuse("EncoderLayers: scale must be a number other than 0");
     if (!std::isfinite(e.epsilon) || e.epsilon < 0) refuse("EncoderLayers: epsilon must be a number from 0 on");

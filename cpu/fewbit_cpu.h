@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 // Changes whenever a function here, a packed layout or an operator changes.
-#define FEWBIT_CPU_ABI 5
+#define FEWBIT_CPU_ABI 6
 
 #ifdef __cplusplus
 extern "C" {

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstdlib>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <string>
@@ -156,6 +157,69 @@ TEST(encoder_equals_its_parts) {
           return;
         }
       }
+    }
+  }
+}
+
+// Where padding is skipped, rows that count are what they are without, bit for
+// bit, and the others are 0, with everything in them.
+TEST(encoder_skips_padding) {
+  constexpr float lowest = std::numeric_limits<float>::lowest(), inf = std::numeric_limits<float>::infinity();
+  struct Case {
+    const char *what;
+    int64_t batch, heads, rows; // of the mask, 1 or the encoder's
+    std::vector<int64_t> lengths; // of the samples
+    std::function<float(int64_t b, int64_t h, int64_t r, int64_t s)> bias;
+  };
+  constexpr int64_t batch = 3, most = 80;
+  Made made({2, 32, 70, 2});
+  made.e.skip_padding = true;
+  EncoderMemory memory;
+  for (const int64_t length : {int64_t(1), int64_t(9), most}) {
+    const std::vector<int64_t> all(batch, length), some = {length, (length + 1) / 2, 1};
+    const auto padded = [&](int64_t b, int64_t s) { return s >= some[size_t(b)]; };
+    const Case cases[] = {
+        {"lowest", batch, 1, 1, some, [&](int64_t b, int64_t, int64_t, int64_t s) { return padded(b, s) ? lowest : 0.f; }},
+        {"minus infinity", batch, 1, 1, some, [&](int64_t b, int64_t, int64_t, int64_t s) { return padded(b, s) ? -inf : 0.f; }},
+        {"-10000", batch, 1, 1, some, [&](int64_t b, int64_t, int64_t, int64_t s) { return padded(b, s) ? -10000.f : 0.f; }},
+        {"for all samples", 1, 1, 1, std::vector<int64_t>(batch, some[1]), [&](int64_t, int64_t, int64_t, int64_t s) { return padded(1, s) ? lowest : 0.f; }},
+        {"soft", batch, 1, 1, all, [&](int64_t b, int64_t, int64_t, int64_t s) { return padded(b, s) ? -9999.f : 0.f; }},
+        {"soft before the padding", batch, 1, 1, some, [&](int64_t b, int64_t, int64_t, int64_t s) { return padded(b, s) ? -20000.f : -float(s % 7); }},
+        {"all masked", batch, 1, 1, {length, some[1], length}, [&](int64_t b, int64_t, int64_t, int64_t s) { return b != 1 || padded(b, s) ? lowest : 0.f; }},
+        {"all masked by -10000", batch, 1, 1, {length, some[1], length}, [&](int64_t b, int64_t, int64_t, int64_t s) { return b != 1 || padded(b, s) ? -10000.f : 0.f; }},
+        {"all masked by infinity", batch, 1, 1, {length, some[1], length}, [&](int64_t b, int64_t, int64_t, int64_t s) { return b != 1 || padded(b, s) ? -inf : 0.f; }},
+        {"holes", batch, 1, 1, some, [&](int64_t b, int64_t, int64_t, int64_t s) { return padded(b, s) || (s % 3 != 1 && s + 1 != some[size_t(b)]) ? lowest : 0.f; }},
+        {"at the front", batch, 1, 1, all, [&](int64_t b, int64_t, int64_t, int64_t s) { return padded(b, length - 1 - s) ? lowest : 0.f; }},
+        {"causal", batch, 1, length, some, [&](int64_t b, int64_t, int64_t r, int64_t s) { return padded(b, s) || s > r ? lowest : 0.f; }},
+        {"causal alone", 1, 1, length, all, [&](int64_t, int64_t, int64_t r, int64_t s) { return s > r ? -inf : 0.f; }},
+        {"seen by one row of one head", batch, 2, length, {length, length, length > 1 ? std::min(length, int64_t(5)) : 1},
+         [&](int64_t b, int64_t h, int64_t r, int64_t s) { return padded(b, s) && !(h == 1 && r == 0 && s < (b == 2 ? 5 : length)) ? lowest : 0.f; }},
+        {"no number", batch, 1, 1, {length, some[1], length}, [&](int64_t b, int64_t, int64_t, int64_t s) { return b != 1 && s == 0 ? std::nanf("") : padded(b, s) ? lowest : 0.f; }},
+        {"infinity", batch, 1, 1, {some[0], some[1], length}, [&](int64_t b, int64_t, int64_t, int64_t s) { return b == 2 && s == 0 ? inf : padded(b, s) ? lowest : 0.f; }},
+    };
+    for (const Case &c : cases) {
+      std::vector<float> bias;
+      for (int64_t b = 0; b < c.batch; b++)
+        for (int64_t h = 0; h < c.heads; h++)
+          for (int64_t r = 0; r < c.rows; r++)
+            for (int64_t s = 0; s < length; s++) bias.push_back(c.bias(b, h, r, s));
+      Attention a;
+      a.batch = batch, a.length = length, a.bias = bias.data();
+      a.bias_row = c.rows > 1 ? length : 0, a.bias_head = c.heads > 1 ? c.rows * length : 0, a.bias_batch = c.batch > 1 ? c.heads * c.rows * length : 0;
+      a.heads = made.e.heads;
+      const int64_t hidden = made.e.hidden();
+      auto x = gauss(size_t(batch * length * hidden), 3, 2);
+      auto want = step_by_step(made.e, a, x, int8_kernels(), attention_kernels(), level_normalize());
+      bool ok = true;
+      for (int64_t b = 0; b < batch; b++) {
+        ok &= unpadded_length(a, b) == c.lengths[size_t(b)];
+        const auto from = (b * length + c.lengths[size_t(b)]) * hidden, to = (b + 1) * length * hidden;
+        std::fill(want.begin() + from, want.begin() + to, 0.f);
+        std::fill(x.begin() + from, x.begin() + to, std::nanf(""));
+      }
+      for (const int threads : {1, 2, 5})
+        for (const auto way : {in_order, from_behind, on_threads}) ok &= same_bits(want, run(made.e, a, x, memory, {nullptr, way, threads}));
+      if (!CHECK(ok)) std::fprintf(stderr, "  %s, length %d\n", c.what, int(length));
     }
   }
 }

@@ -257,6 +257,9 @@ func TestEncoder(t *testing.T) {
 			a, b := tensor.View[float32](w), tensor.View[float32](out[name])
 			var d, s float64
 			for i := range a {
+				if i/c.Hidden >= 17+16 { // the second sample's last row is padding
+					a[i] = 0
+				}
 				d += float64(a[i]-b[i]) * float64(a[i]-b[i])
 				s += float64(a[i]) * float64(a[i])
 			}

@@ -1,0 +1,161 @@
+package native
+
+import (
+	"slices"
+
+	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/ops"
+	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+// paddingUnread reports whether what value, [batch, length, n], holds in the
+// rows that mask hides at the end of a sample can be anything finite: it reaches
+// outputs in those rows alone, or nothing, because the rest reads the first row
+// or multiplies by the mask. mask is the bias of the attentions.
+func (l *lowering) paddingUnread(value, mask string) bool {
+	source := l.maskSource(mask)
+	seen, next := map[string]bool{value: true}, []string{value}
+	push := func(v string) {
+		if !seen[v] {
+			seen[v] = true
+			next = append(next, v)
+		}
+	}
+	for len(next) > 0 {
+		v := next[len(next)-1]
+		next = next[:len(next)-1]
+		if l.ix.Captured(v) {
+			return false
+		}
+		if y := l.rowsOf(v); y != "" {
+			push(y)
+			continue
+		}
+		for _, u := range l.ix.Uses(v) {
+			n := u.Node
+			switch {
+			case n.Is("Shape") || n.Is("Mul") && source != "" && l.view(beside(n, v)) == source:
+			case l.firstRow(n, u.Input):
+			case l.byRow(n, u.Input, mask):
+				push(n.Outputs[0])
+			default:
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// maskSource returns the input of whole numbers that mask was made of, or "".
+func (l *lowering) maskSource(mask string) string {
+	var source string
+	seen, next := map[string]bool{mask: true}, []string{mask}
+	for len(next) > 0 {
+		v := next[len(next)-1]
+		next = next[:len(next)-1]
+		if l.input(v) {
+			if source != "" {
+				return ""
+			}
+			source = v
+		}
+		n := l.ix.Producer(v)
+		if n == nil || n.Is("Shape") { // what follows is sizes
+			continue
+		}
+		for _, in := range n.Inputs {
+			if in != "" && !seen[in] {
+				seen[in] = true
+				next = append(next, in)
+			}
+		}
+	}
+	if v := l.info(source); v == nil || v.Type != tensor.Int64 && v.Type != tensor.Int32 && v.Type != tensor.Bool {
+		return ""
+	}
+	return source
+}
+
+func (l *lowering) input(name string) bool {
+	return slices.ContainsFunc(l.m.Graph.Inputs, func(v *graph.Value) bool { return v.Name == name })
+}
+
+// view returns the input whose elements value repeats, or "".
+func (l *lowering) view(value string) string {
+	for range maxViews {
+		if l.input(value) {
+			return value
+		}
+		n := l.ix.Producer(value)
+		if n == nil || !n.Is("Unsqueeze") && !n.Is("Expand") && !n.Is("Cast") && !n.Is("Identity") {
+			return ""
+		}
+		value = n.In(0)
+	}
+	return ""
+}
+
+// maxViews bounds a chain of views; exporters write three.
+const maxViews = 16
+
+// firstRow reports whether n takes the first row of each sample.
+func (l *lowering) firstRow(n *graph.Node, input int) bool {
+	if input != 0 {
+		return false
+	}
+	switch {
+	case n.Is("Gather"):
+		t := l.m.Graph.Init(n.In(1))
+		return n.Int("axis", 0) == 1 && t != nil && t.Type == tensor.Int64 && !slices.ContainsFunc(tensor.View[int64](t), func(i int64) bool { return i != 0 })
+	case n.Is("Slice"):
+		is := func(i int, want int64) bool {
+			t := l.m.Graph.Init(n.In(i))
+			return t != nil && t.Type == tensor.Int64 && slices.Equal(tensor.View[int64](t), []int64{want})
+		}
+		return is(1, 0) && is(2, 1) && is(3, 1) && (n.In(4) == "" || is(4, 1))
+	}
+	return false
+}
+
+// rowsOf returns what all that reads value make of its rows, when that is
+// normalization or GELU.
+func (l *lowering) rowsOf(value string) string {
+	if v := l.info(value); v != nil && len(v.Dims) == 3 {
+		if o, ok := l.norm(value, v.Dims[2].N); ok && o.epsilon > 0 {
+			return o.y
+		}
+	}
+	if l.ix.IsOutput(value) {
+		return ""
+	}
+	y, _ := graph.GeluOf(l.m.Graph, l.ix, value)
+	return y
+}
+
+// byRow reports whether each row of n's only output depends on no other row of
+// its input but through an attention that hides the same ones, and is finite
+// where the input's row is.
+func (l *lowering) byRow(n *graph.Node, input int, mask string) bool {
+	if len(n.Outputs) != 1 {
+		return false
+	}
+	switch {
+	case n.Domain == ops.Domain && n.Op == opLinearRows:
+		return input == inX || input == inResidual
+	case n.Domain == ops.Domain && n.Op == opEncoderAttention:
+		return input == 0 && mask != "" && n.In(1) == mask
+	case n.Is("MatMul"):
+		w := l.m.Graph.Init(n.In(1))
+		return input == 0 && w != nil && len(w.Dims) == 2
+	case n.Is("LayerNormalization"):
+		axis := n.Int("axis", -1)
+		return input == 0 && (axis == -1 || axis == 2) && n.Float("epsilon", 1e-5) > 0
+	}
+	for _, op := range []string{"Identity", "Cast", "Add", "Sum", "Sub", "Mul", "Relu", "Tanh", "Sigmoid"} {
+		if n.Is(op) {
+			v := l.info(n.Outputs[0])
+			return v != nil && len(v.Dims) == 3
+		}
+	}
+	return false
+}
