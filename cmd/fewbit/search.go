@@ -63,7 +63,9 @@ the interleaved measurement does not find it slower than FP32. Each trial goes i
 journal: after Ctrl-C, kill -9 or the time limit the same command goes on where it was.
 -o DIR gets model.onnx, search.jsonl (the journal), report.html, report.json and
 recipe.yaml, which makes the best again with quantize; -o OUT.onnx gets OUT.onnx and
-OUT.onnx.search.jsonl. Exit status 1 when nothing meets what was asked for.
+OUT.onnx.search.jsonl. Weights that were solved for are kept beside the journal, in a
+folder of its name with .weights (1 GiB at most), until the search has ended by itself: the
+next start and other forms read them. Exit status 1 when nothing meets what was asked for.
 
 ` + dataHelp,
 		Example: `  fewbit search model.onnx -o found/ --calib texts.jsonl --eval labelled.jsonl --max-loss 1%

@@ -212,7 +212,7 @@ func (r *run) choosing(known map[*quant.Plan]quant.Choices) []quant.Pass {
 		case by == quant.AWQ:
 			late = append(late, &awqPass{r.lab, p, r.evidence, r.solved, r.progress})
 		case by != "" && !r.tabled:
-			late = append(late, &weightsPass{lab: r.lab, plan: p, choices: r.choices, samples: r.openCalib, progress: r.progress, solved: r.solved,
+			late = append(late, &weightsPass{lab: r.lab, plan: p, choices: r.choices, samples: r.openCalib, progress: r.progress, solved: r.solved, keeping: r.reuse.onDisk(),
 				strict: cfg.Weights == by, warn: func(s string) { r.rep.Warnings = append(r.rep.Warnings, s) }})
 		}
 	}

@@ -16,6 +16,15 @@ type reuse struct {
 	int8     map[string]solvedInt8    // by the operator's first output
 	int4     map[string]*quant.BlockWeight
 	overflow map[string]float64 // see run.overflow; nil is not known
+	keeping  *keeping           // solved weights on disk; nil is none
+}
+
+// onDisk is where solved weights are kept; nil is nowhere.
+func (u *reuse) onDisk() *keeping {
+	if u == nil {
+		return nil
+	}
+	return u.keeping
 }
 
 // solvedInt8 is a weight and the smoothing that it carries.

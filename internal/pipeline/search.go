@@ -95,6 +95,9 @@ func (p *Pipeline) Search(ctx context.Context, req SearchRequest, progress Progr
 	err = s.search.Run(limited)
 	switch {
 	case err == nil:
+		if err := s.kept.remove(); err != nil { // nothing is left to solve for
+			s.warn(err.Error())
+		}
 	case ctx.Err() != nil:
 		s.out.Stopped = "interrupted"
 	case limited.Err() != nil && errors.Is(err, limited.Err()):
@@ -125,6 +128,7 @@ type searching struct {
 	journal  *search.Journal
 	search   *search.Search
 	bases    map[quant.Target]*run // prepared
+	kept     *kept                 // solved weights, beside the journal
 	judge    *judge
 	best     *report.Trial // whose file lies at req.Out
 	out      report.Search
@@ -160,6 +164,9 @@ func (s *searching) open(ctx context.Context) error {
 	if s.journal, err = search.OpenJournal(s.req.Journal, key, s.req.Restart); err != nil {
 		return err
 	}
+	if err := s.openKept(ctx, base); err != nil {
+		return err
+	}
 	s.out = report.Search{Created: time.Now().UTC(), Command: s.req.Command, Machine: base.rep.Machine, Model: base.rep.Model, Goal: s.goal, Limit: s.req.TimeLimit.Seconds()}
 	space := search.Space{Targets: s.req.Targets, Static: true, Tables: quant.HasTables(base.m, s.req.Config), Rules: s.req.Config.Rules}
 	plan, err := quant.NewPlan(base.m, base.req.Config)
@@ -184,6 +191,40 @@ func (s *searching) open(ctx context.Context) error {
 	})
 	s.search = &search.Search{Goal: s.goal, Space: space, Lab: s, Tried: tried, OnTrial: s.onTrial}
 	return nil
+}
+
+// keptName is what the folder of solved weights adds to the journal's name.
+const keptName = ".weights"
+
+// openKept opens the folder of solved weights, under the journal's lock.
+func (s *searching) openKept(ctx context.Context, base *run) error {
+	data, err := dataDigest(ctx, s.req.Calib)
+	if err != nil {
+		return err
+	}
+	m := base.rep.Machine
+	b, err := json.Marshal(struct {
+		Version, Model, Data, CPU, Engine string
+		Threads, Samples, Tokens          int
+		Precision                         Precision
+		Device                            bool
+	}{s.Version, base.rep.Model.SHA256, data, m.CPU, m.Engine, m.Threads, base.samples(), s.req.MaxTokens, s.req.Precision, s.Device != nil})
+	if err != nil {
+		return fmt.Errorf("digest of the options: %w", err)
+	}
+	sum := sha256.Sum256(b)
+	if s.kept, err = openKept(s.req.Journal+keptName, hex.EncodeToString(sum[:]), s.req.Restart, s.warn); err != nil {
+		return err
+	}
+	s.keep(base)
+	return nil
+}
+
+// keep has r's solved weights kept.
+func (s *searching) keep(r *run) {
+	if s.kept != nil {
+		r.reuse.keeping = &keeping{s.kept, newDigests(r.float, r.rep.Model.SHA256)}
+	}
 }
 
 // published returns the trial whose model lies at Out.
@@ -283,6 +324,7 @@ func (s *searching) base(ctx context.Context, t quant.Target) (*run, error) {
 		return nil, err
 	}
 	r.reuse = newReuse()
+	s.keep(r)
 	s.bases[t] = r
 	return r, nil
 }
@@ -329,6 +371,9 @@ func (s *searching) describe() {
 		}
 	}
 	o.Seconds = time.Since(s.begin).Seconds()
+	if s.kept != nil {
+		o.Kept, o.Saved = s.kept.Hits, s.kept.Saved
+	}
 	o.Samples = s.journal.Head.Samples
 	if j := s.judge; j != nil {
 		o.Metric, o.RefAccuracy, o.Available = j.metric, j.accuracy, j.available

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/fewbit/fewbit/internal/calib"
 	"github.com/fewbit/fewbit/internal/data"
@@ -39,6 +40,7 @@ type weightsPass struct {
 	samples  func() (data.Dataset, error)
 	progress Progress
 	solved   *quant.Solved
+	keeping  *keeping // nil: nothing is on disk
 	// strict fails where the data do not suffice for most weights; otherwise that
 	// is a warning.
 	strict bool
@@ -54,6 +56,7 @@ type source struct {
 	tensor string
 	ops    []*quant.Op
 	gram   *quant.Gram
+	wants  []want // of ops, where weights are kept
 }
 
 func (w *weightsPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error) {
@@ -62,25 +65,38 @@ func (w *weightsPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, err
 		return quant.Stats{}, err
 	}
 	var gain tally
+	all, err = w.recall(m, all, &gain)
+	if err != nil {
+		return quant.Stats{}, err
+	}
 	var why error // of the first operator that is left to rounding
-	done, left := 0, 0
+	done, left, known := gain.ops, 0, gain.ops
 	for from := 0; from < len(all); {
 		to, bytes := from, int64(0)
 		for to < len(all) && (to == from || bytes+all[to].gram.Bytes() <= gramBudget) {
 			bytes += all[to].gram.Bytes()
 			to++
 		}
+		begin, ops := time.Now(), 0
 		if err := w.collect(ctx, m, all[from:to], func(f float64) {
 			w.progress.say("weights", (float64(from)+f*float64(to-from)/2)/float64(len(all)))
 		}); err != nil {
 			return quant.Stats{}, err
 		}
 		for _, s := range all[from:to] {
+			ops += len(s.ops)
+		}
+		share := time.Since(begin).Seconds() / float64(ops) // of an operator in what was observed
+		for _, s := range all[from:to] {
+			begin := time.Now()
 			err := s.enough(w.plan.Solves())
 			if err == nil {
 				var gains []quant.Gain
 				gains, err = w.solved.SolveGPTQ(ctx, w.lab, w.plan, m.Graph, s.ops, s.gram, w.choices)
 				gain.add(gains)
+				if err == nil {
+					w.keep(s, gains, share+time.Since(begin).Seconds()/float64(len(s.ops)))
+				}
 			}
 			switch {
 			case err == nil:
@@ -100,6 +116,9 @@ func (w *weightsPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, err
 	}
 	rounds := string(w.plan.Rounds())
 	note := fmt.Sprintf("%d weights by their inputs' Hessian%s", done, gain.words("of "+rounds))
+	if known > 0 {
+		note += fmt.Sprintf("; %d of them were solved before and kept, which spares %.1f s", known, gain.seconds)
+	}
 	if left > 0 {
 		// A pooled head sees one row a sample and is often alone in this.
 		note += fmt.Sprintf("; %d have seen too little and are left to %s", left, rounds)
@@ -145,6 +164,47 @@ func (w *weightsPass) sources(m *graph.Model) ([]*source, error) {
 		}
 	}
 	return all, nil
+}
+
+// recall takes the weights that are kept on disk and returns what is left to solve.
+func (w *weightsPass) recall(m *graph.Model, all []*source, gain *tally) (left []*source, err error) {
+	if w.keeping == nil {
+		return all, nil
+	}
+	for _, s := range all {
+		var ops []*quant.Op
+		for _, op := range s.ops {
+			want, err := w.keeping.want(m.Graph, w.plan, op, w.choices)
+			if err != nil {
+				return nil, fmt.Errorf("operator %q: %w", op.Node.Name, err)
+			}
+			e, ok := w.keeping.get(want)
+			switch out := op.Node.Outputs[0]; {
+			case !ok:
+				ops, s.wants = append(ops, op), append(s.wants, want)
+				continue
+			case e.eight != nil:
+				w.solved.Int8[out] = e.eight
+			default:
+				w.solved.Int4[out] = e.four
+			}
+			gain.add([]quant.Gain{e.gain})
+			gain.ops++
+			gain.seconds += e.seconds
+		}
+		if s.ops = ops; len(ops) > 0 {
+			left = append(left, s)
+		}
+	}
+	return left, nil
+}
+
+// keep keeps what was solved, each of which took so long.
+func (w *weightsPass) keep(s *source, gains []quant.Gain, seconds float64) {
+	for i := range s.wants {
+		out := s.ops[i].Node.Outputs[0]
+		w.keeping.put(s.wants[i], entry{eight: w.solved.Int8[out], four: w.solved.Int4[out], gain: gains[i], seconds: seconds})
+	}
 }
 
 // have reports whether the weight of op is solved for already.
@@ -224,8 +284,10 @@ func (w *weightsPass) observe(ctx context.Context, m *graph.Model, feeds, values
 
 // tally is the mean, on a log scale, of what solving left of each operator's error.
 type tally struct {
-	logs float64
-	n    int
+	logs    float64
+	n       int
+	ops     int     // of them kept on disk
+	seconds float64 // that solving for these took once
 }
 
 func (t *tally) add(gains []quant.Gain) {

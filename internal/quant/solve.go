@@ -34,15 +34,22 @@ type Gain struct {
 	Solved, Nearest float64
 }
 
+// Smoothing is what the weight of op carries: nil for convolutions, and for 4-bit
+// weights, which read the activation as it is.
+func (p *Plan) Smoothing(op *Op, choices Choices) []float32 {
+	c := choices[p.Source(op.X[0])]
+	if op.Kind != Linear || c == nil || p.Config.Scheme == INT4 {
+		return nil
+	}
+	return c.Smooth
+}
+
 // SolveGPTQ quantizes the weights of the operators ops, which share an input
 // whose rows gram has summed, and puts them into s. choices gives the smoothing
 // of that input.
 func (s *Solved) SolveGPTQ(ctx context.Context, alg Algebra, p *Plan, g *graph.Graph, ops []*Op, gram *Gram, choices Choices) ([]Gain, error) {
 	int4 := p.Config.Scheme == INT4
-	var smooth []float32 // 4-bit weights read the activation as it is
-	if c := choices[p.Source(ops[0].X[0])]; ops[0].Kind == Linear && c != nil && !int4 {
-		smooth = c.Smooth
-	}
+	smooth := p.Smoothing(ops[0], choices)
 	var shared *factor // Linear operators have one group
 	gains := make([]Gain, 0, len(ops))
 	for _, op := range ops {

@@ -37,6 +37,10 @@ type Search struct {
 	Seconds float64 `json:"seconds"`
 	Limit   float64 `json:"limit_seconds"`
 	Resumed int     `json:"resumed,omitempty"`
+	// Kept counts the solved weights that were read from disk, of an earlier start or
+	// another form, and Saved the seconds that solving for them took.
+	Kept  int     `json:"kept_weights,omitempty"`
+	Saved float64 `json:"saved_seconds,omitempty"`
 	// Stopped says what ended the search early: "time limit", "interrupted".
 	Stopped string  `json:"stopped,omitempty"`
 	Trials  []Trial `json:"trials"`
@@ -219,6 +223,9 @@ func SearchText(w io.Writer, s Search) error {
 		fmt.Fprintln(b)
 	}
 	list(b, "warning", s.Warnings, textWarnings)
+	if s.Kept > 0 {
+		fmt.Fprintf(b, "%d solved weights were read from disk, which spared %.1f s\n", s.Kept, s.Saved)
+	}
 	if s.Stopped != "" {
 		fmt.Fprintf(b, "stopped: %s\n", clean(s.Stopped))
 	}
