@@ -270,7 +270,7 @@ type tapper struct {
 // dequantizedNames are what tools call the dequantized copy of a tensor and
 // codeNames what they call its codes (fewbit, onnxruntime.quantization).
 var (
-	dequantizedNames = []string{"_dequantized", "_DequantizeLinear_Output", "_output_quantized_DequantizeLinear_Output"}
+	dequantizedNames = []string{"_dequantized", "_channels_dequantized", "_DequantizeLinear_Output", "_output_quantized_DequantizeLinear_Output"}
 	codeNames        = []string{"_quantized", "_QuantizeLinear_Output", "_output_quantized"}
 )
 

@@ -53,6 +53,29 @@ func TestMixedPrecision(t *testing.T) {
 	}
 }
 
+// TestFloatConvolutionStaysFloat: ONNX Runtime quantizes the weight of a float
+// convolution between codes with one scale for all channels, unless the form
+// prevents it. Here a large weight of a channel that is always 0 would take all codes.
+func TestFloatConvolutionStaysFloat(t *testing.T) {
+	m := cnn()
+	tensor.View[float32](m.Graph.Init("b1"))[0] = -100
+	tensor.View[float32](m.Graph.Init("k2"))[4] = 5000
+	p := testPipeline(t)
+	src, calib := save(t, m), npy(t, 3, 40, 3, 16, 16)
+	for _, target := range []quant.Target{quant.ORTCPU, quant.QDQ, quant.QOperator, quant.CPU} {
+		for _, precision := range []quant.Precision{quant.PrecisionFP32, quant.PrecisionFP16} {
+			rep, err := p.Quantize(context.Background(), Request{Model: src, Out: filepath.Join(t.TempDir(), "q.onnx"),
+				Config: quant.Config{Target: target, Rules: []quant.Rule{{Match: "dw", Precision: precision}}}, Calib: calib, Samples: 16, NoLatency: true, Force: true}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := float64(rep.Evaluation.SQNR); got < 30 {
+				t.Errorf("%s, %s: SQNR %.1f dB", target, precision, got)
+			}
+		}
+	}
+}
+
 func TestMixedRefuses(t *testing.T) {
 	p := testPipeline(t)
 	src, calib := save(t, cnn()), npy(t, 3, 1, 3, 16, 16)

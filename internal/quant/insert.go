@@ -57,6 +57,7 @@ func (p *Insert) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 		}
 	}
 	m.Graph.Nodes = append(m.Graph.Nodes, w.added...)
+	w.keepFloat()
 	if err := m.Graph.Sort(); err != nil {
 		return Stats{}, err
 	}
@@ -100,7 +101,7 @@ func (w *inserter) freeTag() string {
 		}
 	}
 	suffixes := []string{"_quantized", "_dequantized", "_scale", "_zero_point", "_smooth", "_smoothed", "_weight_zero_point",
-		"_rows_quantized", "_rows_scale", "_rows_zero_point", "_sum"}
+		"_rows_quantized", "_rows_scale", "_rows_zero_point", "_sum", "_channels_scale", "_channels_zero_point", "_channels_dequantized"}
 	taken := func(tag string) bool {
 		for _, op := range w.Plan.Ops {
 			for _, base := range append([]string{op.W, op.Bias, op.Out}, op.X...) {

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"bytes"
 	"math"
 
 	"github.com/fewbit/fewbit/internal/graph"
@@ -147,10 +148,10 @@ func (b *builder) clip(n *graph.Node) (lo, hi float32, ok bool) {
 }
 
 // static returns scale and zero point of a QuantizeLinear or DequantizeLinear
-// that has one of each for the whole tensor. zero is that of s8 codes.
+// that has one of each for the whole tensor, or repeats them. zero is that of s8 codes.
 func (b *builder) static(n *graph.Node) (scale float32, zero int32, ok bool) {
 	s := b.g.Init(n.In(1))
-	if s == nil || s.Type != tensor.Float32 || s.Len() != 1 || n.Int("block_size", 0) != 0 {
+	if s == nil || s.Type != tensor.Float32 || !uniform(s) || n.Int("block_size", 0) != 0 {
 		return 0, 0, false
 	}
 	scale = tensor.View[float32](s)[0]
@@ -161,7 +162,7 @@ func (b *builder) static(n *graph.Node) (scale float32, zero int32, ok bool) {
 		return scale, -128, tensor.DType(n.Int("output_dtype", int64(tensor.Uint8))) == tensor.Uint8
 	}
 	z := b.g.Init(n.In(2))
-	if z == nil || z.Len() != 1 {
+	if z == nil || !uniform(z) {
 		return 0, 0, false
 	}
 	switch z.Type {
@@ -171,6 +172,16 @@ func (b *builder) static(n *graph.Node) (scale float32, zero int32, ok bool) {
 		return scale, int32(int8(z.Data[0])), true
 	}
 	return 0, 0, false
+}
+
+// uniform reports whether t repeats one element: quant.Insert gives one scale a
+// channel to what an operator reads that must stay in float.
+func uniform(t *tensor.Tensor) bool {
+	if t.Len() < 1 {
+		return false
+	}
+	size := len(t.Data) / int(t.Len())
+	return size > 0 && bytes.Equal(t.Data[size:], t.Data[:len(t.Data)-size])
 }
 
 // quantizer returns n when it is a QuantizeLinear with one scale.

@@ -78,6 +78,9 @@ func TestQuantized(t *testing.T) {
 			"nchw_to_nhwc_s8 1, conv_s8 1, copy 1", floatTolerance},
 		"conv-weight-float": {n().input("x", f32, 1, 2, 5, 5).qdq("x", .03, 120).f("w", 3, 2, 3, 3).node("Conv", "x_d w", "y").out("y"),
 			"nchw_to_nhwc_s8 1, nhwc_s8_to_nchw 1, conv_float 1", floatTolerance},
+		"conv-weight-float-between": {n().input("x", f32, 1, 2, 5, 5).qdq("x", .03, 120).init("xc_s", tensor.From([]float32{.03, .03}, 2)).init("xc_z", tensor.From([]uint8{120, 120}, 2)).
+			node("DequantizeLinear", "x_q xc_s xc_z", "xc", attrInt("axis", 1)).f("w", 3, 2, 3, 3).node("Conv", "xc w", "y").qdq("y", .02, 100).node("Relu", "y_d", "o").out("o"),
+			"nchw_to_nhwc_s8 2, nhwc_s8_to_nchw 1, conv_float 1, dequantize_tensor 1, unary 1, copy 1", 1e-2},
 		"conv-int8-activation": {n().input("x", f32, 1, 2, 5, 5).init("s", tensor.From([]float32{.03})).init("z", tensor.From([]int8{-3})).
 			node("QuantizeLinear", "x s z", "q").node("DequantizeLinear", "q s z", "d").weight("w", 0, 3, 2, 3, 3).node("Conv", "d w_d", "y").out("y"),
 			"nchw_to_nhwc_s8 1, conv_s8 1, copy 1", floatTolerance},

@@ -1,0 +1,117 @@
+package quant
+
+import (
+	"bytes"
+	"slices"
+
+	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+// keepFloat sees to it that a convolution or Gemm that stays in float between
+// quantized tensors does so where the file runs. ONNX Runtime (since 1.21,
+// optimizer WeightBiasQuantization) takes the pattern
+//
+//	DequantizeLinear -> Conv|ConvTranspose|Gemm [-> Relu|Clip] -> QuantizeLinear
+//
+// with a float weight for an unfinished quantization and quantizes the weight to
+// INT8 with one scale for the whole tensor, which is far worse than what the
+// operator was kept in float for. It does not where the scale of the input is no
+// scalar, so the operator reads a DequantizeLinear of its own with the scale
+// repeated for each channel: the same numbers, in standard operators.
+func (w *inserter) keepFloat() {
+	ix := w.g.Index()
+	source := make(map[string]string, len(w.dq)) // dequantized copy -> activation
+	for t, copied := range w.dq {
+		source[copied] = t
+	}
+	made := map[string]string{} // -> its copy with a scale a channel
+	for _, n := range slices.Clone(w.g.Nodes) {
+		axis, channels := w.floatInput(ix, n)
+		t, ok := source[n.In(0)]
+		if !ok || channels <= 1 || !leadsToQuantizer(ix, n) { // a vector of one is a scalar to ONNX Runtime
+			continue
+		}
+		d := ix.Producer(n.In(0))
+		scale, zero := w.g.Init(d.In(1)), w.g.Init(d.In(2))
+		if scale == nil || zero == nil || scale.Len() != 1 {
+			continue
+		}
+		name := made[t]
+		if name == "" {
+			base := t + w.tag + "_channels"
+			name = base + "_dequantized"
+			made[t] = name
+			w.g.SetInit(base+"_scale", repeated(scale, channels))
+			w.g.SetInit(base+"_zero_point", repeated(zero, channels))
+			domain := w.domain()
+			if w.Plan.Config.Wide {
+				domain = w.actDomain()
+			}
+			own := graph.NewNode(domain, d.Op, t+"_channels_DequantizeLinear", []string{d.In(0), base + "_scale", base + "_zero_point"}, []string{name})
+			own.Attrs = append(own.Attrs, graph.AttrInt("axis", axis))
+			w.g.Nodes = append(w.g.Nodes, own)
+		}
+		n.Inputs[0] = name
+	}
+	// Where nobody reads the plain copy any more, the other is the activation's.
+	left := w.g.Index()
+	for t, name := range made {
+		if len(left.Uses(w.dq[t])) == 0 {
+			w.dq[t] = name
+		}
+	}
+}
+
+// floatInput returns the axis and number of the input channels of an operator that
+// multiplies by a constant in float, 0 channels of any other.
+func (w *inserter) floatInput(ix *graph.Index, n *graph.Node) (axis, channels int64) {
+	if !n.Is("Conv") && !n.Is("ConvTranspose") && !n.Is("Gemm") {
+		return 0, 0
+	}
+	t := w.g.Init(n.In(1))
+	if c := ix.Producer(n.In(1)); t == nil && c != nil && c.Is("Cast") {
+		t = w.g.Init(c.In(0)) // half weights: an engine folds the Cast first
+	}
+	if t == nil || len(t.Dims) < 2 {
+		return 0, 0
+	}
+	switch {
+	case n.Is("Conv"):
+		return 1, t.Dims[1] * n.Int("group", 1)
+	case n.Is("ConvTranspose"):
+		return 1, t.Dims[0]
+	}
+	axis, channels = 1, t.Dims[0]
+	if n.Int("transB", 0) != 0 {
+		channels = t.Dims[1]
+	}
+	if n.Int("transA", 0) != 0 {
+		axis = 0
+	}
+	return axis, channels
+}
+
+// leadsToQuantizer reports whether a QuantizeLinear alone reads what n gives, past
+// activations.
+func leadsToQuantizer(ix *graph.Index, n *graph.Node) bool {
+	for {
+		if len(n.Outputs) != 1 {
+			return false
+		}
+		if n = ix.Only(n.Outputs[0]); n == nil {
+			return false
+		}
+		if n.Op == "QuantizeLinear" {
+			return true
+		}
+		if !n.Is("Relu") && !n.Is("Clip") {
+			return false
+		}
+	}
+}
+
+// repeated is the vector of n times t's one element.
+func repeated(t *tensor.Tensor, n int64) *tensor.Tensor {
+	return &tensor.Tensor{Type: t.Type, Dims: []int64{n}, Data: bytes.Repeat(t.Data, int(n))}
+}
