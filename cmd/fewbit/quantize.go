@@ -34,6 +34,7 @@ type quantizeFlags struct {
 	symmetric, noSmooth, noBias, equalize, force, asJSON bool
 	noLatency, timePasses                                bool
 	maxLoss                                              lossValue
+	minSQNR                                              float64
 	slo                                                  time.Duration
 	dumpPass, calibrator                                 string
 	engine                                               engineFlags
@@ -84,6 +85,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	f.IntVar(&q.evalSamples, "eval-samples", 0, "evaluate on this many samples (0: all)")
 	f.IntVar(&q.maxTokens, "max-tokens", 0, fmt.Sprintf("cut texts to this many tokens (0: %d)", task.DefaultMaxTokens))
 	f.Var(&q.maxLoss, "max-loss", "accuracy budget, relative to FP32 (1% or 0.01); without labels: of the mean cosine, or of few classes' expected accuracy")
+	f.Float64Var(&q.minSQNR, "min-sqnr", 0, "keep the operators in FP32 that harm the output most, as few as bring its SQNR on calibration samples to this many dB (0: none)")
 	f.DurationVar(&q.slo, "slo", pipeline.DefaultSLO, "latency target for the 99th percentile")
 	f.BoolVar(&q.noSmooth, "no-smooth", false, "leave SmoothQuant out")
 	f.BoolVar(&q.noBias, "no-bias-correction", false, "leave bias correction out")
@@ -139,7 +141,7 @@ func (q *quantizeFlags) run(cmd *cobra.Command, model string) error {
 	m := newMeter()
 	rep, err := p.Quantize(cmd.Context(), pipeline.Request{
 		Model: model, Out: q.out, Config: cfg, Calib: q.calib, Eval: q.eval, Precision: pipeline.Precision(q.precision), Samples: q.samples, EvalSamples: q.evalSamples,
-		MaxTokens: q.maxTokens, MaxLoss: float64(q.maxLoss), SLO: q.slo, Force: q.force, NoLatency: q.noLatency,
+		MaxTokens: q.maxTokens, MaxLoss: float64(q.maxLoss), MinSQNR: q.minSQNR, SLO: q.slo, Force: q.force, NoLatency: q.noLatency,
 		Dump: quant.Dump{Pass: q.dumpPass, W: side}, Command: os.Args,
 		Words: pipeline.Words{Calib: "--calib DATA", Eval: "--eval DATA", Force: "--force"},
 	}, m.show)
@@ -179,6 +181,8 @@ func (q *quantizeFlags) check(model string, cfg quant.Config) error {
 		return usagef("quantize: -o OUT.onnx is missing: say where the quantized model goes")
 	case q.samples < 0 || q.evalSamples < 0 || q.maxTokens < 0:
 		return usagef("quantize: --samples %d, --eval-samples %d, --max-tokens %d: none may be negative", q.samples, q.evalSamples, q.maxTokens)
+	case !(q.minSQNR >= 0 && q.minSQNR <= pipeline.MaxMinSQNR):
+		return usagef("quantize: --min-sqnr %g: give 0 to %d dB", q.minSQNR, pipeline.MaxMinSQNR)
 	case q.slo < 0:
 		return usagef("quantize: --slo %v: it must not be negative", q.slo)
 	case q.calibrator != "" && q.method != "":

@@ -29,7 +29,7 @@ var notInRecipes = []string{"calibrator", "recipe", "json", "help", "dump-pass",
 func applyRecipe(flags *pflag.FlagSet, path string) error {
 	name := filepath.Base(path)
 	if b, ok := recipes.Read(path); ok {
-		if err := setRecipe(flags, b); err != nil {
+		if err := setRecipe(flags, b, true); err != nil {
 			return usagef("recipe %s: %w", name, err)
 		}
 		return nil
@@ -46,13 +46,16 @@ func applyRecipe(flags *pflag.FlagSet, path string) error {
 	if len(b) > maxRecipeBytes {
 		return usagef("recipe %s: longer than %d kB", name, maxRecipeBytes>>10)
 	}
-	if err := setRecipe(flags, b); err != nil {
+	if err := setRecipe(flags, b, false); err != nil {
 		return usagef("recipe %s: %w", name, err)
 	}
 	return nil
 }
 
-func setRecipe(flags *pflag.FlagSet, b []byte) error {
+// setRecipe sets the flags that a recipe's text names. A built-in one is for several
+// commands: what this command has no flag for does not concern it (search chooses by
+// itself what min-sqnr would).
+func setRecipe(flags *pflag.FlagSet, b []byte, builtin bool) error {
 	var doc yaml.Node
 	dec := yaml.NewDecoder(bytes.NewReader(b))
 	if err := dec.Decode(&doc); err != nil {
@@ -74,6 +77,9 @@ func setRecipe(flags *pflag.FlagSet, b []byte) error {
 	for i := 0; i+1 < len(pairs); i += 2 {
 		key, value := pairs[i], pairs[i+1]
 		flag := flags.Lookup(key.Value)
+		if flag == nil && builtin {
+			continue
+		}
 		if flag == nil || flag.Hidden || slices.Contains(notInRecipes, key.Value) {
 			return fmt.Errorf("line %d: unknown field %q; known are %s", key.Line, key.Value, strings.Join(recipeFields(flags), ", "))
 		}

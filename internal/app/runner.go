@@ -124,11 +124,14 @@ func (a *App) request(ctx context.Context, spec jobs.Spec, in *jobs.Inputs, src 
 	}
 	rules := spec.Operators
 	if spec.Recipe != "" {
-		own, err := recipes.Rules(spec.Recipe)
+		own, err := recipes.Parse(spec.Recipe)
 		if err != nil {
 			return req, fmt.Errorf("%w: %w", quant.ErrConfig, err)
 		}
-		rules = append(own, rules...)
+		rules = append(own.Rules, rules...)
+		if spec.Scheme != schemeSearch { // which chooses by itself
+			req.MinSQNR = own.MinSQNR
+		}
 	}
 	for _, text := range rules {
 		r, err := quant.ParseRule(text)

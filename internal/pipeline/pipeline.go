@@ -68,6 +68,9 @@ type Request struct {
 	MaxTokens int
 	// MaxLoss is the accuracy budget as a fraction (0.01); 0 is DefaultMaxLoss.
 	MaxLoss float64
+	// MinSQNR keeps the operators in FP32 that harm the output most, as few as bring
+	// its SQNR on the calibration samples to this many dB; 0 keeps none.
+	MinSQNR float64
 	// SLO is the latency target; 0 is DefaultSLO.
 	SLO time.Duration
 	// Force keeps a result that the gate refused.

@@ -37,6 +37,9 @@ func (p *Pipeline) Quantize(ctx context.Context, req Request, progress Progress)
 	if err := CheckData(req); err != nil {
 		return nil, err
 	}
+	if err := req.checkMinSQNR(); err != nil {
+		return nil, err
+	}
 	r, err := p.start(ctx, req, progress)
 	if err != nil {
 		return nil, err
@@ -132,6 +135,9 @@ func (r *run) passes(ctx context.Context, table ...quant.Pass) error {
 func (r *run) quantize(ctx context.Context) error {
 	if err := r.prepare(ctx); err != nil {
 		return err
+	}
+	if r.req.MinSQNR > 0 {
+		return r.keepFloat(ctx)
 	}
 	return r.rewrite(ctx)
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/fewbit/fewbit/internal/calib"
+	"github.com/fewbit/fewbit/internal/data"
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/eval"
 	"github.com/fewbit/fewbit/internal/quant"
@@ -87,6 +88,8 @@ type sensitivity struct {
 	out *report.Sensitivity
 	ops []*quant.Op // in the order of out.Operators until these are ranked
 	ref *replay
+	// data opens the samples that judge; nil is the run's evaluation data.
+	data func() (data.Dataset, error)
 }
 
 func (s *sensitivity) measure(ctx context.Context) error {
@@ -217,9 +220,13 @@ func (s *sensitivity) loss(ctx context.Context, keep func(*quant.Op) bool) (*eva
 		return nil, err
 	}
 	defer q.Close()
-	ds, err := s.openEval()
+	open := s.openEval
+	if s.data != nil {
+		open = s.data
+	}
+	ds, err := open()
 	if err != nil {
-		return nil, fmt.Errorf("evaluation data: %w", err)
+		return nil, fmt.Errorf("data: %w", err)
 	}
 	defer ds.Close()
 	return eval.Compare(ctx, s.ref, q, ds, eval.Options{MaxSamples: s.req.EvalSamples})

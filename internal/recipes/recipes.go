@@ -29,24 +29,32 @@ func Read(name string) (text []byte, ok bool) {
 	return b, err == nil
 }
 
-// Rules returns what a recipe says of operators, MATCH=PRECISION in its order. Every
-// built-in recipe holds that and nothing else.
-func Rules(name string) ([]string, error) {
+// Recipe is what a built-in recipe holds.
+type Recipe struct {
+	// Rules for operators, MATCH=PRECISION in their order.
+	Rules []string
+	// MinSQNR is the least SQNR of the output in dB; 0 asks for none.
+	MinSQNR float64
+}
+
+// Parse returns the recipe of that name.
+func Parse(name string) (r Recipe, err error) {
 	b, ok := Read(name)
 	if !ok {
-		return nil, fmt.Errorf("no recipe %q; use %s", name, Names)
+		return r, fmt.Errorf("no recipe %q; use %s", name, Names)
 	}
 	var doc struct {
 		Operators yaml.Node `yaml:"operators"`
+		MinSQNR   float64   `yaml:"min-sqnr"`
 	}
 	dec := yaml.NewDecoder(strings.NewReader(string(b)))
 	dec.KnownFields(true)
 	if err := dec.Decode(&doc); err != nil {
-		return nil, fmt.Errorf("recipe %s: %w", name, err)
+		return r, fmt.Errorf("recipe %s: %w", name, err)
 	}
-	var rules []string
+	r.MinSQNR = doc.MinSQNR
 	for i := 0; i+1 < len(doc.Operators.Content); i += 2 {
-		rules = append(rules, doc.Operators.Content[i].Value+"="+doc.Operators.Content[i+1].Value)
+		r.Rules = append(r.Rules, doc.Operators.Content[i].Value+"="+doc.Operators.Content[i+1].Value)
 	}
-	return rules, nil
+	return r, nil
 }
