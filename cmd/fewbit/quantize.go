@@ -102,6 +102,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 }
 
 func (q *quantizeFlags) run(cmd *cobra.Command, model string) error {
+	asked := cmd.Flags().Changed("min-sqnr")
 	if q.recipe != "" {
 		if err := applyRecipe(cmd.Flags(), q.recipe); err != nil {
 			return err
@@ -110,6 +111,10 @@ func (q *quantizeFlags) run(cmd *cobra.Command, model string) error {
 	cfg, err := q.config()
 	if err != nil {
 		return fmt.Errorf("quantize: %w", err)
+	}
+	// A built-in recipe asks for what can be measured; with half weights, or without samples, nothing can.
+	if _, builtin := recipes.Read(q.recipe); builtin && !asked && (pipeline.Request{Config: cfg, Calib: q.calib, MinSQNR: q.minSQNR}).CheckMinSQNR() != nil {
+		q.minSQNR = 0
 	}
 	if err := q.check(model, cfg); err != nil {
 		return err

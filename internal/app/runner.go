@@ -129,9 +129,7 @@ func (a *App) request(ctx context.Context, spec jobs.Spec, in *jobs.Inputs, src 
 			return req, fmt.Errorf("%w: %w", quant.ErrConfig, err)
 		}
 		rules = append(own.Rules, rules...)
-		if spec.Scheme != schemeSearch { // which chooses by itself
-			req.MinSQNR = own.MinSQNR
-		}
+		req.MinSQNR = own.MinSQNR
 	}
 	for _, text := range rules {
 		r, err := quant.ParseRule(text)
@@ -147,6 +145,9 @@ func (a *App) request(ctx context.Context, spec jobs.Spec, in *jobs.Inputs, src 
 	req.Model = filepath.Join(dir, registry.ModelFile)
 	if req.Calib, err = a.pinnedData(ctx, in.Calibration); err != nil {
 		return req, fmt.Errorf("calibration: %w", err)
+	}
+	if spec.Scheme == schemeSearch || req.CheckMinSQNR() != nil {
+		req.MinSQNR = 0 // a search chooses by itself; without samples nothing can be measured
 	}
 	if in.Calibration != nil {
 		req.CalibName = in.Calibration.About

@@ -51,7 +51,7 @@ type Spec struct {
 	Equalize bool `json:"equalize,omitempty"`
 	// Operators are rules MATCH=PRECISION for single operators, later ones win (quant.ParseRule).
 	Operators []string `json:"operators,omitempty"`
-	// Recipe is a built-in one, nlp, cv or multimodal: rules that come before Operators.
+	// Recipe is a built-in one, nlp, cv or multimodal: rules that come before Operators, and cv's least SQNR.
 	Recipe      string       `json:"recipe,omitempty"`
 	Samples     int          `json:"samples,omitempty"` // calibration samples; 0 is the default of the command line
 	Calibration *Calibration `json:"calibration,omitempty"`

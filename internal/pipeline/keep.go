@@ -201,8 +201,8 @@ func (r *run) adopt(f *run) {
 // can give nothing but FP32 is left.
 const MaxMinSQNR = 60
 
-// checkMinSQNR refuses an SQNR that cannot be measured or reached.
-func (q *Request) checkMinSQNR() error {
+// CheckMinSQNR refuses an SQNR that cannot be measured or reached.
+func (q Request) CheckMinSQNR() error {
 	switch {
 	case q.MinSQNR == 0:
 		return nil

@@ -37,7 +37,7 @@ func (p *Pipeline) Quantize(ctx context.Context, req Request, progress Progress)
 	if err := CheckData(req); err != nil {
 		return nil, err
 	}
-	if err := req.checkMinSQNR(); err != nil {
+	if err := req.CheckMinSQNR(); err != nil {
 		return nil, err
 	}
 	r, err := p.start(ctx, req, progress)
