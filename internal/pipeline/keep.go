@@ -69,6 +69,10 @@ func (r *run) keepFloat(ctx context.Context) error {
 				n--
 				why = fmt.Sprintf("more would leave over %.0f %% of the multiply-accumulates in float", 100*keepMACs)
 			}
+			if n > len(kept) && n == len(units) {
+				n--
+				why = "more would leave nothing to quantize"
+			}
 			if n == len(kept) || trial == keepTrials {
 				break
 			}
@@ -158,7 +162,7 @@ func (k *keeping) try(ctx context.Context, units []harm) (*run, float64, error) 
 // rank measures the units, the most harmful first, and returns the multiply-accumulates of all operators.
 func (k *keeping) rank(ctx context.Context) ([]harm, int64, error) {
 	cfg := k.req.Config
-	cfg.NoBiasCorrection, cfg.NoEmbeddings = true, true // they belong to the whole, not to one operator
+	cfg.NoBiasCorrection = true // it belongs to the whole, not to one operator
 	f := k.fork(cfg)
 	if err := f.choose(ctx); err != nil {
 		return nil, 0, err

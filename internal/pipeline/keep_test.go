@@ -60,6 +60,22 @@ func TestMinSQNR(t *testing.T) {
 	}
 }
 
+// TestMinSQNRLeavesSomething: where rules leave one operator in 8 bits it is not kept in
+// float too; the result stands and a warning says so.
+func TestMinSQNRLeavesSomething(t *testing.T) {
+	p := testPipeline(t)
+	src, calib := save(t, cnn()), npy(t, 3, 40, 3, 16, 16)
+	rules := []quant.Rule{{Match: "*", Precision: quant.PrecisionFP32}, {Match: "dw", Precision: quant.PrecisionINT8}}
+	rep, err := p.Quantize(context.Background(), Request{Model: src, Out: filepath.Join(t.TempDir(), "q.onnx"), MinSQNR: MaxMinSQNR,
+		Config: quant.Config{Rules: rules}, Calib: calib, Samples: 16, NoLatency: true, Force: true}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if all := strings.Join(rep.Warnings, "\n"); !strings.Contains(all, "more would leave nothing to quantize") {
+		t.Errorf("%q", rep.Warnings)
+	}
+}
+
 func TestMinSQNRRefuses(t *testing.T) {
 	p := testPipeline(t)
 	src, calib := save(t, mlp()), npy(t, 3, 12, 4, 64)
