@@ -17,21 +17,21 @@ import (
 )
 
 const (
-	// keepRankSamples calibration samples measure one unit, keepRankUnits units at
+	// floatRankSamples calibration samples measure one unit, floatRankUnits units at
 	// most are measured, those with the largest proxies.
-	keepRankSamples = 12
-	keepRankUnits   = 64
-	// keepSamples calibration samples judge the whole.
-	keepSamples = 64
-	// keepTrials bounds how often the whole is made anew.
-	keepTrials = 5
-	// keepMACs is the largest share of the multiply-accumulates that may stay in
+	floatRankSamples = 12
+	floatRankUnits   = 64
+	// floatSamples calibration samples judge the whole.
+	floatSamples = 64
+	// floatTrials bounds how often the whole is made anew.
+	floatTrials = 5
+	// floatMACs is the largest share of the multiply-accumulates that may stay in
 	// float: past it the result would be hardly faster than FP32.
-	keepMACs = 0.3
+	floatMACs = 0.3
 )
 
-// keeping chooses which operators stay in float until the output reaches an SQNR.
-type keeping struct {
+// floating chooses which operators stay in float until the output reaches an SQNR.
+type floating struct {
 	*run
 	ref *replay
 }
@@ -52,7 +52,7 @@ func (r *run) keepFloat(ctx context.Context) error {
 		return err
 	}
 	defer ref.Close()
-	k := &keeping{run: r, ref: &replay{Session: ref, kept: map[calib.SampleID]engine.Feeds{}}}
+	k := &floating{run: r, ref: &replay{Session: ref, kept: map[calib.SampleID]engine.Feeds{}}}
 	done, first, err := k.try(ctx, nil)
 	if err != nil {
 		return err
@@ -65,22 +65,22 @@ func (r *run) keepFloat(ctx context.Context) error {
 		}
 		for trial := 0; got < r.req.MinSQNR; trial++ {
 			n := more(units, len(kept), noiseOf(got), noiseOf(r.req.MinSQNR))
-			for n > len(kept) && shareOf(units[:n], macs) > keepMACs {
+			for n > len(kept) && shareOf(units[:n], macs) > floatMACs {
 				n--
-				why = fmt.Sprintf("more would leave over %.0f %% of the multiply-accumulates in float", 100*keepMACs)
+				why = fmt.Sprintf("more would leave over %.0f %% of the multiply-accumulates in float", 100*floatMACs)
 			}
 			if n > len(kept) && n == len(units) {
 				n--
 				why = "more would leave nothing to quantize"
 			}
-			if n == len(kept) || trial == keepTrials {
+			if n == len(kept) || trial == floatTrials {
 				break
 			}
 			kept, share = units[:n], shareOf(units[:n], macs)
 			if done, got, err = k.try(ctx, kept); err != nil {
 				return err
 			}
-			r.progress.say("keep operators in float", float64(trial+1)/keepTrials)
+			r.progress.say("keep operators in float", float64(trial+1)/floatTrials)
 		}
 	}
 	r.adopt(done)
@@ -129,7 +129,7 @@ func shareOf(units []harm, macs int64) float64 {
 }
 
 // try makes the whole with some units in float and measures it.
-func (k *keeping) try(ctx context.Context, units []harm) (*run, float64, error) {
+func (k *floating) try(ctx context.Context, units []harm) (*run, float64, error) {
 	cfg := k.req.Config
 	var rules []quant.Rule
 	for _, u := range units {
@@ -152,7 +152,7 @@ func (k *keeping) try(ctx context.Context, units []harm) (*run, float64, error) 
 		return nil, 0, fmt.Errorf("calibration data: %w", err)
 	}
 	defer ds.Close()
-	res, err := eval.Compare(ctx, k.ref, q, ds, eval.Options{MaxSamples: keepSamples})
+	res, err := eval.Compare(ctx, k.ref, q, ds, eval.Options{MaxSamples: floatSamples})
 	if err != nil {
 		return nil, 0, err
 	}
@@ -160,7 +160,7 @@ func (k *keeping) try(ctx context.Context, units []harm) (*run, float64, error) 
 }
 
 // rank measures the units, the most harmful first, and returns the multiply-accumulates of all operators.
-func (k *keeping) rank(ctx context.Context) ([]harm, int64, error) {
+func (k *floating) rank(ctx context.Context) ([]harm, int64, error) {
 	cfg := k.req.Config
 	cfg.NoBiasCorrection = true // it belongs to the whole, not to one operator
 	f := k.fork(cfg)
@@ -168,7 +168,7 @@ func (k *keeping) rank(ctx context.Context) ([]harm, int64, error) {
 		return nil, 0, err
 	}
 	s := &sensitivity{run: f, out: &report.Sensitivity{}, ref: k.ref, data: func() (data.Dataset, error) { return f.openCalib() }}
-	s.req.EvalSamples = keepRankSamples
+	s.req.EvalSamples = floatRankSamples
 	if err := s.proxies(); err != nil {
 		return nil, 0, err
 	}
@@ -177,7 +177,7 @@ func (k *keeping) rank(ctx context.Context) ([]harm, int64, error) {
 		macs += c.MACs
 	}
 	units, ops := s.units()
-	units = units[:min(len(units), keepRankUnits)]
+	units = units[:min(len(units), floatRankUnits)]
 	var out []harm
 	for i, u := range units {
 		res, err := s.loss(ctx, func(o *quant.Op) bool { return ops[i][o] })
