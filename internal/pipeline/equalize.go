@@ -62,7 +62,7 @@ func (r *run) equalize(ctx context.Context) error {
 	} else if table {
 		return fmt.Errorf("%w: equalization changes the model that the table was made of: give samples instead of a table, or leave it out", quant.ErrConfig)
 	}
-	return r.passes(ctx, &equalizePass{r.lab, r.openCalib, r.progress})
+	return r.passes(ctx, &equalizePass{r.lab, r.openCalib, r.progress}, &absorbPass{r.lab, r.openCalib, r.progress})
 }
 
 // filled is the mean over channels of the share of the range that a channel takes,
@@ -103,27 +103,98 @@ func (p *equalizePass) peaks(ctx context.Context, m *graph.Model, groups []*quan
 func observePeaks(values engine.Feeds, groups []*quant.EqualGroup, peaks [][]float32) error {
 	for i, e := range groups {
 		for _, name := range e.Tensors {
-			t := values[name]
-			x, err := t.F32()
-			if err != nil {
-				return err
-			}
-			if len(t.Dims) < 3 || int(t.Dims[1]) != e.Channels {
-				return fmt.Errorf("%w: tensor %q has shape %v where %d channels are expected", quant.ErrConfig, name, t.Dims, e.Channels)
-			}
-			inner := 1
-			for _, d := range t.Dims[2:] {
-				inner *= int(d)
-			}
-			for at := 0; at+inner <= len(x); at += inner {
-				c := at / inner % e.Channels
-				for _, v := range x[at : at+inner] {
+			if err := eachChannel(values, name, e.Channels, func(c int, x []float32) {
+				for _, v := range x {
 					if a := float32(math.Abs(float64(v))); a > peaks[i][c] {
 						peaks[i][c] = a
 					}
 				}
+			}); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
+}
+
+// eachChannel calls f with the values of each channel (axis 1) of a tensor, sample
+// by sample.
+func eachChannel(values engine.Feeds, name string, channels int, f func(c int, x []float32)) error {
+	t := values[name]
+	x, err := t.F32()
+	if err != nil {
+		return err
+	}
+	if len(t.Dims) < 3 || int(t.Dims[1]) != channels {
+		return fmt.Errorf("%w: tensor %q has shape %v where %d channels are expected", quant.ErrConfig, name, t.Dims, channels)
+	}
+	inner := 1
+	for _, d := range t.Dims[2:] {
+		inner *= int(d)
+	}
+	if inner == 0 {
+		return nil
+	}
+	for at := 0; at+inner <= len(x); at += inner {
+		f(at/inner%channels, x[at:at+inner])
+	}
+	return nil
+}
+
+// absorbPass moves what a channel never falls below from the bias before a Relu into
+// the next convolution's (quant.AbsorbPairs).
+type absorbPass struct {
+	lab      *Lab
+	samples  func() (data.Dataset, error)
+	progress Progress
+}
+
+var _ quant.Pass = (*absorbPass)(nil)
+
+func (*absorbPass) Name() string { return "absorb-biases" }
+
+func (p *absorbPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error) {
+	pairs := quant.AbsorbPairs(m)
+	if len(pairs) == 0 {
+		return quant.Stats{Note: "no convolution without padding behind another and a Relu"}, nil
+	}
+	var taps []string
+	seen := make([]*quant.ChannelMoments, len(pairs))
+	for i, a := range pairs {
+		taps, seen[i] = append(taps, a.Tensor), quant.NewChannelMoments(a.Channels)
+	}
+	err := p.lab.eachSample(ctx, upTo(m, taps), taps, p.samples, func(f float64) { p.progress.say("absorb biases", f) }, func(_, values engine.Feeds) error {
+		for i, a := range pairs {
+			if err := eachChannel(values, a.Tensor, a.Channels, seen[i].Observe); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return quant.Stats{}, err
+	}
+	var logs float64 // of what is left of the range
+	done, channels := 0, 0
+	for i, a := range pairs {
+		amounts, before, after := seen[i].Amounts()
+		if amounts == nil {
+			continue
+		}
+		if err := a.Apply(m.Graph, amounts); err != nil {
+			return quant.Stats{}, err
+		}
+		done++
+		logs += math.Log(after / before)
+		for _, c := range amounts {
+			if c > 0 {
+				channels++
+			}
+		}
+	}
+	note := fmt.Sprintf("no channel's bias widens the range of any of %d tensors", len(pairs))
+	if done > 0 {
+		note = fmt.Sprintf("%d channels of %d of %d tensors; the range of these is %.0f %% of what it was (geometric mean)", channels, done, len(pairs), 100*math.Exp(logs/float64(done)))
+	}
+	return quant.Stats{Changed: done, Note: note}, nil
 }

@@ -262,6 +262,9 @@ func (in *Inspection) Summary(n int) string {
 // may run, in order.
 func PassNames(c quant.Config) []string {
 	table := quant.Prepare(c)
+	if c.Equalize {
+		table = append(table, &equalizePass{}, &absorbPass{})
+	}
 	plan := &quant.Plan{Config: c}
 	var solve []quant.Pass
 	switch plan.Solves() {
