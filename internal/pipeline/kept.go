@@ -5,12 +5,13 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/fewbit/fewbit/internal/bare"
@@ -63,15 +64,34 @@ func openKept(dir, base string, fresh bool, warn func(string)) (*kept, error) {
 	return k, nil
 }
 
-// remove removes the folder and all weights.
+// remove removes all weights, and the folder unless something else lies there.
 func (k *kept) remove() error {
 	if k == nil {
 		return nil
 	}
-	if err := os.RemoveAll(k.dir); err != nil {
+	files, err := k.files()
+	for _, f := range files {
+		err = errors.Join(err, os.Remove(filepath.Join(k.dir, f.Name())))
+	}
+	if err != nil {
 		return fmt.Errorf("%s: %w", filepath.Base(k.dir), bare.Error(err))
 	}
+	_ = os.Remove(k.dir) // it may hold what is not ours, or not be there
 	return nil
+}
+
+// files lists the weights in the folder: what has such a name.
+func (k *kept) files() (own []os.DirEntry, err error) {
+	list, err := os.ReadDir(k.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, d := range list {
+		if b, err := hex.DecodeString(d.Name()); err == nil && len(b) == sha256.Size && d.Type().IsRegular() {
+			own = append(own, d)
+		}
+	}
+	return own, nil
 }
 
 // entry is one solved weight: one of the two.
@@ -156,7 +176,7 @@ func (k *kept) get(w want) (entry, bool) {
 	}
 	e, ok := decodeKept(b, w)
 	if !ok {
-		if os.RemoveAll(path); err == nil {
+		if os.Remove(path); err == nil {
 			k.warn("a solved weight on disk was damaged: it is solved again")
 		}
 		return entry{}, false
@@ -210,31 +230,26 @@ func (k *kept) write(w want, e entry) (err error) {
 
 // room removes the files that were not used for longest until size more fit.
 func (k *kept) room(size int64) error {
-	list, err := os.ReadDir(k.dir)
+	files, err := k.files()
 	if err != nil {
 		return err
 	}
-	type file struct {
-		name  string
-		bytes int64
-		used  time.Time
-	}
-	var all []file
-	for _, d := range list {
-		if st, err := d.Info(); err == nil && !strings.HasPrefix(d.Name(), keptPart) {
-			all = append(all, file{d.Name(), st.Size(), st.ModTime()})
+	var all []os.FileInfo
+	for _, d := range files {
+		if st, err := d.Info(); err == nil {
+			all = append(all, st)
 			size += st.Size()
 		}
 	}
-	slices.SortFunc(all, func(a, b file) int { return a.used.Compare(b.used) })
+	slices.SortFunc(all, func(a, b os.FileInfo) int { return a.ModTime().Compare(b.ModTime()) })
 	for _, f := range all {
 		if size <= k.most {
 			return nil
 		}
-		if err := os.RemoveAll(filepath.Join(k.dir, f.name)); err != nil {
+		if err := os.Remove(filepath.Join(k.dir, f.Name())); err != nil {
 			return err
 		}
-		size -= f.bytes
+		size -= f.Size()
 	}
 	return nil
 }

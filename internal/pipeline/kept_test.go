@@ -147,6 +147,19 @@ func TestKeptBound(t *testing.T) {
 	if _, err := os.Stat(dir); !os.IsNotExist(err) {
 		t.Errorf("a fresh start keeps: %v", err)
 	}
+	// What is not ours stays.
+	own := filepath.Join(dir, "notes.txt")
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(own, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	k.most = 1 << 20
+	k.put(w, e)
+	if err := k.remove(); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := os.ReadDir(dir); err != nil || len(list) != 1 || list[0].Name() != "notes.txt" {
+		t.Errorf("%v, %v", list, err)
+	}
 	// A place that takes no files costs a warning, once.
 	var warned []string
 	blocked := filepath.Join(t.TempDir(), "file")
