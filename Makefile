@@ -28,7 +28,7 @@ export ORT_DISABLE_TELEMETRY := 1
 # go-nvml marks old functions of NVIDIA's header as deprecated, a page of warnings in every first build.
 export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 
-.PHONY: help build kernels deps deps-bench run test test-cpu test-cpu-threads test-cuda test-cycles check cuda check-cuda gpu-check test-clients test-tokenizers fuzz bench bench-full bench-micro example-text example-image example-drone clean distclean
+.PHONY: help build kernels deps deps-bench run test test-cpu test-cpu-threads test-cpu-arm fuzz-cpu test-cuda test-cycles check cuda check-cuda gpu-check test-clients test-tokenizers fuzz bench bench-full bench-micro example-text example-image example-drone clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -92,6 +92,22 @@ else
 	@echo "test-cpu-threads: needs cmake; left out"
 endif
 
+ARM_CXX := aarch64-linux-gnu-g++
+test-cpu-arm: ## the CPU kernels for 64-bit Arm, in an emulator: the dot product instructions and portable code
+ifeq ($(and $(CMAKE),$(shell command -v $(ARM_CXX)),$(shell command -v qemu-aarch64)),)
+	@echo "test-cpu-arm: skipped 3: int8 kernels with dot products, int8 without, the rest; needs cmake, $(ARM_CXX) and qemu-aarch64 (Debian: g++-aarch64-linux-gnu, qemu-user)"
+else
+	@mkdir -p build
+	@$(CMAKE) -S cpu -B build/cpu-arm -DCMAKE_BUILD_TYPE=Release -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(ARM_CXX) -DCMAKE_EXE_LINKER_FLAGS=-static >build/cpu-arm.log 2>&1 || { cat build/cpu-arm.log; exit 1; }
+	@$(CMAKE) --build build/cpu-arm --parallel $(shell nproc) --target fewbit_cpu_test
+	qemu-aarch64 -cpu max build/cpu-arm/fewbit_cpu_test int8
+# A processor without dot products.
+	qemu-aarch64 -cpu cortex-a72 build/cpu-arm/fewbit_cpu_test int8
+	qemu-aarch64 -cpu max build/cpu-arm/fewbit_cpu_test bf16
+	qemu-aarch64 -cpu max build/cpu-arm/fewbit_cpu_test attention_
+	qemu-aarch64 -cpu max build/cpu-arm/fewbit_cpu_test encoder_
+endif
+
 test-cuda: deps ## the CUDA kernels and their executor, emulated (part of test)
 ifdef EMULATED
 	@$(FETCH) cuda-headers
@@ -143,6 +159,14 @@ test-tokenizers: deps ## WordPiece against Hugging Face tokenizers on 100,000 li
 
 fuzz: deps ## every fuzz target for FUZZTIME (10m) each
 	@GO='$(GO)' FUZZTIME='$(FUZZTIME)' tools/fuzz.sh
+
+fuzz-cpu: deps ## the CPU operators in ONNX Runtime with hostile nodes, address and undefined-behaviour sanitizers, for FUZZTIME
+	@mkdir -p build
+	@$(CMAKE) -S cpu -B build/cpu-asan -DCMAKE_BUILD_TYPE=Release -DFEWBIT_SANITIZE=ON >build/cpu-asan.log 2>&1 || { cat build/cpu-asan.log; exit 1; }
+	@$(CMAKE) --build build/cpu-asan --parallel $(shell nproc) --target fewbit_cpu
+# ONNX Runtime throws: the C++ runtime has to be there before the sanitizer looks for it.
+	FEWBIT_CPU_LIB='$(CURDIR)/build/cpu-asan/libfewbit_cpu.so' ASAN_OPTIONS=detect_leaks=0 \
+	  $(GO) test -asan -exec 'env LD_PRELOAD=$(shell cc -print-file-name=libasan.so):$(shell cc -print-file-name=libstdc++.so.6)' -run '^$$' -fuzz '^FuzzOperators$$' -fuzztime '$(FUZZTIME)' ./internal/engine/ort
 
 bench: build deps-bench ## the table of the README against its peers, results kept in benchmarks/results
 	@benchmarks/run.sh quick

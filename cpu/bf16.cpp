@@ -94,6 +94,7 @@ void bf16_pack(const float *w, int64_t k, int64_t n, int64_t first, int64_t last
 const char *bf16_view(const void *data, size_t bytes, Bf16Weight *w) {
   Bf16Header h;
   if (bytes < sizeof h) return "is shorter than its header";
+  if (reinterpret_cast<uintptr_t>(data) % alignof(uint16_t) != 0) return "does not lie on a multiple of 2 bytes";
   std::memcpy(&h, data, sizeof h);
   if (std::memcmp(h.magic, kBf16Magic, sizeof h.magic) != 0) return "was not packed for this version of the library";
   if (!fits(h.k) || !fits(h.n)) return "has dimensions outside the limits";

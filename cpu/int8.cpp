@@ -57,20 +57,24 @@ void multiply(const Int8Product &p, int64_t r0, int64_t r1, int64_t p0, int64_t 
       for (int64_t k = 0; k < kp; k += 4, b += 4 * kPanel)
         for (int64_t c = 0; c < columns; c++)
           for (int64_t i = 0; i < 4; i++) sum[c] += int32_t(a[k + i]) * b[4 * c + i];
-      const RowScale s = scales[r - r0];
-      for (int64_t c = 0; c < columns; c++) {
-        const int64_t at = panel * kPanel + c;
-        float v = float(sum[c] - s.zero * p.w.sums[at]) * (s.scale * p.w.scales[at]);
-        if (p.bias) v = v + p.bias[at];
-        if (p.act == Activation::gelu) v = 0.5f * v * (1 + std::erf(v * 0.70710678118654752f));
-        if (p.residual) v = v + p.residual[r * p.w.n + at];
-        p.y[r * p.w.n + at] = v;
-      }
+      int8_finish(p, r, panel, columns, sum, scales[r - r0]);
     }
   }
 }
 
 } // namespace
+
+void int8_finish(const Int8Product &p, int64_t r, int64_t panel, int64_t columns, const int32_t *sum, RowScale s) {
+  for (int64_t c = 0; c < columns; c++) {
+    const int64_t at = panel * kPanel + c;
+    // Sums that do not add up, of a damaged file, wrap as in the instructions.
+    float v = float(int32_t(uint32_t(sum[c]) - uint32_t(s.zero) * uint32_t(p.w.sums[at]))) * (s.scale * p.w.scales[at]);
+    if (p.bias) v = v + p.bias[at];
+    if (p.act == Activation::gelu) v = 0.5f * v * (1 + std::erf(v * 0.70710678118654752f));
+    if (p.residual) v = v + p.residual[r * p.w.n + at];
+    p.y[r * p.w.n + at] = v;
+  }
+}
 
 const Int8Kernels int8_plain = {quantize, multiply};
 
@@ -83,6 +87,9 @@ const Int8Kernels &int8_kernels() {
 #endif
 #if defined(FEWBIT_AVX2)
   if (level() >= FEWBIT_CPU_AVX2) return int8_avx2;
+#endif
+#if defined(FEWBIT_ARM_DOT)
+  if (level() >= FEWBIT_CPU_ARM_DOT) return int8_arm_dot;
 #endif
   return int8_plain;
 }
@@ -120,6 +127,7 @@ void int8_pack(const int8_t *w, const float *scales, int64_t k, int64_t n, int64
 const char *int8_view(const void *data, size_t bytes, Int8Weight *w) {
   Int8Header h;
   if (bytes < sizeof h) return "is shorter than its header";
+  if (reinterpret_cast<uintptr_t>(data) % alignof(int32_t) != 0) return "does not lie on a multiple of 4 bytes";
   std::memcpy(&h, data, sizeof h);
   if (std::memcmp(h.magic, kInt8Magic, sizeof h.magic) != 0) return "was not packed for this version of the library";
   if (!fits(h.k, h.n)) return "has dimensions outside the limits";

@@ -84,6 +84,12 @@ extern const Int8Kernels int8_avx2;
 #if defined(FEWBIT_AVX2_VNNI)
 extern const Int8Kernels int8_avx2_vnni;
 #endif
+#if defined(FEWBIT_ARM_DOT)
+extern const Int8Kernels int8_arm_dot;
+#endif
 const Int8Kernels &int8_kernels(); // the level's
+
+// From the sums of codes times weights of a panel's columns to row r of y.
+void int8_finish(const Int8Product &p, int64_t r, int64_t panel, int64_t columns, const int32_t *sum, RowScale s);
 
 } // namespace fewbit

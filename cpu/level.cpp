@@ -3,6 +3,11 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(FEWBIT_ARM_DOT)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace fewbit {
 
 namespace {
@@ -24,10 +29,13 @@ fewbit_cpu_level detect() {
 #if defined(FEWBIT_AVX2)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return FEWBIT_CPU_AVX2;
 #endif
+#if defined(FEWBIT_ARM_DOT)
+  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) return FEWBIT_CPU_ARM_DOT;
+#endif
   return FEWBIT_CPU_PLAIN;
 }
 
-constexpr const char *names[] = {"plain", "avx2", "avx2-vnni", "avx512-bf16"}; // by level
+constexpr const char *names[] = {"plain", "arm-dot", "avx2", "avx2-vnni", "avx512-bf16"}; // by level
 
 // A processor of a higher level has the instructions of the lower ones, but that
 // AVX2 with VNNI is not part of AVX-512 on every one.
@@ -39,6 +47,9 @@ bool has(fewbit_cpu_level l) {
 #endif
 #if !defined(FEWBIT_AVX2)
   if (l == FEWBIT_CPU_AVX2) return false;
+#endif
+#if !defined(FEWBIT_ARM_DOT)
+  if (l == FEWBIT_CPU_ARM_DOT) return false;
 #endif
   return true;
 }

@@ -39,8 +39,8 @@ type Kernels struct {
 	Path, Reason string
 	// ABI is the version of functions, layouts and operators.
 	ABI int
-	// Name of what this processor runs: "avx512-bf16", "avx2-vnni", "avx2", or
-	// "plain" for portable code that is right and slow.
+	// Name of what this processor runs: "avx512-bf16", "avx2-vnni", "avx2", "arm-dot",
+	// or "plain" for portable code that is right and slow.
 	Name string
 	// BF16: products of floats in BF16 (operator fewbit.MatMulBF16), and
 	// attention, run in instructions of this processor.
@@ -136,7 +136,7 @@ func openKernels(path string) (Kernels, error) {
 	if C.fbort_kernels_load(cp, &level, &buf[0][0], size, &buf[1][0], size) != 0 {
 		return Kernels{}, errors.New(oneLine(C.GoString(&buf[1][0])))
 	}
-	return Kernels{Path: path, ABI: C.FEWBIT_CPU_ABI, Name: C.GoString(&buf[0][0]), Int8: level >= C.FEWBIT_CPU_AVX2, BF16: level >= C.FEWBIT_CPU_AVX512_BF16}, nil
+	return Kernels{Path: path, ABI: C.FEWBIT_CPU_ABI, Name: C.GoString(&buf[0][0]), Int8: level > C.FEWBIT_CPU_PLAIN, BF16: level >= C.FEWBIT_CPU_AVX512_BF16}, nil
 }
 
 // useKernels makes the operators known to the sessions of so.
@@ -166,7 +166,7 @@ func (e *Engine) BF16() (ok bool, why string) {
 // Int8 reports whether projections of the native form run in instructions of
 // this processor, and if not, why.
 func (e *Engine) Int8() (ok bool, why string) {
-	return e.atLeast(e.kernels.Int8, "AVX2")
+	return e.atLeast(e.kernels.Int8, "AVX2, or the dot products of Arm")
 }
 
 func (e *Engine) atLeast(has bool, needs string) (ok bool, why string) {
