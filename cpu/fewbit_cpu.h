@@ -10,7 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// Changes whenever a function here, a packed layout or an operator changes.
+// Changes whenever a function here, a packed layout or an operator changes, and
+// kernelsABI in internal/engine/ort/kernels.go with it.
 #define FEWBIT_CPU_ABI 7
 
 #ifdef __cplusplus

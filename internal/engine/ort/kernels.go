@@ -32,6 +32,14 @@ const (
 	kernelsRemedy = `run "make build", or set ` + EnvKernels + " to a " + kernelsFile + ` of this version, or to "off"`
 )
 
+// kernelsABI is FEWBIT_CPU_ABI once more. Go's build cache does not see changes
+// of a header outside the package: without a change here it would go on with the
+// old number, and leave the new library out.
+const kernelsABI = 7
+
+// It does not compile when they differ.
+var _ = [1]struct{}{}[kernelsABI-C.FEWBIT_CPU_ABI]
+
 // Kernels says which of fewbit's own kernels (cpu/) the sessions of an engine
 // can use.
 type Kernels struct {
