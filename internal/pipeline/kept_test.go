@@ -15,10 +15,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/onnx"
 	"github.com/fewbit/fewbit/internal/quant"
 	"github.com/fewbit/fewbit/internal/report"
 	"github.com/fewbit/fewbit/internal/search"
+	"github.com/fewbit/fewbit/internal/tensor"
 )
 
 // keptCase is a weight of each kind with what is wanted of it.
@@ -350,6 +352,97 @@ func TestKeptAfterKill(t *testing.T) {
 		var text bytes.Buffer
 		if err := report.SearchText(&text, *s); err != nil || !strings.Contains(text.String(), fmt.Sprintf("%d solved weights were read from disk", kept)) {
 			t.Errorf("%v: %s", err, text.String())
+		}
+	}
+}
+
+// TestKeptKey: the name of a weight follows from each thing that its codes depend on,
+// and from nothing that the model's values are called.
+func TestKeptKey(t *testing.T) {
+	type state struct {
+		m       *graph.Model
+		c       quant.Config
+		base    string
+		choices quant.Choices
+		op      string
+	}
+	key := func(change func(*state)) digest {
+		t.Helper()
+		s := state{m: cnn(), base: "b", op: "pw", choices: quant.Choices{}}
+		change(&s)
+		cfg, err := s.c.WithDefaults()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := quant.NewPlan(s.m, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k := keeping{&kept{base: s.base}, newDigests(s.m, "file")}
+		for _, op := range p.Ops {
+			if op.Node.Name == s.op {
+				w, err := k.want(s.m.Graph, p, op, s.choices)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return w.key
+			}
+		}
+		t.Fatalf("no operator %s", s.op)
+		return digest{}
+	}
+	nudge := func(name string) func(*state) {
+		return func(s *state) {
+			w := s.m.Graph.Init(name)
+			v := slices.Clone(tensor.View[float32](w))
+			v[len(v)-1] += 1e-3
+			s.m.Graph.SetInit(name, tensor.From(v, w.Dims...))
+		}
+	}
+	smooth := func(x float32) func(*state) {
+		return func(s *state) {
+			s.m, s.op = mlp(), "down"
+			s.choices["a"] = &quant.Choice{Tensor: "a", Smooth: slices.Repeat([]float32{x}, 256)}
+		}
+	}
+	seen := map[digest]string{}
+	for name, change := range map[string]func(*state){
+		"as it is": func(*state) {}, "another operator": func(s *state) { s.op = "dw" }, "its weight": nudge("k3"), "a weight before it": nudge("k1"), "a bound before it": nudge("six"),
+		"an attribute before it": func(s *state) { s.m.Graph.Nodes[0].Attrs[1] = graph.AttrInts("strides", 1, 1) },
+		"its own attribute": func(s *state) {
+			s.m.Graph.Nodes[4].Attrs = append(s.m.Graph.Nodes[4].Attrs, graph.AttrInts("strides", 2, 2))
+		},
+		"adaround":          func(s *state) { s.c.Weights = quant.AdaRound },
+		"adaround, no bias": func(s *state) { s.c.Weights, s.c.NoBiasCorrection = quant.AdaRound, true },
+		"per tensor":        func(s *state) { s.c.Granularity = quant.PerTensor },
+		"seven bits":        func(s *state) { s.c.ReduceRange = true },
+		"data or machine":   func(s *state) { s.base = "c" },
+		"opset":             func(s *state) { s.m.Opsets[""] = 16 },
+		"smoothing":         smooth(2), "other smoothing": smooth(3),
+	} {
+		k := key(change)
+		if other, ok := seen[k]; ok {
+			t.Errorf("%s and %s have one name", name, other)
+		}
+		seen[k] = name
+	}
+	plain := key(func(*state) {})
+	for name, change := range map[string]func(*state){
+		"names": func(s *state) {
+			for _, n := range s.m.Graph.Nodes {
+				for _, list := range [][]string{n.Inputs, n.Outputs} {
+					for i, v := range list {
+						if v == "r1" || v == "c2" || v == "r2" {
+							list[i] = v + "_renamed"
+						}
+					}
+				}
+			}
+		},
+		"what comes after": nudge("w"), "another form": func(s *state) { s.c.Target = quant.QDQ }, "a bias, which the input does not read": nudge("b3"),
+	} {
+		if key(change) != plain {
+			t.Errorf("%s: another name", name)
 		}
 	}
 }
