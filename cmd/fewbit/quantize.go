@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/fewbit/fewbit/internal/app"
 	"github.com/fewbit/fewbit/internal/calib/external"
 	"github.com/fewbit/fewbit/internal/onnx"
 	"github.com/fewbit/fewbit/internal/pipeline"
@@ -36,6 +37,7 @@ type quantizeFlags struct {
 	maxLoss                                              lossValue
 	minSQNR                                              float64
 	slo                                                  time.Duration
+	maxMemory                                            app.Bytes
 	dumpPass, calibrator                                 string
 	engine                                               engineFlags
 	device                                               deviceFlags
@@ -91,6 +93,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	f.BoolVar(&q.noBias, "no-bias-correction", false, "leave bias correction out")
 	f.BoolVar(&q.equalize, "equalize", false, equalizeHelp)
 	f.BoolVar(&q.noLatency, "no-latency", false, "skip the latency measurement and its part of the gate")
+	f.Var(&q.maxMemory, "max-memory", "stay below this much resident memory, in smaller steps that take longer; refuse what does not fit (0: no ceiling)")
 	f.BoolVar(&q.force, "force", false, "keep a result that the gate refuses")
 	f.StringVar(&q.report, "report", "", "also write the report to this .html or .json file")
 	f.BoolVar(&q.asJSON, "json", false, "print the report as one JSON object")
@@ -146,9 +149,9 @@ func (q *quantizeFlags) run(cmd *cobra.Command, model string) error {
 	m := newMeter()
 	rep, err := p.Quantize(cmd.Context(), pipeline.Request{
 		Model: model, Out: q.out, Config: cfg, Calib: q.calib, Eval: q.eval, Precision: pipeline.Precision(q.precision), Samples: q.samples, EvalSamples: q.evalSamples,
-		MaxTokens: q.maxTokens, MaxLoss: float64(q.maxLoss), MinSQNR: q.minSQNR, SLO: q.slo, Force: q.force, NoLatency: q.noLatency,
+		MaxTokens: q.maxTokens, MaxLoss: float64(q.maxLoss), MinSQNR: q.minSQNR, SLO: q.slo, Force: q.force, NoLatency: q.noLatency, MaxMemory: int64(q.maxMemory),
 		Dump: quant.Dump{Pass: q.dumpPass, W: side}, Command: os.Args,
-		Words: pipeline.Words{Calib: "--calib DATA", Eval: "--eval DATA", Force: "--force"},
+		Words: pipeline.Words{Calib: "--calib DATA", Eval: "--eval DATA", Force: "--force", MaxMemory: "--max-memory"},
 	}, m.show)
 	m.done()
 	if err != nil && !errors.Is(err, pipeline.ErrRefused) {
@@ -188,6 +191,8 @@ func (q *quantizeFlags) check(model string, cfg quant.Config) error {
 		return usagef("quantize: --samples %d, --eval-samples %d, --max-tokens %d: none may be negative", q.samples, q.evalSamples, q.maxTokens)
 	case !(q.minSQNR >= 0 && q.minSQNR <= pipeline.MaxMinSQNR):
 		return usagef("quantize: --min-sqnr %g: give 0 to %d dB", q.minSQNR, pipeline.MaxMinSQNR)
+	case q.maxMemory != 0 && q.maxMemory < pipeline.MinCeiling:
+		return usagef("quantize: --max-memory %s: expected 0 (no ceiling) or at least %d MiB", q.maxMemory.String(), pipeline.MinCeiling>>20)
 	case q.slo < 0:
 		return usagef("quantize: --slo %v: it must not be negative", q.slo)
 	case q.calibrator != "" && q.method != "":

@@ -74,6 +74,10 @@ type Options struct {
 	// which is then somewhat slower; otherwise a session keeps what its largest
 	// run needed until Close.
 	ShrinkMemory bool
+	// Lean takes as little memory as possible, and time for it: working memory
+	// comes from the system piece by piece, and weights are used where they lie
+	// instead of a second time in the order that kernels like.
+	Lean bool
 	// Meter is told of the runs; nil is none.
 	Meter Meter
 }

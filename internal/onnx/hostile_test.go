@@ -296,7 +296,7 @@ func TestSaveFails(t *testing.T) {
 		return strings.Join(s, " ")
 	}
 	full := func(io.Writer) error { return &os.PathError{Op: "write", Path: dir, Err: unix.ENOSPC} }
-	err := atomically(path, full, true)
+	err := atomically(path, full, SaveOptions{})
 	if err == nil || strings.Contains(err.Error(), dir) || !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("%v", err)
 	}

@@ -37,6 +37,9 @@ type SaveOptions struct {
 	// Scratch leaves out what makes a file survive a crash: for files that are
 	// removed again by the one who wrote them.
 	Scratch bool
+	// Release is called after every 16 MiB that were written; nil is not. Who
+	// maps what is written may let go of its pages there.
+	Release func()
 }
 
 // Save writes m to path: a temporary file in the same folder, synced and
@@ -53,15 +56,15 @@ func Save(path string, m *pb.ModelProto, o SaveOptions) error {
 			return fmt.Errorf("write %s: %w", filepath.Base(path), err)
 		}
 		if c.size <= inlineLimit {
-			return atomically(path, c.writeTo, !o.Scratch)
+			return atomically(path, c.writeTo, o)
 		}
 	}
-	return saveExternal(path, m, !o.Scratch)
+	return saveExternal(path, m, o)
 }
 
 // saveExternal moves the large initializers of the main graph to path+".data".
 // Tensors in attributes and subgraphs stay in the message.
-func saveExternal(path string, m *pb.ModelProto, sync bool) error {
+func saveExternal(path string, m *pb.ModelProto, o SaveOptions) error {
 	if m.GetGraph() == nil {
 		return fmt.Errorf("write %s: %w: it has no graph", filepath.Base(path), ErrFormat)
 	}
@@ -101,9 +104,9 @@ func saveExternal(path string, m *pb.ModelProto, sync bool) error {
 		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
 	}
 	if len(moved) == 0 { // nothing to move: an empty data file would not open
-		return atomically(path, c.writeTo, sync)
+		return atomically(path, c.writeTo, o)
 	}
-	data, err := stage(dataPath, sync, func(w io.Writer) error {
+	data, err := stage(dataPath, o, func(w io.Writer) error {
 		var zeros [externalAlign]byte
 		for i, raw := range moved {
 			if _, err := w.Write(zeros[:pads[i]]); err != nil {
@@ -118,7 +121,7 @@ func saveExternal(path string, m *pb.ModelProto, sync bool) error {
 	if err != nil {
 		return err
 	}
-	model, err := stage(path, sync, c.writeTo)
+	model, err := stage(path, o, c.writeTo)
 	if err != nil {
 		data.drop()
 		return err
@@ -136,8 +139,8 @@ func entry(k, v string) *pb.StringStringEntryProto {
 
 // atomically writes path through a temporary file beside it. On any error
 // nothing is left behind and what was at path is untouched.
-func atomically(path string, write func(io.Writer) error, sync bool) error {
-	s, err := stage(path, sync, write)
+func atomically(path string, write func(io.Writer) error, o SaveOptions) error {
+	s, err := stage(path, o, write)
 	if err != nil {
 		return err
 	}
@@ -150,7 +153,8 @@ type staged struct {
 	sync      bool
 }
 
-func stage(path string, sync bool, write func(io.Writer) error) (s staged, err error) {
+func stage(path string, o SaveOptions, write func(io.Writer) error) (s staged, err error) {
+	sync := !o.Scratch
 	f, err := os.CreateTemp(filepath.Dir(path), ".fewbit-*.tmp")
 	if err != nil {
 		return s, fmt.Errorf("write %s: %w", filepath.Base(path), bare.Error(err))
@@ -162,7 +166,7 @@ func stage(path string, sync bool, write func(io.Writer) error) (s staged, err e
 			err = fmt.Errorf("write %s: %w", filepath.Base(path), bare.Error(err))
 		}
 	}()
-	bw := bufio.NewWriterSize(&flusher{f: f, sync: sync}, writeBuffer)
+	bw := bufio.NewWriterSize(&flusher{f: f, sync: sync, release: o.Release}, writeBuffer)
 	if err = write(bw); err != nil {
 		return s, err
 	}
@@ -185,7 +189,9 @@ func stage(path string, sync bool, write func(io.Writer) error) (s staged, err e
 type flusher struct {
 	f             *os.File
 	sync          bool
+	release       func()
 	done, started int64
+	released      int64
 }
 
 func (w *flusher) Write(b []byte) (int, error) {
@@ -198,6 +204,10 @@ func (w *flusher) Write(b []byte) (int, error) {
 			return total, err
 		}
 		b = b[n:]
+		if w.release != nil && w.done-w.released >= flushEvery {
+			w.released = w.done
+			w.release()
+		}
 		if w.sync && w.done-w.started >= flushEvery {
 			// A hint: where the file system has no such call, sync does it all.
 			_ = unix.SyncFileRange(int(w.f.Fd()), w.started, w.done-w.started, unix.SYNC_FILE_RANGE_WRITE)

@@ -41,16 +41,14 @@ type reader struct {
 	out  string
 }
 
+// asked is one input of an operator that is under choice.
+type asked struct {
+	op *quant.Op
+	x  string
+}
+
 func (a *autoPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error) {
-	open := map[string][]*reader{} // tensor under choice -> its readers
-	defer func() {
-		for _, rs := range open {
-			for _, r := range rs {
-				r.sess.Close()
-			}
-		}
-	}()
-	taps := map[string]bool{}
+	var all []asked
 	for _, op := range a.plan.Ops {
 		if op.Kind == quant.Through {
 			continue
@@ -61,22 +59,26 @@ func (a *autoPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error)
 			if c == nil || !c.Own || x != src || (i > 0 && op.X[0] == x) {
 				continue
 			}
-			r, err := a.reader(ctx, m, op)
-			if err != nil {
-				return quant.Stats{}, fmt.Errorf("operator %q: %w", op.Node.Name, err)
-			}
-			open[x] = append(open[x], r)
-			for _, in := range op.X {
-				taps[in] = true
-			}
+			all = append(all, asked{op, x})
 		}
 	}
-	if len(open) == 0 {
+	if len(all) == 0 {
 		return quant.Stats{Note: "no tensors to choose by their readers"}, nil
 	}
-	errs, err := a.measure(ctx, m, open, taps)
-	if err != nil {
-		return quant.Stats{}, err
+	errs, readers := map[string]map[string]float64{}, map[string]int{}
+	// Beside each observed value there is its quantized copy and an output or two.
+	for _, part := range pieces(all, a.lab.tapLimit(), func(q asked) (n int64) {
+		for _, x := range q.op.X {
+			n += a.lab.tapBytes(x)
+		}
+		return n
+	}) {
+		if err := a.ask(ctx, m, part, errs); err != nil {
+			return quant.Stats{}, err
+		}
+		for _, q := range part {
+			readers[q.x]++
+		}
 	}
 	picked := map[string]int{}
 	for t, e := range errs {
@@ -91,7 +93,7 @@ func (a *autoPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error)
 		if best == "" {
 			continue
 		}
-		c.Pick(best, fmt.Sprintf("smallest output error of %d operators on %d samples: %.3g", len(open[t]), autoSamples, least))
+		c.Pick(best, fmt.Sprintf("smallest output error of %d operators on %d samples: %.3g", readers[t], autoSamples, least))
 		picked[best]++
 	}
 	note := ""
@@ -99,6 +101,30 @@ func (a *autoPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error)
 		note += fmt.Sprintf("%s %d, ", name, picked[name])
 	}
 	return quant.Stats{Changed: len(errs), Note: note + "chosen by output error"}, nil
+}
+
+// ask adds to errs what the operators in part lose by each candidate of their inputs.
+func (a *autoPass) ask(ctx context.Context, m *graph.Model, part []asked, errs map[string]map[string]float64) error {
+	open := map[string][]*reader{} // tensor under choice -> its readers
+	defer func() {
+		for _, rs := range open {
+			for _, r := range rs {
+				r.sess.Close()
+			}
+		}
+	}()
+	taps := map[string]bool{}
+	for _, q := range part {
+		r, err := a.reader(ctx, m, q.op)
+		if err != nil {
+			return fmt.Errorf("operator %q: %w", q.op.Node.Name, err)
+		}
+		open[q.x] = append(open[q.x], r)
+		for _, in := range q.op.X {
+			taps[in] = true
+		}
+	}
+	return a.measure(ctx, m, open, taps, errs)
 }
 
 // reader opens op (with the activation that follows) as a model of its own.
@@ -137,7 +163,7 @@ func (a *autoPass) reader(ctx context.Context, m *graph.Model, op *quant.Op) (*r
 	return &reader{op: op, sess: s, out: out}, nil
 }
 
-func (a *autoPass) measure(ctx context.Context, m *graph.Model, open map[string][]*reader, taps map[string]bool) (map[string]map[string]float64, error) {
+func (a *autoPass) measure(ctx context.Context, m *graph.Model, open map[string][]*reader, taps map[string]bool, errs map[string]map[string]float64) error {
 	isInput := map[string]bool{}
 	for _, v := range m.Graph.Inputs {
 		isInput[v.Name] = true
@@ -150,15 +176,14 @@ func (a *autoPass) measure(ctx context.Context, m *graph.Model, open map[string]
 	}
 	full, err := a.lab.Open(ctx, m, outs, engine.Options{})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer full.Close()
 	ds, err := a.samples()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer ds.Close()
-	errs := map[string]map[string]float64{}
 	n := min(ds.Len(), autoSamples)
 	for i := 0; i < n; i++ {
 		s, err := ds.Next(ctx)
@@ -166,14 +191,14 @@ func (a *autoPass) measure(ctx context.Context, m *graph.Model, open map[string]
 			break
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if err := a.one(ctx, full, outs, s.Feeds, open, errs); err != nil {
-			return nil, err
+			return err
 		}
 		a.progress.say("choose ranges", float64(i+1)/float64(n))
 	}
-	return errs, nil
+	return nil
 }
 
 func (a *autoPass) one(ctx context.Context, full engine.Session, outs []string, feeds engine.Feeds, open map[string][]*reader, errs map[string]map[string]float64) error {

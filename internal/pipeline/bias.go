@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 
 	"github.com/fewbit/fewbit/internal/data"
 	"github.com/fewbit/fewbit/internal/engine"
@@ -53,9 +54,13 @@ func (b *biasPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error)
 	for i, op := range convs {
 		raw[i] = op.Node.Outputs[0]
 	}
-	want, err := b.means(ctx, m, raw, feeds)
-	if err != nil {
-		return quant.Stats{}, err
+	want := map[string][]float64{}
+	for _, part := range b.lab.split(raw) {
+		means, err := b.means(ctx, m, part, feeds)
+		if err != nil {
+			return quant.Stats{}, err
+		}
+		maps.Copy(want, means)
 	}
 	q := m.Clone()
 	ins := &quant.Insert{Plan: b.plan.On(q), Choices: b.choices, Solved: b.solved}

@@ -89,7 +89,7 @@ func Calibrate(ctx context.Context, lab *Lab, m *graph.Model, p *quant.Plan, ds 
 	c := newCalibration(lab, m, p, keepRows)
 	reason := ""
 	if lab.Device != nil {
-		ev, err := c.run(ctx, ds, c.onDevice, progress)
+		ev, err := c.run(ctx, ds, [][]string{c.taps}, onDevice, progress)
 		var fault *deviceFault
 		switch {
 		case err == nil:
@@ -103,7 +103,7 @@ func Calibrate(ctx context.Context, lab *Lab, m *graph.Model, p *quant.Plan, ds 
 			return nil, err
 		}
 	}
-	ev, err := c.run(ctx, ds, c.onEngine, progress)
+	ev, err := c.run(ctx, ds, c.lab.split(c.taps), onEngine, progress)
 	if err != nil {
 		return nil, err
 	}
@@ -120,6 +120,7 @@ type calibration struct {
 	specs map[string]calib.Spec
 	rows  map[string]int // width
 	taps  []string       // observed values that are not inputs
+	again bool           // another part has seen the samples, and the inputs, before
 }
 
 func newCalibration(lab *Lab, m *graph.Model, p *quant.Plan, keepRows bool) *calibration {
@@ -159,16 +160,39 @@ type observer interface {
 	close()
 }
 
-// run takes all samples of ds into new evidence.
-func (c *calibration) run(ctx context.Context, ds data.Dataset, open func(context.Context, *Evidence) (observer, error), progress Progress) (*Evidence, error) {
+// run takes all samples of ds into new evidence, once for each part of the taps.
+func (c *calibration) run(ctx context.Context, ds data.Dataset, parts [][]string, open opener, progress Progress) (*Evidence, error) {
 	ev := &Evidence{Collector: calib.NewCollector(c.lab.Threads, c.specs), rows: map[string]*quant.Rows{}, spec: SpecOf(c.whole), dims: map[string][]int64{}}
 	for t, width := range c.rows {
 		ev.rows[t] = quant.NewRows(width)
 	}
+	for i, taps := range parts {
+		part := *c
+		part.taps, part.again = taps, i > 0
+		if len(parts) > 1 {
+			part.model = upTo(c.whole, taps)
+		}
+		if part.again {
+			if err := ds.Reset(); err != nil {
+				return nil, err
+			}
+		}
+		if err := part.pass(ctx, ds, ev, open, func(phase string, f float64) { progress.say(phase, (float64(i)+f)/float64(len(parts))) }); err != nil {
+			return nil, err
+		}
+	}
+	return ev, nil
+}
+
+// opener starts what observes.
+type opener func(context.Context, *calibration, *Evidence) (observer, error)
+
+// pass takes all samples of ds into ev.
+func (c *calibration) pass(ctx context.Context, ds data.Dataset, ev *Evidence, open opener, progress Progress) error {
 	mapped := weightBytes(c.model) > inlineMax // smaller weights are in a file that is read, not mapped
-	o, err := open(ctx, ev)
+	o, err := open(ctx, c, ev)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer o.close()
 	total := ds.Len()
@@ -180,32 +204,34 @@ func (c *calibration) run(ctx context.Context, ds data.Dataset, open func(contex
 			break
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		audit.Add(sample)
 		if err := engine.CheckFeeds(ev.spec, sample.Feeds); err != nil {
-			return nil, fmt.Errorf("sample %s: %w", sample.ID, err)
+			return fmt.Errorf("sample %s: %w", sample.ID, err)
 		}
 		if err := o.observe(ctx, sample, calib.SampleHash(sample.Feeds)); err != nil {
-			return nil, fmt.Errorf("sample %s: %w", sample.ID, err)
+			return fmt.Errorf("sample %s: %w", sample.ID, err)
 		}
-		ev.addDims(sample.Feeds)
+		if !c.again {
+			ev.addDims(sample.Feeds)
+		}
 		progress.say("calibrate", float64(read+1)/float64(max(total, read+1)))
 		if mapped && read%dropEvery == dropEvery-1 {
 			dropMapped(c.lab.dir.path)
 		}
 	}
 	if read == 0 {
-		return nil, fmt.Errorf("%w: %w", ErrCalibration, data.ErrEmpty)
+		return fmt.Errorf("%w: %w", ErrCalibration, data.ErrEmpty)
 	}
 	if err := o.finish(); err != nil {
-		return nil, err
+		return err
 	}
 	// One of several inputs may well be constant: a mask in floats.
 	if err := audit.Err(); err != nil && (len(c.model.Graph.Inputs) == 1 || !errors.Is(err, data.ErrConstant)) {
-		return nil, fmt.Errorf("%w: %w", ErrCalibration, err)
+		return fmt.Errorf("%w: %w", ErrCalibration, err)
 	}
-	return ev, nil
+	return nil
 }
 
 // addDims sums the sizes of the inputs.
@@ -221,7 +247,7 @@ func (e *Evidence) addDims(feeds engine.Feeds) {
 }
 
 // onEngine observes what the engine hands over.
-func (c *calibration) onEngine(ctx context.Context, ev *Evidence) (observer, error) {
+func onEngine(ctx context.Context, c *calibration, ev *Evidence) (observer, error) {
 	precision, bf16, err := c.lab.Precision.resolve(c.lab.Engine)
 	if err != nil {
 		return nil, err
@@ -239,14 +265,15 @@ func (c *calibration) onEngine(ctx context.Context, ev *Evidence) (observer, err
 	if d, err := c.lab.Engine.Probe(ctx); err == nil {
 		ev.Engine = d.Name
 	}
-	return &tapped{ev: ev, s: s, taps: c.taps}, nil
+	return &tapped{ev: ev, s: s, taps: c.taps, again: c.again}, nil
 }
 
 // tapped is a session whose inner tensors are outputs.
 type tapped struct {
-	ev   *Evidence
-	s    engine.Session
-	taps []string
+	ev    *Evidence
+	s     engine.Session
+	taps  []string
+	again bool
 }
 
 func (t *tapped) finish() error { return nil }
@@ -264,12 +291,17 @@ func (t *tapped) observe(ctx context.Context, sample data.Sample, id calib.Sampl
 	for k, v := range seen {
 		all[k] = v
 	}
-	for k, v := range sample.Feeds {
-		if e.Stats(k) != nil {
-			all[k] = v
+	ids := []calib.SampleID{id}
+	if t.again {
+		ids = nil
+	} else {
+		for k, v := range sample.Feeds {
+			if e.Stats(k) != nil {
+				all[k] = v
+			}
 		}
 	}
-	if err := e.Observe(ctx, all, id); err != nil {
+	if err := e.Observe(ctx, all, ids...); err != nil {
 		return err
 	}
 	key := binary.LittleEndian.Uint64(id[:8])

@@ -38,7 +38,7 @@ func (f *deviceFault) Error() string { return f.err.Error() }
 func (f *deviceFault) Unwrap() error { return f.err }
 
 // onDevice observes on lab's Device.
-func (c *calibration) onDevice(ctx context.Context, ev *Evidence) (observer, error) {
+func onDevice(ctx context.Context, c *calibration, ev *Evidence) (observer, error) {
 	d := &watched{ev: ev, inputs: map[string]bool{}, scheme: tableScheme(c.plan.Config)}
 	d.entropy = c.plan.Config.Method == calib.MethodEntropy || c.plan.Config.Method == quant.Auto
 	for _, v := range c.model.Graph.Inputs {

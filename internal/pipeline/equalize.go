@@ -93,16 +93,25 @@ func (p *equalizePass) peaks(ctx context.Context, m *graph.Model, groups []*quan
 	for i, e := range groups {
 		peaks[i] = make([]float32, e.Channels)
 	}
-	err := p.lab.eachSample(ctx, upTo(m, taps), taps, p.samples, func(f float64) { p.progress.say("equalize", f) }, func(_, values engine.Feeds) error {
-		return observePeaks(values, groups, peaks)
-	})
-	return peaks, err
+	parts := p.lab.split(taps)
+	for i, part := range parts {
+		progress := func(f float64) { p.progress.say("equalize", (float64(i)+f)/float64(len(parts))) }
+		if err := p.lab.eachSample(ctx, upTo(m, part), part, p.samples, progress, func(_, values engine.Feeds) error {
+			return observePeaks(values, groups, peaks)
+		}); err != nil {
+			return nil, err
+		}
+	}
+	return peaks, nil
 }
 
 // observePeaks raises peaks to the values of one sample.
 func observePeaks(values engine.Feeds, groups []*quant.EqualGroup, peaks [][]float32) error {
 	for i, e := range groups {
 		for _, name := range e.Tensors {
+			if values[name] == nil { // another part's
+				continue
+			}
 			if err := eachChannel(values, name, e.Channels, func(c int, x []float32) {
 				for _, v := range x {
 					if a := float32(math.Abs(float64(v))); a > peaks[i][c] {

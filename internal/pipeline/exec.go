@@ -27,6 +27,8 @@ type Lab struct {
 	// Precision with which Engine calibrates.
 	Precision Precision
 
+	limits  *limits // under a ceiling
+	release func()  // under a ceiling: lets go of mapped weights
 	dir     *scratchDir
 	next    atomic.Int64
 	mu      sync.Mutex
@@ -63,6 +65,7 @@ func (l *Lab) Open(ctx context.Context, m *graph.Model, taps []string, o engine.
 	if o.Threads == 0 {
 		o.Threads = l.Threads
 	}
+	o.Lean = o.Lean || l.limits != nil
 	err = l.withFile(m, taps, func(path string) (err error) {
 		s, err = l.Engine.OpenFile(ctx, path, o)
 		return err
@@ -75,8 +78,15 @@ func (l *Lab) withFile(m *graph.Model, taps []string, f func(path string) error)
 	path := filepath.Join(l.dir.path, fmt.Sprintf("m%d.onnx", l.next.Add(1)))
 	defer os.Remove(path)
 	defer os.Remove(path + ".data")
-	large := weightBytes(m) > inlineMax
-	if err := Tapped(m, taps).Save(path, onnx.SaveOptions{External: large, Scratch: true}); err != nil {
+	large := weightBytes(m) > inlineMax || l.limits != nil
+	o := onnx.SaveOptions{External: large, Scratch: true}
+	if l.release != nil {
+		o.Release = func() { // m may be a map of its own
+			m.Unload()
+			l.release()
+		}
+	}
+	if err := Tapped(m, taps).Save(path, o); err != nil {
 		return err
 	}
 	if large {

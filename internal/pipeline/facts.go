@@ -289,7 +289,6 @@ func (r *run) operators(ctx context.Context) error {
 		return nil
 	}
 	var taps []eval.Tap
-	var refOuts, qOuts []string
 	for _, op := range r.plan.Ops {
 		if op.Kind != quant.Linear && op.Kind != quant.Conv {
 			continue
@@ -299,6 +298,19 @@ func (r *run) operators(ctx context.Context) error {
 			t.Quant = r.insert.Dequantized[op.Out]
 		}
 		taps = append(taps, t)
+	}
+	for _, part := range pieces(taps, r.lab.tapLimit(), func(t eval.Tap) int64 { return 2 * r.lab.tapBytes(t.Ref) }) {
+		if err := r.fidelities(ctx, part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fidelities measures the operators' outputs in taps.
+func (r *run) fidelities(ctx context.Context, taps []eval.Tap) error {
+	var refOuts, qOuts []string
+	for _, t := range taps {
 		refOuts, qOuts = append(refOuts, t.Ref), append(qOuts, t.Quant)
 	}
 	ref, err := r.lab.Open(ctx, r.float, refOuts, engine.Options{})

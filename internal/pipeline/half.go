@@ -74,14 +74,24 @@ func (r *run) overflow(ctx context.Context) (map[string]float64, error) {
 // the largest magnitude of each value.
 func (r *run) magnitudes(ctx context.Context, taps []string) (map[string]float64, error) {
 	most := map[string]float64{}
+	for _, part := range r.lab.split(taps) {
+		if err := r.raise(ctx, part, most); err != nil {
+			return nil, err
+		}
+	}
+	return most, nil
+}
+
+// raise raises most to the magnitudes of taps and of the inputs.
+func (r *run) raise(ctx context.Context, taps []string, most map[string]float64) error {
 	s, err := r.lab.Open(ctx, r.m, taps, engine.Options{ShrinkMemory: true})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer s.Close()
 	ds, err := r.openCalib()
 	if err != nil {
-		return nil, fmt.Errorf("calibration data: %w", err)
+		return fmt.Errorf("calibration data: %w", err)
 	}
 	defer ds.Close()
 	note := func(values engine.Feeds) error {
@@ -109,7 +119,7 @@ func (r *run) magnitudes(ctx context.Context, taps []string) (map[string]float64
 			break
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		res, err := s.Run(ctx, x.Feeds, taps)
 		if err == nil {
@@ -120,11 +130,11 @@ func (r *run) magnitudes(ctx context.Context, taps []string) (map[string]float64
 			err = note(x.Feeds)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("sample %s: %w", x.ID, err)
+			return fmt.Errorf("sample %s: %w", x.ID, err)
 		}
 		r.progress.say("look for values past fp", float64(n+1)/halfSamples)
 	}
-	return most, nil
+	return nil
 }
 
 // fits returns the operators of only (nil: all) whose values FP16 holds, and

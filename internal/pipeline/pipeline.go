@@ -73,6 +73,9 @@ type Request struct {
 	MinSQNR float64
 	// SLO is the latency target; 0 is DefaultSLO.
 	SLO time.Duration
+	// MaxMemory is the ceiling in bytes on the resident memory of this process
+	// while the run goes on; 0 is none.
+	MaxMemory int64
 	// Force keeps a result that the gate refused.
 	Force bool
 	// NoLatency skips the latency measurement (and its part of the gate).
@@ -88,9 +91,10 @@ type Request struct {
 // Words name settings as one gives them: "--eval DATA" on the command line,
 // a field of JSON to the server. Empty ones become plain words.
 type Words struct {
-	Calib, Eval, Force string
+	Calib, Eval, Force, MaxMemory string
 }
 
-func (w Words) calib() string { return cmp.Or(w.Calib, "calibration data") }
-func (w Words) eval() string  { return cmp.Or(w.Eval, "evaluation data") }
-func (w Words) force() string { return cmp.Or(w.Force, "forcing") }
+func (w Words) calib() string     { return cmp.Or(w.Calib, "calibration data") }
+func (w Words) eval() string      { return cmp.Or(w.Eval, "evaluation data") }
+func (w Words) maxMemory() string { return cmp.Or(w.MaxMemory, "the ceiling") }
+func (w Words) force() string     { return cmp.Or(w.Force, "forcing") }

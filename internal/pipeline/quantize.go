@@ -45,10 +45,20 @@ func (p *Pipeline) Quantize(ctx context.Context, req Request, progress Progress)
 		return nil, err
 	}
 	defer r.close()
-	if err := r.quantize(ctx); err != nil {
+	ctx, gov := r.govern(ctx)
+	err = r.quantize(ctx)
+	made := err == nil
+	if made {
+		err = r.finish(ctx)
+	}
+	r.rep.Memory.Ceiling = req.MaxMemory
+	if r.rep.Memory.RunPeak, err = gov.end(ctx, err); r.rep.Memory.RunPeak > req.MaxMemory {
+		r.rep.Warnings = append(r.rep.Warnings, fmt.Sprintf("the run took %s for a moment, between two looks at its memory: more than %s", sizeText(r.rep.Memory.RunPeak), req.Words.maxMemory()))
+	}
+	if !made || errors.Is(err, ErrCeiling) {
 		return nil, err
 	}
-	return r.rep, r.finish(ctx)
+	return r.rep, err
 }
 
 // CheckData refuses settings that look at calibration data where req names none. The
@@ -97,6 +107,9 @@ func (p *Pipeline) start(ctx context.Context, req Request, progress Progress) (r
 func (r *run) close() {
 	r.lab.Close()
 	r.source.Close()
+	if r.spilled != nil {
+		r.spilled.Close()
+	}
 }
 
 // run is the state of one job.
@@ -105,6 +118,8 @@ type run struct {
 	req      Request
 	lab      *Lab
 	source   *graph.Model // holds the mapped file
+	spilled  *graph.Model // what preparing made, in a scratch file; nil is in memory
+	roomy    bool         // under a ceiling: both models fit beside each other as they are served
 	m        *graph.Model // becomes the quantized model
 	float    *graph.Model // the prepared float model
 	qdq      *graph.Model // the form whose inner tensors compare with float's
@@ -147,6 +162,9 @@ func (r *run) rewrite(ctx context.Context) error {
 	cfg := r.req.Config
 	if cfg.Scheme.HalfWeights() {
 		r.plan = &quant.Plan{Config: cfg}
+		if err := r.fitCeiling(ctx); err != nil {
+			return err
+		}
 		half := quant.Half{Config: cfg, BF16: cfg.Scheme == quant.BF16}
 		if !half.BF16 { // which has FP32's range
 			var err error
@@ -162,6 +180,9 @@ func (r *run) rewrite(ctx context.Context) error {
 		return nil
 	}
 	if err := r.planned(); err != nil {
+		return err
+	}
+	if err := r.fitCeiling(ctx); err != nil {
 		return err
 	}
 	if r.req.Calib != "" {
@@ -417,7 +438,7 @@ func (r *run) finish(ctx context.Context) error {
 	}
 	defer st.discard()
 	r.progress.say("save", 0)
-	if err := r.m.Save(st.path, onnx.SaveOptions{}); err != nil {
+	if err := r.m.Save(st.path, onnx.SaveOptions{Release: r.lab.release}); err != nil {
 		return err
 	}
 	if err := r.describeResult(ctx, st.path); err != nil {
@@ -444,12 +465,12 @@ func (r *run) judge(ctx context.Context, path string) error {
 	if err := r.operators(ctx); err != nil {
 		return fmt.Errorf("compare operators: %w", err)
 	}
-	ref, err := r.Engine.OpenFile(ctx, r.req.Model, engine.Options{Threads: r.Threads})
+	ref, err := r.openJudged(ctx, r.req.Model)
 	if err != nil {
 		return fmt.Errorf("open the float model: %w", err)
 	}
 	defer ref.Close()
-	q, err := r.Engine.OpenFile(ctx, path, engine.Options{Threads: r.Threads})
+	q, err := r.openJudged(ctx, path)
 	if err != nil {
 		return fmt.Errorf("open the quantized model: %w", err)
 	}
@@ -464,6 +485,10 @@ func (r *run) judge(ctx context.Context, path string) error {
 		r.rep.Warnings = append(r.rep.Warnings, "the evaluation data has no labels: judged by fidelity to the float model")
 	}
 	o := eval.Options{Progress: func(done int) { r.progress.say("evaluate", float64(done)/float64(max(ds.Len(), done))) }}
+	if r.lean() && !r.req.NoLatency {
+		r.req.NoLatency = true
+		r.rep.Warnings = append(r.rep.Warnings, "latency was not measured: both models as they are served do not fit below "+r.req.Words.maxMemory()+"; fewbit compare measures it")
+	}
 	if !r.req.NoLatency {
 		o.Latency = &eval.InterleaveOptions{Warmup: 3, MinTime: minLatencyTime, MaxTime: maxLatencyTime}
 	}
@@ -493,6 +518,9 @@ func (r *run) gate(labelled bool) eval.Gate {
 		slo = DefaultSLO
 	}
 	g := eval.Gate{SLOMS: float64(slo) / float64(time.Millisecond)}
+	if r.lean() {
+		g.SLOMS, g.AllowSlower = 0, true
+	}
 	if r.fallback() {
 		g.SLOMS, g.AllowSlower = 0, true
 		if !r.req.NoLatency {
@@ -518,6 +546,10 @@ func (r *run) peaks(ctx context.Context, path string) error {
 	if r.PeakMemory == nil {
 		return nil
 	}
+	if r.req.MaxMemory > 0 && !r.roomy {
+		r.rep.Warnings = append(r.rep.Warnings, "the models' own peak memory was not measured: they do not fit below "+r.req.Words.maxMemory()+" as they are served")
+		return nil
+	}
 	r.progress.say("measure memory", 0)
 	var err error
 	if r.rep.Memory.FP32Peak, err = r.PeakMemory(ctx, r.req.Model); err == nil {
@@ -527,7 +559,7 @@ func (r *run) peaks(ctx context.Context, path string) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		r.rep.Memory = report.Memory{}
+		r.rep.Memory.FP32Peak, r.rep.Memory.QuantPeak = 0, 0
 		r.rep.Warnings = append(r.rep.Warnings, "peak memory was not measured: "+err.Error())
 	}
 	return nil

@@ -72,9 +72,10 @@ func (w *weightsPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, err
 	var why error // of the first operator that is left to rounding
 	done, left, known := gain.ops, 0, gain.ops
 	for from := 0; from < len(all); {
-		to, bytes := from, int64(0)
-		for to < len(all) && (to == from || bytes+all[to].gram.Bytes() <= gramBudget) {
+		to, bytes, taps := from, int64(0), int64(0)
+		for to < len(all) && (to == from || bytes+all[to].gram.Bytes() <= w.lab.gramBytes() && taps+w.lab.tapBytes(all[to].tensor) <= w.lab.tapLimit()) {
 			bytes += all[to].gram.Bytes()
+			taps += w.lab.tapBytes(all[to].tensor)
 			to++
 		}
 		begin, ops := time.Now(), 0

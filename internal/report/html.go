@@ -269,6 +269,9 @@ func (r Report) tiles() (t []tile) {
 	if a, q := r.Memory.FP32Peak, r.Memory.QuantPeak; a > 0 && q > 0 {
 		t = append(t, tile{"Peak memory", bytesText(q), bytesText(a), change(float64(a), float64(q), "less", "more"), ""})
 	}
+	if m := r.Memory; m.Ceiling > 0 && m.RunPeak > 0 {
+		t = append(t, tile{"Memory of this run", bytesText(m.RunPeak), "", fmt.Sprintf("ceiling %s, predicted %s", bytesText(m.Ceiling), bytesText(m.Predicted)), ""})
+	}
 	if s, ok := r.Integer.Share(); ok && !math.IsNaN(s) {
 		t = append(t, tile{"Integer multiply-adds", fmt.Sprintf("%.1f %%", 100*s), "", fmt.Sprintf("%s of %s a sample", countText(r.Integer.MACs), countText(r.Integer.Total)), ""})
 	}

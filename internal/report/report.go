@@ -242,11 +242,16 @@ func CountMACs(ops []Operator) (i Integer) {
 	return i
 }
 
-// Memory holds peak resident sizes in bytes, each measured in a process of its
-// own; 0 is not measured.
+// Memory holds peak resident sizes in bytes, those of the models each measured in
+// a process of its own; 0 is not measured.
 type Memory struct {
 	FP32Peak  int64 `json:"fp32_peak_bytes,omitempty"`
 	QuantPeak int64 `json:"quant_peak_bytes,omitempty"`
+	// Of the run itself, under a ceiling: the ceiling, what was predicted before the
+	// first sample, and the most that was resident.
+	Ceiling   int64 `json:"ceiling_bytes,omitempty"`
+	Predicted int64 `json:"predicted_bytes,omitempty"`
+	RunPeak   int64 `json:"run_peak_bytes,omitempty"`
 }
 
 // Pass is one step of the run.

@@ -85,6 +85,9 @@ func (r Report) rows() (rows []row) {
 	if a, q := r.Memory.FP32Peak, r.Memory.QuantPeak; a > 0 && q > 0 {
 		add("peak memory", bytesText(a), bytesText(q), change(float64(a), float64(q), "less", "more"))
 	}
+	if m := r.Memory; m.Ceiling > 0 && m.RunPeak > 0 {
+		add("memory of this run", "", bytesText(m.RunPeak), fmt.Sprintf("ceiling %s, predicted %s", bytesText(m.Ceiling), bytesText(m.Predicted)))
+	}
 	if s, ok := r.Integer.Share(); ok {
 		add("integer MACs", "", percent(s), fmt.Sprintf("%s of %s", countText(r.Integer.MACs), countText(r.Integer.Total)))
 	}

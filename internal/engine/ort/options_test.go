@@ -185,6 +185,49 @@ func TestMiniLM(t *testing.T) {
 	checkLeaks(t, err, engine.ErrInput, filepath.Dir(prefix))
 }
 
+// TestLean: a lean session computes the same, holds no second copy of its weights
+// and keeps nothing between runs, however large they are.
+func TestLean(t *testing.T) {
+	const k, rows = 2048, 4096 // 16 MiB of weights, 32 MiB a value
+	grown := func(o engine.Options) (int64, float32) {
+		m := matmul(k)
+		in := engine.Feeds{"x": tensor.From(make([]float32, k*rows), rows, k)}
+		for i := range tensor.View[float32](in["x"]) {
+			tensor.View[float32](in["x"])[i] = float32(i%7) / 7
+		}
+		before, err := engine.ReadMemory()
+		if err != nil {
+			t.Skip(err)
+		}
+		s := open(t, m, o)
+		defer s.Close()
+		var y float32
+		for range 2 {
+			r, err := s.Run(t.Context(), in, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, v := range r.Tensors() {
+				y = tensor.View[float32](v)[5]
+			}
+			r.Close()
+		}
+		after, err := engine.ReadMemory()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return after.Anon - before.Anon, y
+	}
+	plain, want := grown(engine.Options{})
+	lean, got := grown(engine.Options{Lean: true, ShrinkMemory: true})
+	if math.Abs(float64(got-want)) > 1e-3*math.Abs(float64(want)) {
+		t.Errorf("lean gives %g, plain %g", got, want)
+	}
+	if lean > plain-16<<20 {
+		t.Errorf("a lean session holds %d MB, a plain one %d", lean>>20, plain>>20)
+	}
+}
+
 // TestMemory: what large runs needed goes back to the system, with ShrinkMemory
 // at once and otherwise on Close.
 func TestMemory(t *testing.T) {

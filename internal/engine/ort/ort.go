@@ -318,6 +318,12 @@ func (e *Engine) sessionOptions(o engine.Options) (*ortgo.SessionOptions, error)
 			return so.AddSessionConfigEntry("session.use_device_allocator_for_initializers", "1")
 		},
 	}
+	if o.Lean {
+		set = append(set,
+			func() error { return so.SetCpuMemArena(false) },
+			func() error { return so.SetMemPattern(false) },
+			func() error { return so.AddSessionConfigEntry("session.disable_prepacking", "1") })
+	}
 	if o.Threads > 0 {
 		set = append(set,
 			func() error { return so.SetIntraOpNumThreads(o.Threads) },

@@ -24,6 +24,7 @@ type Session struct {
 	outIDs map[string]int
 	names  []*C.char // of inputs, then outputs; an array in C memory
 	shrink bool
+	lean   bool         // there is no arena to shrink
 	meter  engine.Meter // nil for none
 	frames frames
 	// Requests far larger than usual run with the arena shrunk afterwards, so
@@ -43,7 +44,7 @@ var _ engine.Session = (*Session)(nil)
 
 // newSession takes c over, unless it returns an error.
 func newSession(c *C.OrtSession, path string, o engine.Options) (*Session, error) {
-	s := &Session{c: c, path: path, shrink: o.ShrinkMemory, meter: o.Meter, profiling: o.Profile != ""}
+	s := &Session{c: c, path: path, shrink: o.ShrinkMemory && !o.Lean, lean: o.Lean, meter: o.Meter, profiling: o.Profile != ""}
 	var err error
 	if s.spec.Inputs, s.spec.Outputs, err = sessionIO(s.c); err != nil {
 		return nil, modelError(path, err)
@@ -90,7 +91,7 @@ func (s *Session) Run(ctx context.Context, in engine.Feeds, outs []string) (engi
 	}
 	pool, shrink := &s.frames, s.shrink
 	if s.unusual(in) {
-		pool, shrink = &s.large, true
+		pool, shrink = &s.large, !s.lean
 	}
 	f := pool.get()
 	if f == nil {
