@@ -34,8 +34,8 @@ const (
 	spillFrom = 16 << 20
 	// codeBytes are the parts of the engine's libraries that only runs touch.
 	codeBytes = 32 << 20
-	// mappedMost is how much of the mapped weights may be resident: what one run
-	// reads between two looks of the governor, on a machine with more to do.
+	// mappedMost is how much of weights that do not fit as a whole is counted: the
+	// governor lets go of them, and a run reads some between two looks.
 	mappedMost = 128 << 20
 	// probedSamples are looked at for the largest input.
 	probedSamples = 64
@@ -104,7 +104,9 @@ func (l *Lab) tapLimit() int64 {
 
 // needs is what a run takes, in bytes, from what is known before it.
 type needs struct {
+	mapped    int64 // weights of the float model that may be resident
 	base      int64 // the process with the prepared model
+	floats    int64 // that the engine makes of the quantized weights
 	evidence  int64 // counts and kept rows
 	result    int64 // quantized weights
 	live      int64 // values of one run that nobody observes
@@ -124,8 +126,8 @@ type needs struct {
 func (n needs) peak(taps, gram int64) int64 {
 	calibrate := n.live + taps + n.pack
 	weights := n.result + gram + max(n.solve, n.live+taps)
-	judge := n.result + 2*(n.live+taps)
-	return n.base + codeBytes + min(n.weights, mappedMost) + n.evidence + max(calibrate, n.choose, weights, judge)
+	judge := n.result + n.floats + 2*(n.live+taps)
+	return n.base + codeBytes + n.mapped + n.evidence + max(calibrate, n.choose, weights, judge)
 }
 
 func (n needs) least() int64 { return n.peak(n.tapLeast, n.gramLeast) }
@@ -162,6 +164,9 @@ func (r *run) fitCeiling(ctx context.Context) error {
 	}
 	n, lim := r.needs(graph.Sizes(r.m, bind))
 	left := slack(ceiling)
+	if n.mapped = n.weights; n.least()+left > ceiling {
+		n.mapped = min(n.weights, mappedMost)
+	}
 	if n.least()+left > ceiling && n.pack > 0 && r.lab.Precision != BF16 {
 		r.lab.Precision, n.pack = FP32, 0
 	}
@@ -172,10 +177,16 @@ func (r *run) fitCeiling(ctx context.Context) error {
 		}
 		return err
 	}
+	if n.mapped < n.weights {
+		r.rep.Warnings = append(r.rep.Warnings, fmt.Sprintf("the weights (%s) do not fit below %s beside what else is needed: they are mapped and let go again and again, and for moments more than the ceiling may be resident, of which the system can take back what is mapped", sizeText(n.weights), r.req.Words.maxMemory()))
+	}
 	lim.taps, lim.gram = n.fit(ceiling - left)
 	r.lab.limits = lim
 	r.rep.Memory.Predicted = n.peak(lim.taps, lim.gram) + left
 	r.roomy = n.base+n.evidence+n.result+judgedCopies*(n.weights+n.result)+2*n.live <= ceiling-left
+	open := n
+	open.floats = n.weights
+	r.observable = open.peak(n.tapLeast, 0) <= ceiling-left
 	native := n.base - heapBytes() + 2*(n.live+lim.taps) + n.pack
 	debug.SetMemoryLimit(max(ceiling-left/2-native, n.evidence+n.result+max(n.solve+lim.gram, n.choose)))
 	return nil
@@ -303,6 +314,9 @@ func (r *run) needs(sizes map[string]int64) (needs, *limits) {
 		n.pack = n.weights / 2
 	}
 	solves := r.req.Calib != "" && (cfg.Weights == quant.AutoWeights || cfg.Weights.NeedsData())
+	if cfg.Scheme.Static() && !cfg.Lowered() { // the engine folds what dequantizes them
+		n.floats = n.weights
+	}
 	planned := map[string]bool{}
 	for _, op := range r.plan.Ops {
 		w := g.Init(op.W)

@@ -288,6 +288,10 @@ func (r *run) operators(ctx context.Context) error {
 	if len(r.plan.Ops) == 0 {
 		return nil
 	}
+	if r.lab.limits != nil && !r.observable {
+		r.rep.Warnings = append(r.rep.Warnings, "the error of single operators was not measured: the engine makes floats of all weights for it, which do not fit below "+r.req.Words.maxMemory())
+		return nil
+	}
 	var taps []eval.Tap
 	for _, op := range r.plan.Ops {
 		if op.Kind != quant.Linear && op.Kind != quant.Conv {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"github.com/fewbit/fewbit/internal/engine"
@@ -22,24 +23,26 @@ const (
 // governor keeps the process below a ceiling while a run goes on. What is mapped
 // from files is given back whenever the process comes near it: the kernel fetches
 // from the page cache what is read again, and nobody writes to weights (the engine
-// maps them private, and dropMapped spares a mapping with a page of its own). What
-// still passes the ceiling ends the run.
+// maps them private, and dropMapped spares a mapping with a page of its own). When
+// what cannot be given back passes the ceiling, the run ends.
 type governor struct {
 	ceiling int64
 	drop    func()
 	stop    context.CancelCauseFunc
+	phase   *atomic.Value // what the run is doing
 	ended   chan struct{}
 	before  int64 // memory limit of Go
+	anon    int64 // the largest seen
 }
 
 // govern starts the governor of r; the context ends when the ceiling is passed.
 // Without a ceiling it does nothing.
-func (r *run) govern(ctx context.Context) (context.Context, *governor) {
+func (r *run) govern(ctx context.Context, phase *atomic.Value) (context.Context, *governor) {
 	if r.req.MaxMemory == 0 {
 		return ctx, nil
 	}
 	ctx, stop := context.WithCancelCause(ctx)
-	g := &governor{ceiling: r.req.MaxMemory, stop: stop, ended: make(chan struct{}), before: debug.SetMemoryLimit(-1)}
+	g := &governor{ceiling: r.req.MaxMemory, stop: stop, phase: phase, ended: make(chan struct{}), before: debug.SetMemoryLimit(-1)}
 	g.drop = func() {
 		r.source.Unload()
 		dropMapped(r.lab.dir.path)
@@ -68,14 +71,15 @@ func (g *governor) watch(ctx context.Context) {
 			g.stop(fmt.Errorf("%w: %w", ErrCeiling, err))
 			return
 		}
-		if m.RSS-m.Anon > libraryBytes+mappedMost/2 || m.RSS > g.ceiling-slack(g.ceiling) {
+		g.anon = max(g.anon, m.Anon)
+		if m.RSS > g.ceiling-slack(g.ceiling) {
 			g.drop()
 			if m, err = engine.ReadMemory(); err == nil && m.RSS > g.ceiling-slack(g.ceiling)/2 && time.Since(collected) > collectEvery {
 				debug.FreeOSMemory()
 				collected = time.Now()
 			}
-			if m, err = engine.ReadMemory(); err == nil && m.RSS > g.ceiling {
-				g.stop(fmt.Errorf("%w: the run took %s, more than was predicted, and %s are allowed: give more", ErrCeiling, sizeText(m.RSS), sizeText(g.ceiling)))
+			if m, err = engine.ReadMemory(); err == nil && m.Anon+libraryBytes > g.ceiling {
+				g.stop(fmt.Errorf("%w: the run took %s in phase %q, more than was predicted, and %s are allowed: give more", ErrCeiling, sizeText(m.Anon+libraryBytes), g.phase.Load(), sizeText(g.ceiling)))
 				return
 			}
 		}
@@ -83,10 +87,11 @@ func (g *governor) watch(ctx context.Context) {
 }
 
 // end stops the governor and returns the largest resident size by the system's
-// count, and err or what the run ended with.
-func (g *governor) end(ctx context.Context, err error) (int64, error) {
+// count, the largest that was seen of what no file backs, and err or what the run
+// ended with.
+func (g *governor) end(ctx context.Context, err error) (peak, anon int64, _ error) {
 	if g == nil {
-		return 0, err
+		return 0, 0, err
 	}
 	g.stop(nil)
 	<-g.ended
@@ -96,7 +101,7 @@ func (g *governor) end(ctx context.Context, err error) (int64, error) {
 	}
 	m, merr := engine.ReadMemory()
 	if merr != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	return m.Peak, err
+	return m.Peak, g.anon, err
 }

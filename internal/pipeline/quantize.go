@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/fewbit/fewbit/internal/data"
@@ -40,19 +41,23 @@ func (p *Pipeline) Quantize(ctx context.Context, req Request, progress Progress)
 	if err := req.CheckMinSQNR(); err != nil {
 		return nil, err
 	}
-	r, err := p.start(ctx, req, progress)
+	var phase atomic.Value // for who passes the ceiling
+	r, err := p.start(ctx, req, func(name string, f float64) {
+		phase.Store(name)
+		progress.say(name, f)
+	})
 	if err != nil {
 		return nil, err
 	}
 	defer r.close()
-	ctx, gov := r.govern(ctx)
+	ctx, gov := r.govern(ctx, &phase)
 	err = r.quantize(ctx)
 	made := err == nil
 	if made {
 		err = r.finish(ctx)
 	}
 	r.rep.Memory.Ceiling = req.MaxMemory
-	if r.rep.Memory.RunPeak, err = gov.end(ctx, err); r.rep.Memory.RunPeak > req.MaxMemory {
+	if r.rep.Memory.RunPeak, r.rep.Memory.RunAnonymous, err = gov.end(ctx, err); r.rep.Memory.RunPeak > req.MaxMemory {
 		r.rep.Warnings = append(r.rep.Warnings, fmt.Sprintf("the run took %s for a moment, between two looks at its memory: more than %s", sizeText(r.rep.Memory.RunPeak), req.Words.maxMemory()))
 	}
 	if !made || errors.Is(err, ErrCeiling) {
@@ -115,28 +120,33 @@ func (r *run) close() {
 // run is the state of one job.
 type run struct {
 	*Pipeline
-	req      Request
-	lab      *Lab
-	source   *graph.Model // holds the mapped file
-	spilled  *graph.Model // what preparing made, in a scratch file; nil is in memory
-	roomy    bool         // under a ceiling: both models fit beside each other as they are served
-	m        *graph.Model // becomes the quantized model
-	float    *graph.Model // the prepared float model
-	qdq      *graph.Model // the form whose inner tensors compare with float's
-	named    operators    // of the model's file
-	rules    assignment
-	plans    []*quant.Plan // one a precision
-	plan     *quant.Plan   // of all of them
-	spec     engine.IOSpec
-	evidence *Evidence
-	reuse    *reuse // of the runs of a search; nil is none
-	tabled   bool   // the evidence comes from a calibration table: there are no samples
-	choices  quant.Choices
-	solved   *quant.Solved
-	insert   *quant.Insert
-	covered  []string // first output of each of rep.Operators, which may have no names
-	progress Progress
-	rep      *report.Report
+	req     Request
+	lab     *Lab
+	source  *graph.Model // holds the mapped file
+	spilled *graph.Model // what preparing made, in a scratch file; nil is in memory
+	// Under a ceiling: single operators of the quantized model can be observed.
+	observable bool
+	roomy      bool         // under a ceiling: both models fit beside each other as they are served
+	m          *graph.Model // becomes the quantized model
+	float      *graph.Model // the prepared float model
+	qdq        *graph.Model // the form whose inner tensors compare with float's
+	named      operators    // of the model's file
+	rules      assignment
+	plans      []*quant.Plan // one a precision
+	plan       *quant.Plan   // of all of them
+	spec       engine.IOSpec
+	evidence   *Evidence
+	reuse      *reuse // of the runs of a search; nil is none
+	tabled     bool   // the evidence comes from a calibration table: there are no samples
+	choices    quant.Choices
+	solved     *quant.Solved
+	insert     *quant.Insert
+	covered    []string // first output of each of rep.Operators, which may have no names
+	progress   Progress
+	rep        *report.Report
+	// samplesOf opens the samples of a body; nil: the model is no body.
+	samplesOf func() (data.Dataset, error)
+	nothing   error // outside of bodies there is nothing to quantize
 }
 
 func (r *run) passes(ctx context.Context, table ...quant.Pass) error {
@@ -175,9 +185,7 @@ func (r *run) rewrite(ctx context.Context) error {
 		if err := r.passes(ctx, half); err != nil {
 			return err
 		}
-		r.qdq = r.m
-		r.stamp()
-		return nil
+		return r.finishRewrite(ctx)
 	}
 	if err := r.planned(); err != nil {
 		return err
@@ -201,6 +209,21 @@ func (r *run) rewrite(ctx context.Context) error {
 	r.cover()
 	if err := r.passes(ctx, r.rewriting(half)...); err != nil {
 		return err
+	}
+	return r.finishRewrite(ctx)
+}
+
+// finishRewrite quantizes what stands in bodies.
+func (r *run) finishRewrite(ctx context.Context) error {
+	if r.samplesOf != nil {
+		return nil // of a body's bodies nothing is changed
+	}
+	changed, err := r.branches(ctx)
+	if err != nil {
+		return err
+	}
+	if r.nothing != nil && changed == 0 {
+		return r.nothing
 	}
 	if r.qdq == nil {
 		r.qdq = r.m
@@ -382,6 +405,9 @@ func (r *run) dataOptions() data.Options {
 }
 
 func (r *run) openCalib() (data.Dataset, error) {
+	if r.samplesOf != nil {
+		return r.samplesOf()
+	}
 	o := r.dataOptions()
 	o.Samples = r.samples()
 	return data.Open(r.req.Calib, o)

@@ -252,6 +252,9 @@ type Memory struct {
 	Ceiling   int64 `json:"ceiling_bytes,omitempty"`
 	Predicted int64 `json:"predicted_bytes,omitempty"`
 	RunPeak   int64 `json:"run_peak_bytes,omitempty"`
+	// RunAnonymous is the most that was seen without a file behind it, which the
+	// system cannot take back.
+	RunAnonymous int64 `json:"run_anonymous_bytes,omitempty"`
 }
 
 // Pass is one step of the run.
