@@ -305,7 +305,7 @@ func (r *run) needs(sizes map[string]int64) (needs, *limits) {
 	observed := newCalibration(r.lab, r.m, r.plan, true)
 	n.evidence = int64(len(observed.specs)) * evidenceBytes
 	for _, k := range observed.rows {
-		n.evidence += quant.RowLimit * int64(k) * floatBytes
+		n.evidence += quant.RowLimit * int64(k) * perFloat
 	}
 	for _, t := range observed.taps {
 		tap(t)
@@ -344,11 +344,11 @@ func (r *run) needs(sizes map[string]int64) (needs, *limits) {
 		for _, op := range group {
 			all += g.Init(op.W).Dims[op.OutAxis]
 		}
-		n.choose = max(n.choose, 3*floatBytes*(k*all+quant.RowLimit*(k+all)))
+		n.choose = max(n.choose, 3*perFloat*(k*all+quant.RowLimit*(k+all)))
 	}
 	for _, name := range g.Inits() { // embeddings become 8 bits
 		if t := g.Init(name); !planned[name] && !cfg.NoEmbeddings && t.Type == tensor.Float32 && len(t.Dims) == 2 {
-			n.result += t.Len() + floatBytes*t.Dims[0]
+			n.result += t.Len() + perFloat*t.Dims[0]
 		}
 	}
 	return n, lim
@@ -358,7 +358,7 @@ func (r *run) needs(sizes map[string]int64) (needs, *limits) {
 // floats and one the other way round, errors, codes and both roundings; of each
 // pair of its inputs the factored Hessian in 64 bits and in 32.
 const (
-	floatBytes  = 4
+	perFloat    = 4
 	roundBytes  = 16
 	solveBytes  = 26
 	factorBytes = 12
@@ -394,7 +394,9 @@ func (l *limits) live(g *graph.Graph) int64 {
 
 // settle gives back what this process can do without and returns what is left.
 func (r *run) settle() int64 {
-	r.lab.release()
+	if r.lab.release != nil {
+		r.lab.release()
+	}
 	debug.FreeOSMemory()
 	m, err := engine.ReadMemory()
 	if err != nil {
