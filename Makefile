@@ -170,7 +170,7 @@ fuzz-cpu: deps ## the CPU operators in ONNX Runtime with hostile nodes, address 
 # Inputs are short, each other byte is another model, and Go may end a run while it minimizes one (golang.org/issue/52569).
 # ONNX Runtime throws: the C++ runtime has to be there before the sanitizer looks for it.
 	FEWBIT_CPU_LIB='$(CURDIR)/build/cpu-asan/libfewbit_cpu.so' ASAN_OPTIONS=detect_leaks=0 \
-	  $(GO) test -asan -exec 'env LD_PRELOAD=$(shell cc -print-file-name=libasan.so):$(shell cc -print-file-name=libstdc++.so.6)' -run '^$$' -fuzz '^FuzzOperators$$' -fuzztime '$(FUZZTIME)' ./internal/engine/ort
+	  $(GO) test -asan -exec 'env LD_PRELOAD=$(shell cc -print-file-name=libasan.so):$(shell cc -print-file-name=libstdc++.so.6)' -run '^$$' -fuzz '^FuzzOperators$$' -fuzzminimizetime 1x -fuzztime '$(FUZZTIME)' ./internal/engine/ort
 
 bench: build deps-bench ## the table of the README against its peers, results kept in benchmarks/results
 	@benchmarks/run.sh quick
