@@ -192,12 +192,13 @@ struct Run {
   // What one task of rows works in.
   struct Rows {
     Codes codes;
-    float *middle, *up;
+    float *middle, *up, *normal; // normal: with the normalization first, what a product takes of the rows
     static Rows at(const Run &run, int64_t rows, void *memory, size_t *bytes = nullptr) {
       Carve c{reinterpret_cast<uintptr_t>(memory)};
-      Rows r{Codes::take(c, rows, padded(std::max(run.e.hidden(), run.e.inner))), nullptr, nullptr};
+      Rows r{Codes::take(c, rows, padded(std::max(run.e.hidden(), run.e.inner))), nullptr, nullptr, nullptr};
       r.middle = c.take<float>(rows * run.e.hidden());
       r.up = c.take<float>(rows * run.e.inner);
+      r.normal = c.take<float>(run.e.normalize_first ? rows * run.e.hidden() : 0);
       if (bytes) *bytes = c.used;
       return r;
     }
@@ -250,6 +251,15 @@ struct Run {
     for (int64_t i = 0; i < length; i++) std::copy_n(m.y + i * e.size, e.size, context + (r + i) * e.hidden() + h * e.size);
   }
 
+  // The codes that a layer begins with, of n rows.
+  void enter(const EncoderLayer &l, const float *from, int64_t n, float *normal, const Codes &codes) const {
+    if (e.normalize_first) {
+      normalize(from, l.gamma[0], l.beta[0], e.epsilon, n, e.hidden(), normal);
+      from = normal;
+    }
+    quantize(l.qkv, from, 0, n, codes);
+  }
+
   // Rows [r0,r1) of a layer, from `context` to `result` and the codes for the
   // next one.
   void block(const EncoderLayer &l, const EncoderLayer *next, const float *residual, const float *context, int64_t r0, int64_t r1, const Rows &m,
@@ -260,15 +270,17 @@ struct Run {
     };
     quantize(l.out, context, r0, r1, m.codes);
     whole(l.out, Activation::none, residual + r0 * hidden, m.middle, Ahead::of(l.up.w, 0));
-    normalize(m.middle, l.gamma[0], l.beta[0], e.epsilon, n, hidden, m.middle);
-    quantize(l.up, m.middle, 0, n, m.codes);
-    whole(l.up, Activation::gelu, nullptr, m.up, Ahead::of(l.down.w, 0));
+    const int which = e.normalize_first ? 1 : 0;
+    float *const normal = e.normalize_first ? m.normal : m.middle;
+    normalize(m.middle, l.gamma[which], l.beta[which], e.epsilon, n, hidden, normal);
+    quantize(l.up, normal, 0, n, m.codes);
+    whole(l.up, e.act, nullptr, m.up, Ahead::of(l.down.w, 0));
     quantize(l.down, m.up, 0, n, m.codes);
     float *to = result + r0 * hidden;
     whole(l.down, Activation::none, m.middle, to, after);
-    normalize(to, l.gamma[1], l.beta[1], e.epsilon, n, hidden, to);
+    if (!e.normalize_first) normalize(to, l.gamma[1], l.beta[1], e.epsilon, n, hidden, to);
     if (next)
-      quantize(next->qkv, result, r0, r1, codes.from(r0));
+      enter(*next, to, n, m.normal, codes.from(r0));
     else if (packed)
       scatter(result, r0, r1);
   }
@@ -290,6 +302,7 @@ struct Run {
 
   void by_columns(EncoderMemory &memory, int64_t threads) const {
     const int64_t hidden = e.hidden(), head_bytes = int64_t(Head(a, nullptr).bytes);
+    const bool first = e.normalize_first;
     Carve one{0};
     Columns::take(one, *this);
     const int64_t bytes = int64_t(one.used) + head_bytes;
@@ -315,36 +328,40 @@ struct Run {
     if (packed) gather(0, rows, m.in);
     for (int64_t i = 0; i < int64_t(e.layers.size()); i++) {
       const EncoderLayer &l = e.layers[size_t(i)];
+      // What the products of queries and Up take, and what the residuals add.
+      const float *const begin_with = i ? m.end : packed ? m.in : x;
       const auto input = [&](const Columns &c) -> const float * {
-        if (i == 0) return packed ? m.in : x;
+        if (i == 0 && !first) return begin_with;
         if (*c.x_of != i) {
-          const EncoderLayer &before = e.layers[size_t(i - 1)];
-          normalize(m.end, before.gamma[1], before.beta[1], e.epsilon, rows, hidden, c.x);
+          const EncoderLayer &of = first ? l : e.layers[size_t(i - 1)];
+          normalize(begin_with, of.gamma[!first], of.beta[!first], e.epsilon, rows, hidden, c.x);
           *c.x_of = i;
         }
         return c.x;
       };
       const auto middle = [&](const Columns &c) -> const float * {
         if (*c.middle_of != i) {
-          normalize(m.middle, l.gamma[0], l.beta[0], e.epsilon, rows, hidden, c.middle);
+          normalize(m.middle, l.gamma[first], l.beta[first], e.epsilon, rows, hidden, c.middle);
           *c.middle_of = i;
         }
         return c.middle;
       };
+      const auto add_input = [&](const Columns &c) { return first ? begin_with : input(c); };
+      const auto add_middle = [&](const Columns &c) { return first ? m.middle : middle(c); };
       // The panel of w at which a share begins.
       const auto begin = [&](const Int8Weight &w, int64_t share) { return Ahead::of(w, w.panel_count() * share / threads); };
       const auto product = [&](const Projection &p, const Projection *next, Activation act, float *to, const auto &prepare, const auto &residual) {
-        m.shares.run(parallel, p.w.panel_count(), [&](int64_t panel, int64_t share, bool more, bool first) {
+        m.shares.run(parallel, p.w.panel_count(), [&](int64_t panel, int64_t share, bool more, bool begins) {
           const Columns c = own(share);
-          if (first) quantize(p, prepare(c), 0, rows, c.codes);
+          if (begins) quantize(p, prepare(c), 0, rows, c.codes);
           Ahead after;
           if (!more && next) after = begin(next->w, share);
           multiply(p, c.codes.codes, c.codes.scales, rows, panel, panel + 1, act, residual(c), to, after);
         });
       };
-      m.shares.run(parallel, a.batch * a.heads, [&](int64_t u, int64_t share, bool more, bool first) {
+      m.shares.run(parallel, a.batch * a.heads, [&](int64_t u, int64_t share, bool more, bool begins) {
         const Columns c = own(share);
-        if (first) quantize(l.qkv, input(c), 0, rows, c.codes);
+        if (begins) quantize(l.qkv, input(c), 0, rows, c.codes);
         const int64_t h = u / a.batch, then = (u + 1) / a.batch;
         Ahead after;
         if (!more)
@@ -354,13 +371,13 @@ struct Run {
         head(l, u % a.batch, h, c.codes, m.context, Head(a, m.tasks + (share + 1) * bytes - head_bytes), after);
       });
       const auto none = [](const Columns &) -> const float * { return nullptr; };
-      product(l.out, &l.up, Activation::none, m.middle, [&](const Columns &) { return m.context; }, input);
-      product(l.up, &l.down, Activation::gelu, m.up, middle, none);
-      product(l.down, i + 1 < int64_t(e.layers.size()) ? &e.layers[size_t(i + 1)].qkv : nullptr, Activation::none, m.end, [&](const Columns &) { return m.up; }, middle);
+      product(l.out, &l.up, Activation::none, m.middle, [&](const Columns &) { return m.context; }, add_input);
+      product(l.up, &l.down, e.act, m.up, middle, none);
+      product(l.down, i + 1 < int64_t(e.layers.size()) ? &e.layers[size_t(i + 1)].qkv : nullptr, Activation::none, m.end, [&](const Columns &) { return m.up; }, add_middle);
     }
     const EncoderLayer &l = e.layers.back();
-    normalize(m.end, l.gamma[1], l.beta[1], e.epsilon, rows, hidden, packed ? m.end : y);
-    if (packed) scatter(m.end, 0, rows);
+    if (!first) normalize(m.end, l.gamma[1], l.beta[1], e.epsilon, rows, hidden, m.end);
+    scatter(m.end, 0, rows);
   }
 
   void run(EncoderMemory &memory) const {
@@ -386,9 +403,11 @@ struct Run {
     const Shared m = lay(carve);
     const auto own = [&](int64_t share) { return m.tasks + share * int64_t(bytes); };
     const auto last = [&](int64_t block) { return std::min(rows, (block + 1) * height); };
-    m.shares.run(parallel, blocks, [&](int64_t i, int64_t, bool, bool) {
-      if (packed) gather(i * height, last(i), m.rows);
-      quantize(e.layers[0].qkv, packed ? m.rows : x, i * height, last(i), m.codes.from(i * height));
+    const float *const begin_with = packed ? m.rows : x;
+    m.shares.run(parallel, blocks, [&](int64_t i, int64_t share, bool, bool) {
+      const int64_t r = i * height;
+      if (packed) gather(r, last(i), m.rows);
+      enter(e.layers[0], begin_with + r * hidden, last(i) - r, Rows::at(*this, height, own(share)).normal, m.codes.from(r));
     });
     for (size_t i = 0; i < e.layers.size(); i++) {
       const EncoderLayer &l = e.layers[i], *next = i + 1 < e.layers.size() ? &l + 1 : nullptr;
@@ -409,7 +428,7 @@ struct Run {
           after = Ahead::of(l.out.w, 0);
         else if (next)
           after = Ahead::of(next->qkv.head(units * share / threads / a.batch, a.size).w, 0);
-        block(l, next, i || packed ? m.rows : x, m.context, at * height, last(at), Rows::at(*this, height, own(share)), m.codes, m.rows, after);
+        block(l, next, i ? m.rows : begin_with, m.context, at * height, last(at), Rows::at(*this, height, own(share)), m.codes, m.rows, after);
       });
     }
   }

@@ -1,8 +1,13 @@
-// Layers of a transformer encoder with the normalization behind each residual
-// (BERT), of the projections in int8.hpp and the attention in attention.hpp.
+// Layers of a transformer encoder, of the projections in int8.hpp and the
+// attention in attention.hpp, with the normalization behind each residual (BERT)
 //
-//   a = attention(project(x, qkv))           u = gelu(project(n, up))
+//   a = attention(project(x, qkv))           u = act(project(n, up))
 //   n = normalize(project(a, out) + x)       y = normalize(project(u, down) + n)
+//
+// or first (ViT, CLIP):
+//
+//   a = attention(project(normalize(x), qkv))    u = act(project(normalize(m), up))
+//   m = project(a, out) + x                      y = project(u, down) + m
 //
 // Each thread computes whole heads, from their columns of the product to their
 // columns of `a`, and then whole rows of everything else: what lies between
@@ -32,13 +37,15 @@ struct Projection {
 
 struct EncoderLayer {
   Projection qkv, out, up, down;
-  const float *gamma[2] = {}, *beta[2] = {}; // [hidden], of n and of y
+  const float *gamma[2] = {}, *beta[2] = {}; // [hidden], of the two normalizations in their order
 };
 
 struct Encoder {
   std::vector<EncoderLayer> layers;
   int64_t heads = 0, size = 0, inner = 0;
   float scale = 1, epsilon = 0;
+  bool normalize_first = false;
+  Activation act = Activation::gelu;
   bool skip_padding = false; // nobody reads the rows at the end of a sample that are padding
 
   int64_t hidden() const { return heads * size; }

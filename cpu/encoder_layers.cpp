@@ -55,6 +55,10 @@ struct EncoderLayers final : Kernel {
     e.heads = node.integer("num_heads", -1), e.scale = node.real("scale", 0), e.epsilon = node.real("epsilon", -1);
     if (hidden < 1 || hidden > kMaxDim / 3 || e.heads < 1 || hidden % e.heads != 0) refuse("EncoderLayers: N must be a multiple of num_heads, of at most " + std::to_string(kMaxDim / 3));
     e.size = hidden / e.heads;
+    if ((e.act = activation_of(node, "EncoderLayers")) == Activation::none) e.act = Activation::gelu;
+    const std::string normalize = node.string("normalize", "");
+    if (normalize != "" && normalize != "first") refuse("EncoderLayers: normalize must be \"first\" or absent");
+    e.normalize_first = normalize == "first";
     const std::string padding = node.string("padding", "");
     if (padding != "" && padding != "skip") refuse("EncoderLayers: padding must be \"skip\" or absent");
     e.skip_padding = padding == "skip";

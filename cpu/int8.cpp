@@ -70,6 +70,7 @@ void int8_finish(const Int8Product &p, int64_t r, int64_t panel, int64_t columns
     // Sums that do not add up, of a damaged file, wrap as in the instructions.
     float v = float(int32_t(uint32_t(sum[c]) - uint32_t(s.zero) * uint32_t(p.w.sums[at]))) * (s.scale * p.w.scales[at]);
     if (p.bias) v = v + p.bias[at];
+    if (p.act == Activation::quick_gelu) v = v / (1 + std::exp(-1.702f * v));
     if (p.act == Activation::gelu) v = 0.5f * v * (1 + std::erf(v * 0.70710678118654752f));
     if (p.residual) v = v + p.residual[r * p.w.n + at];
     p.y[r * p.w.n + at] = v;

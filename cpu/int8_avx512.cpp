@@ -96,6 +96,7 @@ FEWBIT_INLINE void tile(const Int8Product &p, const uint8_t *codes, const RowSca
       __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][v]), _mm512_mul_ps(splat(scales[r].scale), scale));
       if (p.bias) y = _mm512_add_ps(y, bias);
       if (p.act == Activation::gelu) y = gelu(y);
+      if (p.act == Activation::quick_gelu) y = quick_gelu(y);
       if (p.residual) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(m, p.residual + at));
       _mm512_mask_storeu_ps(p.y + at, m, y);
     }

@@ -6,6 +6,14 @@
 
 namespace fewbit {
 
+Activation activation_of(const Node &node, const char *op) {
+  const std::string a = node.string("activation", "");
+  if (a.empty()) return Activation::none;
+  if (a == "gelu") return Activation::gelu;
+  if (a == "quick_gelu") return Activation::quick_gelu;
+  refuse(std::string(op) + ": activation must be \"gelu\", \"quick_gelu\" or absent");
+}
+
 namespace {
 
 struct LinearRows final : Kernel {
@@ -17,11 +25,7 @@ struct LinearRows final : Kernel {
     const Tensor t = node.constant(1, "LinearRows: W");
     if (const char *why = int8_view(t.data, size_t(t.count()), &w)) refuse(std::string("LinearRows: W ") + why);
     if (node.integer("N", -1) != w.n) refuse("LinearRows: attribute N is not the number of W's columns");
-    const std::string a = node.string("activation", "");
-    if (a == "gelu")
-      act = Activation::gelu;
-    else if (!a.empty())
-      refuse("LinearRows: activation must be \"gelu\" or absent");
+    act = activation_of(node, "LinearRows");
   }
 
   void compute(const Call &call) override {

@@ -30,22 +30,24 @@ FEWBIT_INLINE __m512 erf16(__m512 x) {
   return _mm512_mul_ps(_mm512_mul_ps(x, p), r);
 }
 
-// exp by 2^n * exp(r), |r| <= ln(2)/2, and a polynomial of degree 6 for exp(r)
-// (the coefficients of Cephes' expf). Largest relative error 2e-7; below -104 it
-// is 0 in float. NaN stays NaN.
+// exp by 2^n * exp(r). Largest relative error 2e-7; below -104 it is 0 in float.
+// NaN stays NaN.
 FEWBIT_INLINE __m512 exp16(__m512 x) {
   x = _mm512_max_ps(splat(-104.f), x); // keeps NaN, the second operand
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, splat(1.44269504088896341f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m512 r = _mm512_fnmadd_ps(n, splat(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, splat(-2.12194440e-4f), r);
-  __m512 p = splat(1.9875691500e-4f);
-  p = _mm512_fmadd_ps(p, r, splat(1.3981999507e-3f));
-  p = _mm512_fmadd_ps(p, r, splat(8.3334519073e-3f));
-  p = _mm512_fmadd_ps(p, r, splat(4.1665795894e-2f));
-  p = _mm512_fmadd_ps(p, r, splat(1.6666665459e-1f));
-  p = _mm512_fmadd_ps(p, r, splat(5.0000001201e-1f));
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, splat(kLog2E)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m512 r = _mm512_fnmadd_ps(n, splat(kLn2High), x);
+  r = _mm512_fnmadd_ps(n, splat(kLn2Low), r);
+  __m512 p = splat(kExp[0]);
+#pragma GCC unroll 8
+  for (int i = 1; i < kExpP; i++) p = _mm512_fmadd_ps(p, r, splat(kExp[i]));
   p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), splat(1.f));
   return _mm512_scalef_ps(p, n);
+}
+
+// x / (1 + exp(-1.702 x)); beyond exp(89) the quotient is 0. NaN stays NaN.
+FEWBIT_INLINE __m512 quick_gelu(__m512 x) {
+  const __m512 e = exp16(_mm512_min_ps(splat(89.f), _mm512_mul_ps(x, splat(-1.702f))));
+  return _mm512_div_ps(x, _mm512_add_ps(e, splat(1.f)));
 }
 
 // 0.5 x (1 + erf(x / sqrt 2))

@@ -10,6 +10,9 @@ const Operator &encoder_attention();
 const Operator &encoder_layers();
 
 struct Attention;
+enum class Activation;
+// The node's attribute `activation`, which may be absent; refuses others.
+Activation activation_of(const Node &node, const char *op);
 // Takes Bias [batch or 1, heads or 1, length or 1, length], or refuses it.
 void set_bias(Attention &a, const Tensor &bias, const char *op);
 

@@ -93,7 +93,12 @@ std::vector<float> step_by_step(const Encoder &e, Attention a, const std::vector
   };
   std::vector<float> v = x;
   for (const EncoderLayer &l : e.layers) {
-    const auto qkv = project(l.qkv, v, Activation::none, nullptr);
+    const auto normal = [&](const std::vector<float> &from, int i) {
+      std::vector<float> to(from.size());
+      normalize(from.data(), l.gamma[i], l.beta[i], e.epsilon, rows, hidden, to.data());
+      return to;
+    };
+    const auto qkv = project(l.qkv, e.normalize_first ? normal(v, 0) : v, Activation::none, nullptr);
     std::vector<float> plain(qkv.size()), context(x.size());
     for (int64_t r = 0; r < rows; r++)
       for (int64_t h = 0; h < e.heads; h++)
@@ -108,9 +113,9 @@ std::vector<float> step_by_step(const Encoder &e, Attention a, const std::vector
         attend.rows(a, b, h, 0, a.length, m);
       }
     auto middle = project(l.out, context, Activation::none, v.data());
-    normalize(middle.data(), l.gamma[0], l.beta[0], e.epsilon, rows, hidden, middle.data());
-    v = project(l.down, project(l.up, middle, Activation::gelu, nullptr), Activation::none, middle.data());
-    normalize(v.data(), l.gamma[1], l.beta[1], e.epsilon, rows, hidden, v.data());
+    if (!e.normalize_first) middle = normal(middle, 0);
+    v = project(l.down, project(l.up, e.normalize_first ? normal(middle, 1) : middle, e.act, nullptr), Activation::none, middle.data());
+    if (!e.normalize_first) v = normal(v, 1);
   }
   return v;
 }
@@ -137,8 +142,9 @@ TEST(encoder_equals_its_parts) {
   const Dims dims[] = {{2, 16, 40, 3}, {3, 32, 100, 1}, {4, 48, 50, 2}, {1, 64, 129, 2}, {5, 16, 1, 1}};
   const Shape shapes[] = {{1, 1}, {1, 2}, {3, 1}, {1, 7}, {1, 16}, {2, 9}, {1, 31}, {1, 33}, {4, 17}, {1, 130}, {2, 100}};
   EncoderMemory memory;
-  for (const Dims &d : dims) {
-    const Made made(d);
+  for (const bool first : {false, true}) for (const Dims &d : dims) {
+    Made made(d);
+    made.e.normalize_first = first, made.e.act = first ? Activation::quick_gelu : Activation::gelu;
     for (const Shape &s : shapes) {
       const auto x = gauss(size_t(s.batch * s.length * made.e.hidden()), 3, 2);
       std::vector<float> bias(size_t(s.batch * s.length), 0.f);
@@ -175,7 +181,8 @@ TEST(encoder_skips_padding) {
   Made made({2, 32, 70, 2});
   made.e.skip_padding = true;
   EncoderMemory memory;
-  for (const int64_t length : {int64_t(1), int64_t(9), most}) {
+  for (const bool first : {false, true}) for (const int64_t length : {int64_t(1), int64_t(9), most}) {
+    made.e.normalize_first = first;
     const std::vector<int64_t> all(batch, length), some = {length, (length + 1) / 2, 1};
     const auto padded = [&](int64_t b, int64_t s) { return s >= some[size_t(b)]; };
     const Case cases[] = {

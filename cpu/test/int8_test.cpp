@@ -100,6 +100,24 @@ TEST(int8_gelu) {
   }
 }
 
+TEST(int8_quick_gelu) {
+  const int64_t k = 40, n = 60, m = 9;
+  const Packed w(codes(k * n, 2), std::vector<float>(n, 0.003f), k, n);
+  for (const float scale : {0.f, 1e-3f, 1.f, 40.f, 1e6f, 1e35f}) {
+    const auto x = gauss(m * k, 1, scale);
+    Int8Product p;
+    p.x = x.data(), p.w = w.w;
+    const auto y = run(int8_kernels(), p, m, m, 2);
+    p.act = Activation::quick_gelu;
+    const auto g = run(int8_kernels(), p, m, m, 2);
+    constexpr double tolerance = 5e-7; // of exp, and two roundings
+    for (size_t i = 0; i < y.size(); i++) {
+      const double want = y[i] / (1 + std::exp(-1.702 * y[i]));
+      CHECK(std::fabs(g[i] - want) <= tolerance * std::max(1.0, std::fabs(want)));
+    }
+  }
+}
+
 TEST(int8_rows_that_are_not_finite) {
   const int64_t k = 20, n = 50;
   const Packed w(codes(k * n, 4), std::vector<float>(n, 1), k, n);

@@ -25,7 +25,12 @@ const (
 //	x -> LinearRows -> EncoderAttention -> LinearRows + x -> normalize = y
 //	y -> LinearRows, GELU -> LinearRows + y -> normalize
 //
-// of equal size, mask and epsilon. A layer whose inner values others read stays
+// or, with the normalization first,
+//
+//	x -> normalize -> LinearRows -> EncoderAttention -> LinearRows + x = y
+//	y -> normalize -> LinearRows, GELU -> LinearRows + y
+//
+// of equal size, mask, activation and epsilon. A layer whose inner values others read stays
 // as it is and ends the chain.
 func (l *lowering) encoders() error {
 	g := l.m.Graph
@@ -53,7 +58,7 @@ func (l *lowering) encoders() error {
 		chain := []*encoderLayer{e}
 		for last := e; len(chain) < maxLayers; {
 			next := byInput[last.y]
-			if next == nil || !next.follows(last) || !l.readOnlyBy(last.y, next.qkv, next.out) {
+			if next == nil || !next.follows(last) || !l.readBy(last.y, next.readers) {
 				break
 			}
 			chain, last = append(chain, next), next
@@ -76,6 +81,12 @@ func (l *lowering) encoders() error {
 		}
 		y := chain[len(chain)-1].y
 		attrs := []*pb.AttributeProto{graph.AttrInt("N", e.width), graph.AttrInt("num_heads", e.heads), graph.AttrFloat("scale", e.scale), graph.AttrFloat("epsilon", e.norms[0].epsilon)}
+		if e.first {
+			attrs = append(attrs, graph.AttrString("normalize", "first"))
+		}
+		if e.act != "gelu" {
+			attrs = append(attrs, graph.AttrString("activation", e.act))
+		}
 		if e.mask != "" && l.paddingUnread(y, e.mask) {
 			attrs = append(attrs, graph.AttrString("padding", "skip"))
 		}
@@ -95,11 +106,14 @@ type encoderLayer struct {
 	width, heads       int64
 	inner              int64
 	scale              float32
+	act                string
+	first              bool // the normalization
+	readers            int  // how many inputs of nodes take x
 }
 
 // follows reports whether e can stand behind o in one operator.
 func (e *encoderLayer) follows(o *encoderLayer) bool {
-	return e.mask == o.mask && e.width == o.width && e.heads == o.heads && e.inner == o.inner && e.scale == o.scale && e.norms[0].epsilon == o.norms[0].epsilon
+	return e.first == o.first && e.act == o.act && e.mask == o.mask && e.width == o.width && e.heads == o.heads && e.inner == o.inner && e.scale == o.scale && e.norms[0].epsilon == o.norms[0].epsilon
 }
 
 func (l *lowering) encoderLayer(att *graph.Node) *encoderLayer {
@@ -108,13 +122,33 @@ func (l *lowering) encoderLayer(att *graph.Node) *encoderLayer {
 	if e.heads < 1 || e.width%(e.heads*headStep) != 0 || !l.linear(e.qkv, 3*e.width, "", "") || l.ix.Only(att.In(0)) != att {
 		return nil
 	}
-	e.x = e.qkv.In(inX)
-	if e.out = l.ix.Only(att.Outputs[0]); !l.linear(e.out, e.width, "", e.x) || e.out.In(inX) != att.Outputs[0] {
+	e.out = l.ix.Only(att.Outputs[0])
+	if e.out == nil {
 		return nil
 	}
-	var ok bool
-	if e.norms[0], ok = l.norm(e.out.Outputs[0], e.width); !ok {
+	e.x = e.out.In(inResidual)
+	if e.x == "" || !l.linear(e.out, e.width, "", e.x) || e.out.In(inX) != att.Outputs[0] {
 		return nil
+	}
+	ok := false
+	if e.x != e.qkv.In(inX) {
+		ok = l.normalizedFirst(e)
+	} else {
+		ok = l.normalizedLast(e)
+	}
+	if !ok || e.norms[1].epsilon != e.norms[0].epsilon {
+		return nil
+	}
+	e.nodes = slices.Concat([]*graph.Node{e.qkv, att, e.out, e.up, e.down}, e.norms[0].nodes, e.norms[1].nodes)
+	return e
+}
+
+// normalizedLast finds the rest of a layer with a normalization behind each
+// residual.
+func (l *lowering) normalizedLast(e *encoderLayer) (ok bool) {
+	e.readers = 2
+	if e.norms[0], ok = l.norm(e.out.Outputs[0], e.width); !ok {
+		return false
 	}
 	y := e.norms[0].y
 	for _, u := range l.ix.Uses(y) {
@@ -125,19 +159,52 @@ func (l *lowering) encoderLayer(att *graph.Node) *encoderLayer {
 			e.down = u.Node
 		}
 	}
-	if e.up == nil || e.down == nil || !l.readOnlyBy(y, e.up, e.down) {
-		return nil
+	if !l.feedForward(e, y, y) || !l.readBy(y, 2) {
+		return false
 	}
-	e.inner = l.weights[e.up].n
-	if e.inner > maxInner || !l.linear(e.up, e.inner, "gelu", "") || !l.linear(e.down, e.width, "", y) || l.ix.Only(e.up.Outputs[0]) != e.down || e.down.In(inX) != e.up.Outputs[0] {
-		return nil
-	}
-	if e.norms[1], ok = l.norm(e.down.Outputs[0], e.width); !ok || e.norms[1].epsilon != e.norms[0].epsilon {
-		return nil
+	if e.norms[1], ok = l.norm(e.down.Outputs[0], e.width); !ok {
+		return false
 	}
 	e.y = e.norms[1].y
-	e.nodes = slices.Concat([]*graph.Node{e.qkv, att, e.out, e.up, e.down}, e.norms[0].nodes, e.norms[1].nodes)
-	return e
+	return true
+}
+
+// normalizedFirst finds the rest of a layer with a normalization before each
+// projection and none behind the residuals.
+func (l *lowering) normalizedFirst(e *encoderLayer) (ok bool) {
+	e.first = true
+	x, middle := e.qkv.In(inX), e.out.Outputs[0]
+	if e.norms[0], ok = l.normTo(e.x, x, e.width); !ok || !l.readBy(x, 1) {
+		return false
+	}
+	for _, u := range l.ix.Uses(middle) {
+		if u.Input == inResidual && u.Node.Op == opLinearRows {
+			e.down = u.Node
+		}
+	}
+	if e.down == nil {
+		return false
+	}
+	if e.up = l.ix.Producer(e.down.In(inX)); e.up == nil {
+		return false
+	}
+	n := e.up.In(inX)
+	if e.norms[1], ok = l.normTo(middle, n, e.width); !ok || !l.readBy(n, 1) || !l.readBy(middle, e.norms[1].readers+1) || !l.feedForward(e, n, middle) {
+		return false
+	}
+	e.readers, e.y = e.norms[0].readers+1, e.down.Outputs[0]
+	return true
+}
+
+// feedForward reports whether Up, of value from, and Down, with residual, are the
+// two projections of a layer.
+func (l *lowering) feedForward(e *encoderLayer, from, residual string) bool {
+	if e.up == nil || e.down == nil {
+		return false
+	}
+	e.inner, e.act = l.weights[e.up].n, e.up.Str("activation", "")
+	return e.act != "" && e.inner <= maxInner && l.linear(e.up, e.inner, e.act, "") && e.up.In(inX) == from &&
+		l.linear(e.down, e.width, "", residual) && l.ix.Only(e.up.Outputs[0]) == e.down && e.down.In(inX) == e.up.Outputs[0]
 }
 
 // linear reports whether n is a LinearRows with these columns, activation and
@@ -150,10 +217,9 @@ func (l *lowering) linear(n *graph.Node, columns int64, activation, residual str
 	return ok && w.n == columns && n.Str("activation", "") == activation && n.In(inResidual) == residual
 }
 
-// readOnlyBy reports whether a and b, once each, are all that read value.
-func (l *lowering) readOnlyBy(value string, a, b *graph.Node) bool {
-	u := l.ix.Uses(value)
-	return len(u) == 2 && !l.ix.IsOutput(value) && !l.ix.Captured(value) && (u[0].Node == a && u[1].Node == b || u[0].Node == b && u[1].Node == a)
+// readBy reports whether n inputs of nodes are all that read value.
+func (l *lowering) readBy(value string, n int) bool {
+	return len(l.ix.Uses(value)) == n && !l.ix.IsOutput(value) && !l.ix.Captured(value)
 }
 
 // constants returns the inputs of the operator for layer e.

@@ -74,6 +74,33 @@ func TestEncoderLayersKept(t *testing.T) {
 	}
 }
 
+// TestNormalizedFirstKept: the same for layers with the normalization first.
+func TestNormalizedFirstKept(t *testing.T) {
+	e := newEngine(t)
+	needBF16(t, e)
+	c := opstest.TinyBERT
+	c.Layers, c.NormFirst, c.QuickGelu = 3, true, true
+	for name, tc := range map[string]struct {
+		value                  string // becomes an output
+		encoders, rows, others int
+	}{
+		"as it is":                 {"", 1, 0, 0},
+		"a layer's result":         {"layer.0.ffn.residual", 2, 0, 0},
+		"the first normalization":  {"layer.1.attention.norm", 2, 4, 1},
+		"the middle of a layer":    {"layer.1.attention.residual", 2, 4, 1},
+		"the second normalization": {"layer.1.ffn.norm", 2, 4, 1},
+		"what QuickGELU gives":     {"layer.2.ffn.gelu", 1, 4, 1},
+	} {
+		m := opstest.Native(t, c.Model(), quant.INT8Dynamic)
+		if tc.value != "" {
+			m.Graph.Outputs = append(m.Graph.Outputs, &graph.Value{Name: tc.value, Type: tensor.Float32})
+		}
+		if got := operators(t, e, m); got[opEncoderLayers] != tc.encoders || got[opLinearRows] != tc.rows || got[opEncoderAttention] != tc.others {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 // TestEncoderLayersCut: where a chain is cut changes no bit, nor do threads and
 // the number of samples beside one.
 func TestEncoderLayersCut(t *testing.T) {

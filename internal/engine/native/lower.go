@@ -127,14 +127,20 @@ func (l *lowering) projection(n *graph.Node) bool {
 			l.gone[add] = true
 		}
 	}
-	if y, nodes := graph.GeluOf(l.m.Graph, l.ix, out); y != "" {
+	act := "gelu"
+	y, nodes := graph.GeluOf(l.m.Graph, l.ix, out)
+	if y == "" {
+		act = "quick_gelu"
+		y, nodes = graph.QuickGeluOf(l.m.Graph, l.ix, out)
+	}
+	if y != "" {
 		for _, x := range nodes {
 			l.gone[x] = true
 		}
-		out, attrs = y, append(attrs, graph.AttrString("activation", "gelu"))
+		out, attrs = y, append(attrs, graph.AttrString("activation", act))
 	}
 	if sum := l.ix.Only(out); sum != nil && (sum.Is("Sum") || sum.Is("Add")) && len(sum.Inputs) == 2 {
-		if r := beside(sum, out); r != out && l.m.Graph.Init(r) == nil && l.sameShape(r, out) {
+		if r := beside(sum, out); r != out && l.m.Graph.Init(r) == nil && (l.sameShape(r, out) || l.sameLast(r, cols) && l.hasRowsOf(out, r)) {
 			in[inResidual], out = r, sum.Outputs[0]
 			l.gone[sum] = true
 		}
@@ -200,6 +206,12 @@ func (l *lowering) sameShape(a, b string) bool {
 		}
 	}
 	return true
+}
+
+// sameLast reports whether the last of three dimensions is n.
+func (l *lowering) sameLast(value string, n int64) bool {
+	v := l.info(value)
+	return v != nil && len(v.Dims) == 3 && v.Dims[2].N == n
 }
 
 func (l *lowering) info(name string) *graph.Value {

@@ -2,6 +2,7 @@ package native
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -243,13 +244,14 @@ const encoderTolerance = 1.5e-2
 func TestEncoder(t *testing.T) {
 	e := newEngine(t)
 	needBF16(t, e)
-	for _, decomposed := range []bool{false, true} {
+	for i := range 6 {
 		c := opstest.TinyBERT
-		c.Decomposed = decomposed
+		c.Decomposed, c.NormFirst, c.QuickGelu = i%2 == 1, i >= 2, i >= 4
+		what := fmt.Sprintf("decomposed %v, normalization first %v, QuickGELU %v", c.Decomposed, c.NormFirst, c.QuickGelu)
 		m := opstest.Native(t, c.Model(), quant.INT8Dynamic)
 		got := operators(t, e, m)
-		if got[opEncoderLayers] != 1 || got[opLinearRows]+got[opEncoderAttention]+got["MultiHeadAttention"]+got["Expand"] != 0 || got[ops.OpMatMulQuantized] != 0 || got["Erf"] != 0 || got["Gelu"] != 0 {
-			t.Errorf("decomposed %v: %v", decomposed, got)
+		if got[opEncoderLayers] != 1 || got[opLinearRows]+got[opEncoderAttention]+got["MultiHeadAttention"]+got["Expand"] != 0 || got[ops.OpMatMulQuantized]+got["Erf"]+got["Gelu"]+got["Sigmoid"] != 0 {
+			t.Errorf("%s: %v", what, got)
 		}
 		path, feeds := opstest.Save(t, m), c.Feeds(3, 2, 17)
 		want, out := outputs(t, e.Engine, path, feeds), outputs(t, e, path, feeds)
@@ -264,7 +266,7 @@ func TestEncoder(t *testing.T) {
 				s += float64(a[i]) * float64(a[i])
 			}
 			if len(a) != len(b) || math.Sqrt(d/s) > encoderTolerance {
-				t.Errorf("decomposed %v: %s is off by %.2g", decomposed, name, math.Sqrt(d/s))
+				t.Errorf("%s: %s is off by %.2g", what, name, math.Sqrt(d/s))
 			}
 		}
 	}

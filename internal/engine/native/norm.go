@@ -12,6 +12,7 @@ type norm struct {
 	y, gamma, beta string
 	epsilon        float32
 	nodes          []*graph.Node
+	readers        int // how many of them take the value itself
 }
 
 // norm returns the normalization of value, [batch, length, n], when nothing
@@ -23,16 +24,40 @@ func (l *lowering) norm(value string, n int64) (o norm, ok bool) {
 	if l.ix.IsOutput(value) || l.ix.Captured(value) {
 		return o, false
 	}
-	if f := l.ix.Only(value); f != nil {
-		axis := f.Int("axis", -1)
-		if !f.Is("LayerNormalization") || len(f.Outputs) != 1 || axis != -1 && axis != 2 || f.In(0) != value {
-			return o, false
+	o, ok = l.normTo(value, "", n)
+	return o, ok && len(l.ix.Uses(value)) == o.readers
+}
+
+// normTo returns a normalization of value, whose result is y unless that is "".
+// Others may read value.
+func (l *lowering) normTo(value, y string, n int64) (o norm, ok bool) {
+	for _, u := range l.ix.Uses(value) {
+		switch f := u.Node; {
+		case u.Input == 0 && f.Is("LayerNormalization"):
+			o, ok = l.normOperator(f, n)
+		case u.Input == 0 && f.Is("Sub"):
+			o, ok = l.normSteps(f, n)
 		}
-		o = norm{y: f.Outputs[0], gamma: f.In(1), beta: f.In(2), epsilon: f.Float("epsilon", 1e-5), nodes: []*graph.Node{f}}
-		return o, l.vector(o.gamma, n) && l.vector(o.beta, n)
+		if ok && (y == "" || o.y == y) {
+			return o, true
+		}
 	}
-	mean, sub := l.two(value, "ReduceMean", "Sub")
-	if mean == nil || !l.overLast(mean) || sub.In(0) != value || sub.In(1) != mean.Outputs[0] || l.ix.Only(mean.Outputs[0]) != sub {
+	return norm{}, false
+}
+
+func (l *lowering) normOperator(f *graph.Node, n int64) (o norm, ok bool) {
+	axis := f.Int("axis", -1)
+	if len(f.Outputs) != 1 || axis != -1 && axis != 2 {
+		return o, false
+	}
+	o = norm{y: f.Outputs[0], gamma: f.In(1), beta: f.In(2), epsilon: f.Float("epsilon", 1e-5), readers: 1, nodes: []*graph.Node{f}}
+	return o, l.vector(o.gamma, n) && l.vector(o.beta, n)
+}
+
+// normSteps takes the Sub of the decomposed form.
+func (l *lowering) normSteps(sub *graph.Node, n int64) (o norm, ok bool) {
+	mean := l.ix.Producer(sub.In(1))
+	if mean == nil || !mean.Is("ReduceMean") || !l.overLast(mean) || mean.In(0) != sub.In(0) || l.ix.Only(mean.Outputs[0]) != sub {
 		return o, false
 	}
 	d := sub.Outputs[0]
@@ -66,6 +91,7 @@ func (l *lowering) norm(value string, n int64) (o norm, ok bool) {
 	if end == nil {
 		return o, false
 	}
+	o.readers = 2
 	o.gamma, o.beta, o.y = beside(mul, div.Outputs[0]), beside(end, mul.Outputs[0]), end.Outputs[0]
 	o.nodes = []*graph.Node{mean, sub, pow, variance, add, root, div, mul, end}
 	return o, l.vector(o.gamma, n) && l.vector(o.beta, n)

@@ -129,13 +129,16 @@ func TestPaddingChangesNothing(t *testing.T) {
 	e := newEngine(t)
 	needBF16(t, e)
 	const batch, length = 5, 40
-	for _, decomposed := range []bool{false, true} {
+	for form := range 3 {
 		for _, head := range []opstest.Head{opstest.Tokens, opstest.MeanPool, opstest.Classifier} {
 			c := opstest.TinyBERT
-			c.Head, c.Decomposed = head, decomposed
+			c.Head, c.Decomposed, c.NormFirst = head, form == 1, form == 2
 			m := opstest.Native(t, c.Model(), quant.INT8Dynamic)
 			whole := m.Clone()
 			last := "layer.1.ffn.norm"
+			if c.NormFirst {
+				last = "final.norm"
+			}
 			if head == opstest.Tokens {
 				last = "last_hidden_state"
 			}
@@ -153,6 +156,10 @@ func TestPaddingChangesNothing(t *testing.T) {
 					}
 				}
 			}
+			var beta []float32
+			if c.NormFirst {
+				beta = tensor.View[float32](m.Graph.Init("final.norm.beta"))
+			}
 			counts := []int{length, 7, 21, length, 2} // rows that are computed
 			want, got := outputs(t, e, opstest.Save(t, whole), feeds), outputs(t, e, opstest.Save(t, m), feeds)
 			for name, g := range got {
@@ -162,11 +169,14 @@ func TestPaddingChangesNothing(t *testing.T) {
 				}
 				for i := range b {
 					w := a[i]
-					if len(g.Dims) == 3 && i/c.Hidden%length >= counts[i/(c.Hidden*length)] {
+					if len(g.Dims) == 3 && !c.NormFirst && i/c.Hidden%length >= counts[i/(c.Hidden*length)] {
 						w = 0
 					}
+					if len(g.Dims) == 3 && c.NormFirst && i/c.Hidden%length >= counts[i/(c.Hidden*length)] {
+						w = beta[i%c.Hidden] // zeros, normalized
+					}
 					if math.Float32bits(b[i]) != math.Float32bits(w) {
-						t.Fatalf("decomposed %v: %s %v: [%d] is %v, want %v", decomposed, name, g.Dims, i, b[i], w)
+						t.Fatalf("form %d: %s %v: [%d] is %v, want %v", form, name, g.Dims, i, b[i], w)
 					}
 				}
 			}

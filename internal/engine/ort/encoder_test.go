@@ -157,6 +157,8 @@ func TestEncoderLayersRefuses(t *testing.T) {
 		"a huge width":             attrs(encoderAttrs(1<<60, encHeads, .25, 1e-5)),
 		"no scale":                 attrs(encoderAttrs(encWidth, encHeads, 0, 1e-5)),
 		"an epsilon below 0":       attrs(encoderAttrs(encWidth, encHeads, .25, -1)),
+		"another activation":       attrs(append(encoderAttrs(encWidth, encHeads, .25, 1e-5), attrString("activation", "relu"))),
+		"another normalization":    attrs(append(encoderAttrs(encWidth, encHeads, .25, 1e-5), attrString("normalize", "last"))),
 		"padding of another kind":  attrs(append(encoderAttrs(encWidth, encHeads, .25, 1e-5), attrString("padding", "half"))),
 	} {
 		m := encoder(t, e, 1)

@@ -35,7 +35,7 @@ const (
 // kernelsABI is FEWBIT_CPU_ABI once more. Go's build cache does not see changes
 // of a header outside the package: without a change here it would go on with the
 // old number, and leave the new library out.
-const kernelsABI = 7
+const kernelsABI = 8
 
 // It does not compile when they differ.
 var _ = [1]struct{}{}[kernelsABI-C.FEWBIT_CPU_ABI]
@@ -45,7 +45,7 @@ var _ = [1]struct{}{}[kernelsABI-C.FEWBIT_CPU_ABI]
 type Kernels struct {
 	// Path of the library, "" when there is none; Reason then says why.
 	Path, Reason string
-	// ABI is the version of functions, layouts and operators.
+	// ABI is the version of functions, layouts and operators: FEWBIT_CPU_ABI.
 	ABI int
 	// Name of what this processor runs: "avx512-bf16", "avx2-vnni", "avx2", "arm-dot",
 	// or "plain" for portable code that is right and slow.

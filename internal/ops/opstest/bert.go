@@ -39,7 +39,12 @@ type BERT struct {
 	// computes the shapes of the heads in the graph, as exporters did before
 	// opset 17.
 	Decomposed bool
-	Seed       uint64
+	// NormFirst normalizes before attention and feed-forward network instead of
+	// behind their residuals, and once behind the last layer, as ViT and CLIP do.
+	NormFirst bool
+	// QuickGelu is x sigmoid(1.702 x) instead of GELU, as in CLIP.
+	QuickGelu bool
+	Seed      uint64
 }
 
 // TinyBERT is the encoder that most tests use.
@@ -82,6 +87,9 @@ func (c BERT) Model() *graph.Model {
 	mask := b.mask()
 	for i := range c.Layers {
 		x = b.layer(fmt.Sprintf("layer.%d.", i), x, mask)
+	}
+	if b.NormFirst {
+		x = b.norm("final.", x)
 	}
 	b.head(x)
 	return b.m
@@ -194,9 +202,13 @@ func (b *bert) lengths(name, x string) string {
 
 func (b *bert) layer(p, x, mask string) string {
 	a := p + "attention."
-	q := b.heads(a+"query", b.dense(a+"query.dense", x, b.Hidden, b.Hidden), 0, 2, 1, 3)
-	k := b.heads(a+"key", b.dense(a+"key.dense", x, b.Hidden, b.Hidden), 0, 2, 3, 1)
-	v := b.heads(a+"value", b.dense(a+"value.dense", x, b.Hidden, b.Hidden), 0, 2, 1, 3)
+	in := x
+	if b.NormFirst {
+		in = b.norm(a, x)
+	}
+	q := b.heads(a+"query", b.dense(a+"query.dense", in, b.Hidden, b.Hidden), 0, 2, 1, 3)
+	k := b.heads(a+"key", b.dense(a+"key.dense", in, b.Hidden, b.Hidden), 0, 2, 3, 1)
+	v := b.heads(a+"value", b.dense(a+"value.dense", in, b.Hidden, b.Hidden), 0, 2, 1, 3)
 	b.scalar("root_size", float32(math.Sqrt(float64(b.Hidden/b.Heads))))
 	b.op("MatMul", a+"scores", q+" "+k)
 	b.op("Div", a+"scaled", a+"scores root_size")
@@ -211,16 +223,29 @@ func (b *bert) layer(p, x, mask string) string {
 	}
 	b.op("Reshape", a+"flat", a+"joined "+sizes)
 	b.op("Add", a+"residual", b.dense(a+"output", a+"flat", b.Hidden, b.Hidden)+" "+x)
-	x = b.norm(a, a+"residual")
-
 	f := p + "ffn."
-	up := b.gelu(f, b.dense(f+"up", x, b.Hidden, b.FFN))
+	if b.NormFirst {
+		x, in = a+"residual", b.norm(f, a+"residual")
+	} else {
+		x = b.norm(a, a+"residual")
+		in = x
+	}
+	up := b.gelu(f, b.dense(f+"up", in, b.Hidden, b.FFN))
 	b.op("Add", f+"residual", b.dense(f+"down", up, b.FFN, b.Hidden)+" "+x)
+	if b.NormFirst {
+		return f + "residual"
+	}
 	return b.norm(f, f+"residual")
 }
 
 // gelu is x (1 + erf(x / sqrt 2)) / 2, decomposed as exporters do below opset 20.
 func (b *bert) gelu(p, x string) string {
+	if b.QuickGelu {
+		b.scalar("quick", 1.702)
+		b.op("Mul", p+"gelu.scaled", x+" quick")
+		b.op("Sigmoid", p+"gelu.sigmoid", p+"gelu.scaled")
+		return b.op("Mul", p+"gelu", x+" "+p+"gelu.sigmoid")
+	}
 	b.scalar("root2", math.Sqrt2)
 	b.scalar("half", .5)
 	b.op("Div", p+"gelu.divided", x+" root2")

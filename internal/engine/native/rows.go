@@ -1,0 +1,38 @@
+package native
+
+import (
+	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/ops"
+)
+
+// maxSteps bounds how far hasRowsOf follows values back; a layer has some 30.
+const maxSteps = 64
+
+// hasRowsOf reports whether value has all dimensions but the last of r, because
+// every operator between them keeps those: exporters lose the name of a
+// dimension in a Reshape.
+func (l *lowering) hasRowsOf(value, r string) bool { return l.rowsFrom(value, r, maxSteps) }
+
+func (l *lowering) rowsFrom(value, r string, steps int) bool {
+	n := l.ix.Producer(value)
+	if value == r || n == nil || steps == 0 {
+		return value == r
+	}
+	from := func(i int) bool { return l.rowsFrom(n.In(i), r, steps-1) }
+	if _, ok := graph.PlainAttention(n); ok {
+		return from(0)
+	}
+	if n.Domain == ops.Domain {
+		return n.Op == ops.OpQuantizeRows && n.Outputs[0] == value && from(0) ||
+			(n.Op == ops.OpMatMulQuantized || n.Op == opLinearRows || n.Op == opEncoderAttention) && from(0)
+	}
+	switch {
+	case n.Is("LayerNormalization"), n.Is("Sigmoid"), n.Is("Sqrt"), n.Is("Erf"), n.Is("ReduceMean") && l.overLast(n):
+		return from(0)
+	case n.Is("Add"), n.Is("Sub"), n.Is("Mul"), n.Is("Div"), n.Is("Pow"), n.Is("Sum") && len(n.Inputs) == 2:
+		// Beside a constant of one dimension, or another value of these rows.
+		small := func(i int) bool { t := l.m.Graph.Init(n.In(i)); return t != nil && len(t.Dims) <= 1 }
+		return small(1) && from(0) || small(0) && from(1) || from(0) && from(1)
+	}
+	return false
+}
