@@ -384,7 +384,8 @@ struct Run {
     const int64_t hidden = e.hidden(), threads = std::max(1, parallel.threads);
     if (threads > 1 && rows < kTileRows * kColumnTiles * threads) return by_columns(memory, threads);
     const int64_t parts = (rows + kBlockRows * threads - 1) / (kBlockRows * threads) * threads;
-    const int64_t height = ((rows + parts - 1) / parts + kTileRows - 1) / kTileRows * kTileRows, blocks = (rows + height - 1) / height;
+    // As many rows for each thread: a tile that is not full costs its rows, unless it is one row.
+    const int64_t height = ((rows + parts - 1) / parts + 1) / 2 * 2, blocks = (rows + height - 1) / height;
     size_t bytes;
     Rows::at(*this, height, nullptr, &bytes);
     bytes = std::max(bytes, Head(a, nullptr).bytes);
