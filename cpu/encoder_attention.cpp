@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "attention.hpp"
+#include "bf16.hpp"
 #include "operators.hpp"
 #include "tasks.hpp"
 
@@ -25,8 +26,8 @@ struct EncoderAttention final : Kernel {
   float scale = 0;
 
   explicit EncoderAttention(const Node &node) : width(node.integer("N", -1)), heads(node.integer("num_heads", -1)), scale(node.real("scale", 0)) {
-    if (width < 1 || heads < 1 || width % heads != 0 || width / heads > kMaxHeadSize)
-      refuse("EncoderAttention: N must be a multiple of num_heads, of at most " + std::to_string(kMaxHeadSize) + " a head");
+    if (width < 1 || width > kMaxDim / 3 || heads < 1 || width % heads != 0 || width / heads > kMaxHeadSize)
+      refuse("EncoderAttention: N must be a multiple of num_heads, of at most " + std::to_string(kMaxHeadSize) + " a head and " + std::to_string(kMaxDim / 3) + " in all");
     if (!std::isfinite(scale) || scale == 0) refuse("EncoderAttention: scale must be a number other than 0");
   }
 
