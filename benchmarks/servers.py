@@ -8,6 +8,7 @@ a quarter for seconds, which the pooled tail would charge to whom it met. First 
 """
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -73,7 +74,21 @@ def start(peer, port, path, named, work):
     else:
         argv = [venv(peer) / "python", HERE / ("serve_%s.py" % peer), port, path, THREADS]
     log = open(work / (peer + ".log"), "wb")
-    return subprocess.Popen([str(a) for a in argv], stdout=log, stderr=subprocess.STDOUT, env=env, cwd=HERE)
+    return subprocess.Popen([str(a) for a in argv], stdout=log, stderr=subprocess.STDOUT, env=env, cwd=HERE, start_new_session=True)
+
+
+def stop(processes):
+    for p in processes:
+        p.terminate()
+    for p in processes:
+        try:
+            p.wait(20)
+        except subprocess.TimeoutExpired:
+            pass
+        try:
+            os.killpg(p.pid, signal.SIGKILL)  # some leave workers behind, which go on polling
+        except ProcessLookupError:
+            pass
 
 
 def bodies(feeds, named):
@@ -148,13 +163,7 @@ def main():
             for n in lengths:
                 measure(r, what if len(lengths) == 1 else "%s, %d tokens," % (what, n), messages[n], ports, missing)
         finally:
-            for p in processes:
-                p.terminate()
-            for p in processes:
-                try:
-                    p.wait(20)
-                except subprocess.TimeoutExpired:
-                    p.kill()
+            stop(processes)
     r.save()
 
 

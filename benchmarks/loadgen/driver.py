@@ -299,11 +299,7 @@ def peers(r, server, model, real, path):
                 r.row(what, "p99 %.1f ms" % ms(own, 99) if own else "", "not measured: " + str(e)[:300], commit=r.body["commit"])
             finally:
                 if process:
-                    process.terminate()
-                    try:
-                        process.wait(20)
-                    except subprocess.TimeoutExpired:
-                        process.kill()
+                    servers.stop([process])
 
 
 def main():

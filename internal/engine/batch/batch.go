@@ -158,8 +158,7 @@ type Timing struct {
 }
 
 // request is one waiting or running request. Those that wait are in
-// Queue.waiting; wake gets a value when that ends: group is set for the one
-// that has to run the batch, otherwise res and err are.
+// Queue.waiting; wake gets a value when res and err are set.
 type request struct {
 	ctx         context.Context
 	feeds       engine.Feeds
@@ -171,8 +170,7 @@ type request struct {
 	probe       bool // runs though it is predicted to end too late
 	wake        chan struct{}
 	expected    time.Duration // of the run that it leads
-	group       []*request
-	one         [1]*request // the group of a request that runs alone
+	one         [1]*request   // the group of a request that finds the engine idle
 	res         engine.Result
 	err         error
 	timing      Timing
@@ -205,7 +203,9 @@ func (q *Queue) Run(ctx context.Context, feeds engine.Feeds, outs []string) (eng
 		r.one[0] = r
 		q.begin(r.one[:], r.arrived)
 		s.mu.Unlock()
-		q.lead(r)
+		if next := q.lead(r.one[:]); next.group != nil {
+			go next.drive()
+		}
 		return r.res, r.timing, r.err
 	}
 	r.wake = make(chan struct{}, 1)
@@ -221,13 +221,10 @@ func (q *Queue) Run(ctx context.Context, feeds engine.Feeds, outs []string) (eng
 			s.mu.Unlock()
 			return nil, Timing{Queue: time.Since(r.arrived)}, ctx.Err()
 		}
-		// Its inputs are in a batch by now, or it was told to run one: it stays
-		// until that ends, which it knows how long takes.
+		// Its inputs are in a run by now: it stays until that ends, which it
+		// knows how long takes.
 		s.mu.Unlock()
 		<-r.wake
-	}
-	if r.group != nil {
-		q.lead(r)
 	}
 	if r.err == nil && r.res != nil && ctx.Err() != nil {
 		r.res.Close()
@@ -291,7 +288,6 @@ func (q *Queue) begin(group []*request, now time.Time) {
 	for _, r := range group {
 		r.timing = Timing{Queue: now.Sub(r.arrived), Rows: rows}
 	}
-	group[0].group = group
 	group[0].timing.Leads = true
 }
 
@@ -305,8 +301,25 @@ func batchSize(group []*request) float64 {
 	return float64(rows * width)
 }
 
-// dispatch starts what can start. s.mu is held.
-func (s *Scheduler) dispatch(now time.Time) {
+// job is a run that has begun: a group of requests of one queue.
+type job struct {
+	q     *Queue
+	group []*request
+}
+
+// drive runs one job after the other until nothing waits. It is a goroutine of its
+// own, so that while the engine is busy its threads stay on their processors: with
+// a goroutine for each run, the next one had to be woken first, on whatever
+// processor was free.
+func (j job) drive() {
+	for j.group != nil {
+		j = j.q.lead(j.group)
+	}
+}
+
+// dispatch starts what can start, and returns one of these jobs to the caller,
+// who has to run it. s.mu is held.
+func (s *Scheduler) dispatch(now time.Time) (mine job) {
 	for s.free > 0 && s.waiting > 0 {
 		var next *Queue
 		for q := range s.queues {
@@ -320,8 +333,12 @@ func (s *Scheduler) dispatch(now time.Time) {
 			continue
 		}
 		next.begin(group, now)
-		group[0].wake <- struct{}{}
+		if mine.group != nil {
+			go mine.drive()
+		}
+		mine = job{next, group}
 	}
+	return mine
 }
 
 // form takes the next batch out of the queue, and drops who has left or would
@@ -409,38 +426,47 @@ func (q *Queue) pays(group []*request, r *request, now time.Time) bool {
 	return true
 }
 
-// lead runs r's group in the caller's goroutine and hands out the results.
-func (q *Queue) lead(r *request) {
-	group := r.group
-	r.group = nil
+// lead runs group in the caller's goroutine, hands out the results and returns
+// what the caller has to run next, if anything.
+func (q *Queue) lead(group []*request) job {
 	for _, o := range group {
 		notify(o.ctx)
 	}
 	begun := time.Now()
-	if len(group) == 1 {
-		r.res, r.err = q.run(r.ctx, r.feeds, r.outs)
-		took := time.Since(begun)
-		r.timing.Infer = took
-		q.end(group, took, r.err == nil)
-		return
+	var results []engine.Result
+	var err error
+	if len(group) > 1 {
+		results, err = q.together(group)
 	}
-	results := q.together(group)
-	took := time.Since(begun)
-	if results == nil {
+	took, measured := time.Since(begun), results != nil
+	switch {
+	case err != nil:
+		for _, o := range group {
+			o.err = err
+		}
+	case results != nil:
+		for i, o := range group {
+			o.timing.Infer, o.res = took, results[i]
+		}
+	case len(group) == 1:
+		r := group[0]
+		r.res, r.err = q.run(r.ctx, r.feeds, r.outs)
+		took = time.Since(begun)
+		r.timing.Infer, measured = took, r.err == nil
+	default:
 		for _, o := range group {
 			one := time.Now()
 			o.res, o.err = q.run(o.ctx, o.feeds, o.outs)
 			o.timing.Infer, o.timing.Rows, o.timing.Leads = time.Since(one), max(o.rows, 1), true
 		}
-	} else {
-		for i, o := range group {
-			o.timing.Infer, o.res = took, results[i]
+	}
+	next := q.end(group, took, measured)
+	for _, o := range group { // once woken it is no longer ours
+		if o.wake != nil {
+			o.wake <- struct{}{}
 		}
 	}
-	q.end(group, took, results != nil)
-	for _, o := range group[1:] { // r itself returns with its result
-		o.wake <- struct{}{}
-	}
+	return next
 }
 
 // ErrPanic: the engine panicked; the text has the stack.
@@ -458,8 +484,14 @@ func (q *Queue) run(ctx context.Context, feeds engine.Feeds, outs []string) (res
 }
 
 // together runs the group as one batch. nil: each has to run alone, because the
-// model does not keep rows apart, or to find whose input is at fault.
-func (q *Queue) together(group []*request) []engine.Result {
+// model does not keep rows apart, or to find whose input is at fault. The error is
+// a panic's.
+func (q *Queue) together(group []*request) (parts []engine.Result, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			parts, err = nil, fmt.Errorf("%w: %v\n%s", ErrPanic, v, debug.Stack())
+		}
+	}()
 	s := q.s
 	s.mu.Lock()
 	rule := q.rule
@@ -476,11 +508,11 @@ func (q *Queue) together(group []*request) []engine.Result {
 		s.mu.Unlock()
 	}()
 	if rule == nil {
-		return nil
+		return nil, nil
 	}
 	feeds := rule.join(group, into)
 	if feeds == nil {
-		return nil
+		return nil, nil
 	}
 	// One that leaves does not stop the others; the last deadline does.
 	ctx, last, bounded := context.Background(), time.Time{}, true
@@ -497,22 +529,22 @@ func (q *Queue) together(group []*request) []engine.Result {
 		ctx, cancel = context.WithDeadline(ctx, last)
 		defer cancel()
 	}
-	res, err := q.run(engine.WithRequests(ctx, len(group)), feeds, group[0].outs)
-	if err != nil {
-		return nil
+	res, failed := q.run(engine.WithRequests(ctx, len(group)), feeds, group[0].outs)
+	if failed != nil {
+		return nil, nil
 	}
-	parts := rule.split(res, group, rows, width)
+	parts = rule.split(res, group, rows, width)
 	if parts == nil {
 		res.Close()
 		s.mu.Lock()
 		q.rule = nil
 		s.mu.Unlock()
 	}
-	return parts
+	return parts, nil
 }
 
-// end gives the run back and starts the next.
-func (q *Queue) end(group []*request, took time.Duration, measured bool) {
+// end gives the run back and returns the next.
+func (q *Queue) end(group []*request, took time.Duration, measured bool) job {
 	now := time.Now()
 	s := q.s
 	s.mu.Lock()
@@ -533,5 +565,5 @@ func (q *Queue) end(group []*request, took time.Duration, measured bool) {
 	q.ends = q.ends[:len(q.ends)-1] // which of several ends is the same for a prediction
 	s.free++
 	q.tidy()
-	s.dispatch(now)
+	return s.dispatch(now)
 }
