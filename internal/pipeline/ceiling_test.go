@@ -207,7 +207,6 @@ func TestLargeUnderCeiling(t *testing.T) {
 	if err != nil || size.Size() < 2<<30 {
 		t.Fatalf("the model has %v bytes: %v", size, err)
 	}
-	m, w = nil, nil
 	req := Request{Model: src, Out: filepath.Join(t.TempDir(), "q.onnx"), Calib: npy(t, 3, 16, width), Samples: 8, NoLatency: true, Force: true,
 		Config: quant.Config{Weights: quant.RTN}, MaxMemory: 2e9}
 	rep, err := p.Quantize(t.Context(), req, nil)
