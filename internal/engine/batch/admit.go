@@ -45,7 +45,7 @@ func (q *Queue) admit(r *request) error {
 	if err := r.ctx.Err(); err != nil {
 		return err
 	}
-	own, _ := q.cost.predict(r.size())
+	own := q.cost.predict(r.size())
 	wait := q.backlog(r.arrived, r.deadline, own)
 	ends := q.cost.late(r.size()) // and what runs before it may be late as well
 	if own > 0 {
@@ -100,7 +100,7 @@ func (q *Queue) backlog(now, deadline time.Time, own time.Duration) time.Duratio
 		if o == q || len(o.waiting) == 0 {
 			continue
 		}
-		run, _ := o.cost.predict(o.waiting[0].size())
+		run := o.cost.predict(o.waiting[0].size())
 		total += min(o.work(time.Time{}), time.Duration(float64(ahead+own)*o.o.Weight/q.o.Weight)+run)
 	}
 	return total / time.Duration(q.s.o.Runs)
@@ -109,7 +109,7 @@ func (q *Queue) backlog(now, deadline time.Time, own time.Duration) time.Duratio
 // work predicts how long what waits, and is served before a request with that
 // deadline, keeps the engine busy. s.mu is held.
 func (q *Queue) work(deadline time.Time) time.Duration {
-	a, b, _ := q.cost.line()
+	a, b := q.cost.line()
 	alone, n := 0.0, int64(0)
 	for _, r := range q.waiting {
 		if !deadline.IsZero() && (r.deadline.IsZero() || r.deadline.After(deadline)) {

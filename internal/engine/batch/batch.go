@@ -276,7 +276,7 @@ func (q *Queue) begin(group []*request, now time.Time) {
 		rows += max(r.rows, 1)
 	}
 	size = batchSize(group)
-	expected, _ := q.cost.predict(size)
+	expected := q.cost.predict(size)
 	if q.start < s.clock && len(q.ends) == 0 {
 		q.start = s.clock
 	}

@@ -28,6 +28,10 @@ const (
 	// request: less is not worth making the others in the batch wait for it.
 	// Where it is known to pay, it does so until less than half is left.
 	minSaving = 0.10
+	// maxGrowth is how much larger than any before a joined run may be: the line
+	// ends where caches overflow, and is not to be followed far beyond what was
+	// measured.
+	maxGrowth = 2
 	// savingDecay gives a run half its weight after 346 more: what a model gains
 	// from joining hardly changes, the speed of the machine is taken out.
 	savingDecay = 0.998
