@@ -155,9 +155,6 @@ func (r *run) fitCeiling(ctx context.Context) error {
 	if ceiling == 0 {
 		return nil
 	}
-	if err := r.spill(); err != nil {
-		return err
-	}
 	bind, err := r.largest(ctx)
 	if err != nil {
 		return err
@@ -214,8 +211,12 @@ func (r *run) openJudged(ctx context.Context, path string) (engine.Session, erro
 }
 
 // spill moves what preparing has made of the weights from memory to a file from
-// which they are mapped, so that they need not be resident.
+// which they are mapped, so that they need not be resident: once, before anything
+// is made of them. It does nothing without a ceiling.
 func (r *run) spill() error {
+	if r.req.MaxMemory == 0 {
+		return nil
+	}
 	runtime.GC()
 	if heapBytes() < spillFrom {
 		return nil

@@ -196,6 +196,7 @@ func (r *run) adopt(f *run) {
 	r.req.Config = f.req.Config
 	r.m, r.qdq, r.rules, r.plans, r.plan, r.evidence, r.insert, r.covered = f.m, f.qdq, f.rules, f.plans, f.plan, f.evidence, f.insert, f.covered
 	r.choices, r.solved = f.choices, f.solved
+	r.observable, r.roomy, r.rep.Memory.Predicted = f.observable, f.roomy, f.rep.Memory.Predicted
 	r.rep.Operators, r.rep.Integer = f.rep.Operators, f.rep.Integer
 	r.rep.Passes = append(r.rep.Passes, f.rep.Passes...)
 	r.rep.Warnings = append(r.rep.Warnings, f.rep.Warnings...)

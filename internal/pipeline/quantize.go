@@ -161,6 +161,9 @@ func (r *run) quantize(ctx context.Context) error {
 	if err := r.prepare(ctx); err != nil {
 		return err
 	}
+	if err := r.spill(); err != nil {
+		return err
+	}
 	if r.req.MinSQNR > 0 {
 		return r.keepFloat(ctx)
 	}
