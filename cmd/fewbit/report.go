@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/fewbit/fewbit/internal/atomicfile"
 	"github.com/fewbit/fewbit/internal/bare"
 
 	"github.com/spf13/cobra"
@@ -73,34 +74,10 @@ func sweepFiles(dir string) {
 
 // writeFile writes through a temporary file in the same folder: the old file
 // stays until the new one is whole.
-func writeFile(path string, write func(io.Writer) error) (err error) {
-	name := filepath.Base(path)
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("write %s: %w", name, bare.Error(err))
-		}
-	}()
-	f, err := os.CreateTemp(filepath.Dir(path), unfinished)
-	if err != nil {
-		return err
+func writeFile(path string, write func(io.Writer) error) error {
+	f := atomicfile.File{Path: path, Temp: unfinished, Mode: 0o644}
+	if err := f.Write(write); err != nil {
+		return fmt.Errorf("write %s: %w", filepath.Base(path), bare.Error(err))
 	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-		}
-	}()
-	if err = write(f); err != nil {
-		return err
-	}
-	if err = f.Chmod(0o644); err != nil {
-		return err
-	}
-	if err = f.Sync(); err != nil {
-		return err
-	}
-	if err = f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/fewbit/fewbit/internal/atomicfile"
 	"github.com/fewbit/fewbit/internal/bare"
 	"github.com/fewbit/fewbit/internal/registry/lockfile"
 )
@@ -116,24 +117,13 @@ func edit(path string, change func(old []byte, keys *Keys) ([]byte, error)) erro
 }
 
 // replace writes a file under a name of its own, syncs it and renames it.
-func replace(path string, b []byte, mode os.FileMode) (err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("%w: %w", ErrKeys, bare.Error(err))
-		}
-	}()
+func replace(path string, b []byte, mode os.FileMode) error {
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		path = real // the link stays one
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".keys-*")
-	if err != nil {
-		return err
+	f := atomicfile.File{Path: path, Temp: ".keys-*", Mode: mode}
+	if err := f.WriteBytes(b); err != nil {
+		return fmt.Errorf("%w: %w", ErrKeys, bare.Error(err))
 	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(b)
-	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
-	if err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/fewbit/fewbit/internal/atomicfile"
 	"github.com/fewbit/fewbit/internal/bare"
 
 	"github.com/fewbit/fewbit/internal/http"
@@ -106,28 +107,12 @@ func (a *App) readReport(id string) (*report.Report, error) {
 }
 
 // keepReport stores a job's report: a temporary file, then its name.
-func (a *App) keepReport(id string, data []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Join(a.cfg.DataDir, reportsDir), tempReport+"*")
-	if err != nil {
+func (a *App) keepReport(id string, data []byte) error {
+	f := atomicfile.File{Path: a.reportPath(id), Temp: tempReport + "*"}
+	if err := f.WriteBytes(data); err != nil {
 		return fmt.Errorf("keep the report: %w", bare.Error(err))
 	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-			err = fmt.Errorf("keep the report: %w", bare.Error(err))
-		}
-	}()
-	if _, err := f.Write(data); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), a.reportPath(id))
+	return nil
 }
 
 const tempReport = ".part-"

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 
+	"github.com/fewbit/fewbit/internal/atomicfile"
 	"github.com/fewbit/fewbit/internal/bare"
 
 	"golang.org/x/sys/unix"
@@ -226,10 +227,7 @@ func (s staged) publish() error {
 	if !s.sync {
 		return nil
 	}
-	if d, err := os.Open(filepath.Dir(s.path)); err == nil {
-		_ = d.Sync() // best effort: some file systems refuse to sync a folder
-		d.Close()
-	}
+	_ = atomicfile.SyncDir(filepath.Dir(s.path)) // the file is in its place all the same
 	return nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/fewbit/fewbit/internal/atomicfile"
 	"github.com/fewbit/fewbit/internal/bare"
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/quant"
@@ -199,33 +200,15 @@ func (k *kept) put(w want, e entry) {
 	}
 }
 
-func (k *kept) write(w want, e entry) (err error) {
+func (k *kept) write(w want, e entry) error {
 	if err := os.MkdirAll(k.dir, 0o755); err != nil {
 		return err
 	}
 	if err := k.room(w.size()); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(k.dir, keptPart+"*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-		}
-	}()
-	if _, err = f.Write(encodeKept(w, e)); err != nil {
-		return err
-	}
-	if err = f.Sync(); err != nil {
-		return err
-	}
-	if err = f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), k.path(w))
+	f := atomicfile.File{Path: k.path(w), Temp: keptPart + "*"}
+	return f.WriteBytes(encodeKept(w, e))
 }
 
 // room removes the files that were not used for longest until size more fit.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/fewbit/fewbit/internal/atomicfile"
 	"github.com/fewbit/fewbit/internal/bare"
 )
 
@@ -45,9 +46,6 @@ func (s *stage) publish() error {
 			return fmt.Errorf("write %s: %w", filepath.Base(s.out), bare.Error(err))
 		}
 	}
-	if d, err := os.Open(filepath.Dir(s.out)); err == nil {
-		_ = d.Sync() // best effort: some file systems refuse to sync a folder
-		d.Close()
-	}
+	_ = atomicfile.SyncDir(filepath.Dir(s.out)) // the result is in its place all the same
 	return nil
 }

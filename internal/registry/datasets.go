@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fewbit/fewbit/internal/atomicfile"
 	"github.com/fewbit/fewbit/internal/registry/disk"
 	"github.com/fewbit/fewbit/internal/registry/lockfile"
 )
@@ -332,6 +333,6 @@ func (r *Registry) DeleteDataset(name string) error {
 		if err != nil {
 			return noPath(err)
 		}
-		return noPath(syncDir(r.path(datasetsDir)))
+		return noPath(atomicfile.SyncDir(r.path(datasetsDir)))
 	})
 }

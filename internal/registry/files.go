@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/fewbit/fewbit/internal/atomicfile"
 )
 
 // writer is what contents are written through.
@@ -72,17 +74,7 @@ func mkdirs(dir string) error {
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return syncDir(parent)
-}
-
-// syncDir makes the names in dir durable.
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
+	return atomicfile.SyncDir(parent)
 }
 
 // writeJSON replaces path by v: temporary file, fsync, rename, fsync of the
@@ -111,7 +103,7 @@ func (r *Registry) writeJSON(path string, v any) (err error) {
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(path))
+	return atomicfile.SyncDir(filepath.Dir(path))
 }
 
 // readJSON reads a manifest; the error is fs.ErrNotExist when there is none.
@@ -269,7 +261,7 @@ func (r *Registry) adopt(ctx context.Context, path, name string) (File, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return File{}, err
 	}
-	return File{Name: name, SHA256: digest, Size: size}, syncDir(filepath.Dir(blob))
+	return File{Name: name, SHA256: digest, Size: size}, atomicfile.SyncDir(filepath.Dir(blob))
 }
 
 // syncFile makes a file's contents durable and the file read-only.

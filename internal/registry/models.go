@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fewbit/fewbit/internal/atomicfile"
 	"github.com/fewbit/fewbit/internal/registry/lockfile"
 )
 
@@ -506,7 +507,7 @@ func (r *Registry) DeleteVersion(model, version string) error {
 		if err := os.Remove(r.manifest(model, v.Number)); err != nil {
 			return noPath(err)
 		}
-		return noPath(syncDir(r.path(modelsDir, model, versionsDir)))
+		return noPath(atomicfile.SyncDir(r.path(modelsDir, model, versionsDir)))
 	})
 	if err == nil && last {
 		return r.DeleteModel(model)
@@ -531,7 +532,7 @@ func (r *Registry) DeleteModel(model string) error {
 		if err != nil {
 			return noPath(err)
 		}
-		if err := syncDir(r.path(modelsDir)); err != nil {
+		if err := atomicfile.SyncDir(r.path(modelsDir)); err != nil {
 			return noPath(err)
 		}
 		return noPath(os.RemoveAll(dead))

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/fewbit/fewbit/internal/atomicfile"
 )
 
 // Layout of a store's directory.
@@ -299,8 +301,8 @@ func (s *Store) remove(dir string) error {
 	if err := os.Rename(dir, filepath.Join(tmp, "capture")); err != nil {
 		return noPath(err)
 	}
-	if err := syncDir(s.dir); err != nil {
-		return err
+	if err := atomicfile.SyncDir(s.dir); err != nil {
+		return noPath(err)
 	}
 	return noPath(os.RemoveAll(tmp))
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/fewbit/fewbit/internal/atomicfile"
 	"github.com/fewbit/fewbit/internal/registry/disk"
 )
 
@@ -121,39 +122,8 @@ func (c *capture) save(always bool) error {
 // start after a kill, sees the old one or the new one, whole. Unless durable is
 // set, a power failure may lose it; its seal then tells.
 func replace(path string, b []byte, durable bool) error {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, hidden+"tmp-*")
-	if err != nil {
-		return noPath(err)
-	}
-	_, err = f.Write(b)
-	if err == nil && durable {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-		return noPath(err)
-	}
-	if durable {
-		return syncDir(dir)
-	}
-	return nil
-}
-
-// syncDir makes the names in dir durable.
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return noPath(err)
-	}
-	defer f.Close()
-	return noPath(f.Sync())
+	f := atomicfile.File{Path: path, Temp: hidden + "tmp-*", Fleeting: !durable}
+	return noPath(f.WriteBytes(b))
 }
 
 // roomLeft stays free on the disk when a capture is filled.
