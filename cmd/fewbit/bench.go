@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fewbit/fewbit/internal/pipeline"
+	"github.com/fewbit/fewbit/internal/report"
 )
 
 func newBenchCommand() *cobra.Command {
@@ -81,7 +82,7 @@ func benchText(r *pipeline.BenchResult) string {
 	}
 	fmt.Fprintf(&b, "%s, %d threads, %s, inputs %s\n", oneLine(r.Machine.CPU), r.Machine.Threads, r.Machine.Engine, oneLine(inputs))
 	for _, m := range r.Models {
-		fmt.Fprintf(&b, "  %s (%s)\n", oneLine(m.Name), megabytes(m.Bytes))
+		fmt.Fprintf(&b, "  %s (%s)\n", oneLine(m.Name), report.Bytes(m.Bytes))
 		fmt.Fprintf(&b, "    %-11s p50 %s, p90 %s, p99 %s (n = %d)\n", "latency", ms(m.P50MS), ms(m.P90MS), ms(m.P99MS), m.N)
 		fmt.Fprintf(&b, "    %-11s %.4g samples/s\n", "throughput", m.Throughput)
 	}

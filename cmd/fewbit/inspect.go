@@ -52,7 +52,7 @@ func inspectText(in *pipeline.Inspection) string {
 		fmt.Fprintf(&b, "  %-11s %s\n", name, oneLine(fmt.Sprintf(format, a...)))
 	}
 	fmt.Fprintln(&b, oneLine(in.Model.Name))
-	row("size", "%s, %d parameters", megabytes(in.Model.Bytes), in.Model.Parameters)
+	row("size", "%s, %d parameters", report.Bytes(in.Model.Bytes), in.Model.Parameters)
 	row("sha256", "%s", in.Model.SHA256)
 	row("opset", "%s (IR version %d)", opsets(in.Opsets), in.IR)
 	for _, v := range in.Inputs {

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/fewbit/fewbit/internal/bare"
+	"github.com/fewbit/fewbit/internal/report"
 
 	"github.com/spf13/cobra"
 )
@@ -70,7 +71,7 @@ func newModelsCommand() *cobra.Command {
 				if e.Present {
 					state = "here: .deps/" + e.Folder
 				}
-				fmt.Fprintf(&b, "%-22s %-46s download %9s  %s\n", e.Name, e.Title, megabytes(e.Bytes), state)
+				fmt.Fprintf(&b, "%-22s %-46s download %9s  %s\n", e.Name, e.Title, report.Bytes(e.Bytes), state)
 			}
 			return say(cmd.OutOrStdout(), "%s", b.String())
 		},

@@ -179,13 +179,3 @@ func ms(v float64) string {
 	}
 	return (time.Duration(v) * time.Millisecond).String()
 }
-
-func megabytes(n int64) string {
-	switch {
-	case n < 1e6:
-		return fmt.Sprintf("%.1f kB", float64(n)/1e3)
-	case n < 1e9:
-		return fmt.Sprintf("%.1f MB", float64(n)/1e6)
-	}
-	return fmt.Sprintf("%.2f GB", float64(n)/1e9)
-}

@@ -14,6 +14,7 @@ import (
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/onnx"
 	"github.com/fewbit/fewbit/internal/quant"
+	"github.com/fewbit/fewbit/internal/report"
 	"github.com/fewbit/fewbit/internal/tensor"
 )
 
@@ -168,14 +169,14 @@ func (r *run) fitCeiling(ctx context.Context) error {
 		r.lab.Precision, n.pack = FP32, 0
 	}
 	if least := n.least() + left; least > ceiling {
-		err := fmt.Errorf("%w: the smallest steps need about %s and %s is %s: give at least that", ErrCeiling, sizeText(least), r.req.Words.maxMemory(), sizeText(ceiling))
+		err := fmt.Errorf("%w: the smallest steps need about %s and %s is %s: give at least that", ErrCeiling, report.Bytes(least), r.req.Words.maxMemory(), report.Bytes(ceiling))
 		if n.solve, n.gramLeast = n.round, 0; n.least()+left <= ceiling {
 			err = fmt.Errorf("%w, or use weights %s, which collects no Hessians", err, quant.RTN)
 		}
 		return err
 	}
 	if n.mapped < n.weights {
-		r.rep.Warnings = append(r.rep.Warnings, fmt.Sprintf("the weights (%s) do not fit below %s beside what else is needed: they are mapped and let go again and again, and for moments more than the ceiling may be resident, of which the system can take back what is mapped", sizeText(n.weights), r.req.Words.maxMemory()))
+		r.rep.Warnings = append(r.rep.Warnings, fmt.Sprintf("the weights (%s) do not fit below %s beside what else is needed: they are mapped and let go again and again, and for moments more than the ceiling may be resident, of which the system can take back what is mapped", report.Bytes(n.weights), r.req.Words.maxMemory()))
 	}
 	lim.taps, lim.gram = n.fit(ceiling - left)
 	r.lab.limits = lim
@@ -410,12 +411,4 @@ func heapBytes() int64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
-}
-
-// sizeText words bytes as people give them.
-func sizeText(n int64) string {
-	if n >= 1e9 {
-		return fmt.Sprintf("%.2f GB", float64(n)/1e9)
-	}
-	return fmt.Sprintf("%.0f MB", float64(n)/1e6)
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/report"
 )
 
 const (
@@ -79,7 +80,7 @@ func (g *governor) watch(ctx context.Context) {
 				collected = time.Now()
 			}
 			if m, err = engine.ReadMemory(); err == nil && m.Anon+libraryBytes > g.ceiling {
-				g.stop(fmt.Errorf("%w: the run took %s in phase %q, more than was predicted, and %s are allowed: give more", ErrCeiling, sizeText(m.Anon+libraryBytes), g.phase.Load(), sizeText(g.ceiling)))
+				g.stop(fmt.Errorf("%w: the run took %s in phase %q, more than was predicted, and %s are allowed: give more", ErrCeiling, report.Bytes(m.Anon+libraryBytes), g.phase.Load(), report.Bytes(g.ceiling)))
 				return
 			}
 		}

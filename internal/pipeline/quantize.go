@@ -58,7 +58,7 @@ func (p *Pipeline) Quantize(ctx context.Context, req Request, progress Progress)
 	}
 	r.rep.Memory.Ceiling = req.MaxMemory
 	if r.rep.Memory.RunPeak, r.rep.Memory.RunAnonymous, err = gov.end(ctx, err); r.rep.Memory.RunPeak > req.MaxMemory {
-		r.rep.Warnings = append(r.rep.Warnings, fmt.Sprintf("the run took %s for a moment, between two looks at its memory: more than %s", sizeText(r.rep.Memory.RunPeak), req.Words.maxMemory()))
+		r.rep.Warnings = append(r.rep.Warnings, fmt.Sprintf("the run took %s for a moment, between two looks at its memory: more than %s", report.Bytes(r.rep.Memory.RunPeak), req.Words.maxMemory()))
 	}
 	if !made || errors.Is(err, ErrCeiling) {
 		return nil, err

@@ -49,8 +49,8 @@ func shorten(s string, n int) string {
 	return string(r[:head]) + "…" + string(r[len(r)-tail:])
 }
 
-// bytesText shows a size in decimal units, as disks and networks count.
-func bytesText(n int64) string {
+// Bytes words a size in decimal units, as disks and networks count.
+func Bytes(n int64) string {
 	f, units := float64(n), []string{"B", "kB", "MB", "GB", "TB"}
 	i := 0
 	for f >= 999.5 && i < len(units)-1 {

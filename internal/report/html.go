@@ -37,7 +37,7 @@ var page = template.Must(template.New("report").Funcs(template.FuncMap{
 	"err":    func(n Num) string { return sig(float64(n), 3) },
 	"ms":     msText,
 	"sec":    secText,
-	"size":   bytesText,
+	"size":   Bytes,
 	"count":  countText,
 	"pct":    percent,
 	"bar":    barPlot,
@@ -260,17 +260,17 @@ func (r Report) tiles() (t []tile) {
 		t = append(t, p99)
 	}
 	if a, q := r.Model.Bytes, r.Quantized.Bytes; a > 0 && q > 0 {
-		t = append(t, tile{"File size", bytesText(q), bytesText(a), change(float64(a), float64(q), "smaller", "larger"), ""})
+		t = append(t, tile{"File size", Bytes(q), Bytes(a), change(float64(a), float64(q), "smaller", "larger"), ""})
 	}
 	if s := r.Sparsity; s != nil && s.Elements > 0 {
 		t = append(t, tile{"Zeros", percent(float64(s.Zeros) / float64(s.Elements)), "", fmt.Sprintf("of %d weights, by %s", s.Weights, clean(s.Method)), ""},
-			tile{"Compressed", bytesText(s.CompressedAfter), bytesText(s.CompressedBefore), change(float64(s.CompressedBefore), float64(s.CompressedAfter), "smaller", "larger"), ""})
+			tile{"Compressed", Bytes(s.CompressedAfter), Bytes(s.CompressedBefore), change(float64(s.CompressedBefore), float64(s.CompressedAfter), "smaller", "larger"), ""})
 	}
 	if a, q := r.Memory.FP32Peak, r.Memory.QuantPeak; a > 0 && q > 0 {
-		t = append(t, tile{"Peak memory", bytesText(q), bytesText(a), change(float64(a), float64(q), "less", "more"), ""})
+		t = append(t, tile{"Peak memory", Bytes(q), Bytes(a), change(float64(a), float64(q), "less", "more"), ""})
 	}
 	if m := r.Memory; m.Ceiling > 0 && m.RunPeak > 0 {
-		t = append(t, tile{"Memory of this run", bytesText(m.RunPeak), "", fmt.Sprintf("ceiling %s, predicted %s", bytesText(m.Ceiling), bytesText(m.Predicted)), ""})
+		t = append(t, tile{"Memory of this run", Bytes(m.RunPeak), "", fmt.Sprintf("ceiling %s, predicted %s", Bytes(m.Ceiling), Bytes(m.Predicted)), ""})
 	}
 	if s, ok := r.Integer.Share(); ok && !math.IsNaN(s) {
 		t = append(t, tile{"Integer multiply-adds", fmt.Sprintf("%.1f %%", 100*s), "", fmt.Sprintf("%s of %s a sample", countText(r.Integer.MACs), countText(r.Integer.Total)), ""})

@@ -393,7 +393,7 @@ func TestJudge(t *testing.T) {
 
 func TestFormats(t *testing.T) {
 	for _, c := range []struct{ got, want string }{
-		{bytesText(0), "0 B"}, {bytesText(999), "999 B"}, {bytesText(1000), "1.00 kB"}, {bytesText(90_387_606), "90.4 MB"}, {bytesText(999_999), "1.00 MB"}, {bytesText(438_000_000_000_000_000), "438000 TB"},
+		{Bytes(0), "0 B"}, {Bytes(999), "999 B"}, {Bytes(1000), "1.00 kB"}, {Bytes(90_387_606), "90.4 MB"}, {Bytes(999_999), "1.00 MB"}, {Bytes(438_000_000_000_000_000), "438000 TB"},
 		{countText(999), "999"}, {countText(22_565_381), "22.6 M"}, {sig(0, 3), "0"}, {sig(.0255, 4), "0.02550"}, {sig(-5.7, 4), "-5.700"}, {sig(3.4e38, 3), "3.4e+38"}, {sig(math.NaN(), 3), "–"}, {sig(123456, 3), "123456"},
 		{points(-.003), "−0.30"}, {points(.00001), "0.00"}, {points(.05), "+5.00"}, {msText(41.23), "41.2 ms"}, {msText(.123), "0.12 ms"}, {secText(75), "1 min 15 s"}, {secText(.021), "21 ms"},
 		{cosineText(.99964), "0.99964"}, {cosineText(.999964), "0.999964"}, {cosineText(1), "1.0000"}, {shorten("abcdefghij", 5), "ab…ij"[:2] + "…ij"}, {shorten("abc", 3), "abc"},

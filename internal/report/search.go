@@ -182,7 +182,7 @@ func (t Trial) Line() string {
 		fmt.Fprintf(&b, ", %s the speed", times(float64(t.Speed)))
 	}
 	if t.Bytes > 0 {
-		fmt.Fprintf(&b, ", %s", bytesText(t.Bytes))
+		fmt.Fprintf(&b, ", %s", Bytes(t.Bytes))
 	}
 	if !t.Accepted {
 		fmt.Fprintf(&b, ": %s", shorten(clean(t.Why), 200))
@@ -201,7 +201,7 @@ func SearchText(w io.Writer, s Search) error {
 		if r.P99MS.Finite() {
 			p99 = msText(float64(r.P99MS))
 		}
-		lines = append(lines, [5]string{fmt.Sprintf("%d %s", r.Number, shorten(clean(r.Label), 60)), r.LossText, r.Speed, p99, bytesText(r.Bytes)})
+		lines = append(lines, [5]string{fmt.Sprintf("%d %s", r.Number, shorten(clean(r.Label), 60)), r.LossText, r.Speed, p99, Bytes(r.Bytes)})
 	}
 	var wide [5]int
 	for _, l := range lines {
@@ -240,7 +240,7 @@ func (s *Search) goals() string {
 		g += ", 99th percentile at most " + msText(s.Goal.SLOMS)
 	}
 	if s.Goal.MaxBytes > 0 {
-		g += ", at most " + bytesText(s.Goal.MaxBytes)
+		g += ", at most " + Bytes(s.Goal.MaxBytes)
 	}
 	return g
 }
@@ -258,7 +258,7 @@ var searchPage = template.Must(template.New("search").Funcs(template.FuncMap{
 		}
 		return msText(float64(n))
 	},
-	"size": bytesText,
+	"size": Bytes,
 	"sec":  secText,
 	"pct":  func(x float64) string { return sig(100*x, 3) + " %" },
 	"cos": func(n Num) string {

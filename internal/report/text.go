@@ -76,17 +76,17 @@ func (r Report) rows() (rows []row) {
 		}
 	}
 	if a, q := r.Model.Bytes, r.Quantized.Bytes; a > 0 && q > 0 {
-		add("size", bytesText(a), bytesText(q), change(float64(a), float64(q), "smaller", "larger"))
+		add("size", Bytes(a), Bytes(q), change(float64(a), float64(q), "smaller", "larger"))
 	}
 	if s := r.Sparsity; s != nil && s.Elements > 0 && s.All > 0 {
 		add("zeros", "", percent(float64(s.Zeros)/float64(s.Elements)), fmt.Sprintf("of %d weights; %s of those of all products", s.Weights, percent(float64(s.AllZeros)/float64(s.All))))
-		add("compressed", bytesText(s.CompressedBefore), bytesText(s.CompressedAfter), change(float64(s.CompressedBefore), float64(s.CompressedAfter), "smaller", "larger")+" (zstd)")
+		add("compressed", Bytes(s.CompressedBefore), Bytes(s.CompressedAfter), change(float64(s.CompressedBefore), float64(s.CompressedAfter), "smaller", "larger")+" (zstd)")
 	}
 	if a, q := r.Memory.FP32Peak, r.Memory.QuantPeak; a > 0 && q > 0 {
-		add("peak memory", bytesText(a), bytesText(q), change(float64(a), float64(q), "less", "more"))
+		add("peak memory", Bytes(a), Bytes(q), change(float64(a), float64(q), "less", "more"))
 	}
 	if m := r.Memory; m.Ceiling > 0 && m.RunPeak > 0 {
-		add("memory of this run", "", bytesText(m.RunPeak), fmt.Sprintf("ceiling %s, predicted %s", bytesText(m.Ceiling), bytesText(m.Predicted)))
+		add("memory of this run", "", Bytes(m.RunPeak), fmt.Sprintf("ceiling %s, predicted %s", Bytes(m.Ceiling), Bytes(m.Predicted)))
 	}
 	if s, ok := r.Integer.Share(); ok {
 		add("integer MACs", "", percent(s), fmt.Sprintf("%s of %s", countText(r.Integer.MACs), countText(r.Integer.Total)))
