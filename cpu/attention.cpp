@@ -9,6 +9,18 @@
 
 namespace fewbit {
 
+int64_t attention_end(const float *bias, int64_t length) {
+  if (!bias) return length;
+  float top = -std::numeric_limits<float>::infinity();
+  for (int64_t s = 0; s < length; s++) {
+    if (std::isnan(bias[s])) return length;
+    top = std::max(top, bias[s]);
+  }
+  if (!std::isfinite(top)) return length;
+  while (length > 0 && !(top - bias[length - 1] < kMasked)) length--;
+  return length;
+}
+
 namespace {
 
 uint16_t &key(const Attention &a, const AttentionMemory &m, int64_t s, int64_t d) {
@@ -28,10 +40,15 @@ void pack(const Attention &a, int64_t b, int64_t h, const AttentionMemory &m) {
 }
 
 void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, const AttentionMemory &m) {
+  int64_t end = attention_end(a.bias_of(b, h, 0), a.length);
   for (int64_t r = r0; r < r1; r++) {
     const float *q = a.row(b, r, 0, h), *bias = a.bias_of(b, h, r);
+    if (a.bias_row && (r - r0) % kAttentionRows == 0) {
+      end = 0;
+      for (int64_t i = r; i < std::min(r + kAttentionRows, r1); i++) end = std::max(end, attention_end(a.bias_of(b, h, i), a.length));
+    }
     float most = -std::numeric_limits<float>::infinity();
-    for (int64_t s = 0; s < a.length; s++) {
+    for (int64_t s = 0; s < end; s++) {
       float x = 0;
       for (int64_t d = 0; d < a.size; d++) x += bf16_to_float(bf16_round(q[d])) * bf16_to_float(key(a, m, s, d));
       x *= a.scale;
@@ -40,7 +57,7 @@ void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, cons
       most = std::max(most, x);
     }
     float sum = 0;
-    for (int64_t s = 0; s < a.length; s++) {
+    for (int64_t s = 0; s < end; s++) {
       const float e = std::exp(m.scores[s] - most);
       sum += e;
       m.weights[s] = bf16_round(e);
@@ -48,7 +65,7 @@ void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, cons
     float *y = a.y + (b * a.length + r) * a.width() + h * a.size;
     for (int64_t d = 0; d < a.size; d++) {
       float v = 0;
-      for (int64_t s = 0; s < a.length; s++) v += bf16_to_float(m.weights[s]) * bf16_to_float(value(a, m, s, d));
+      for (int64_t s = 0; s < end; s++) v += bf16_to_float(m.weights[s]) * bf16_to_float(value(a, m, s, d));
       y[d] = v / sum;
     }
   }

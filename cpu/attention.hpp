@@ -34,6 +34,16 @@ struct Attention {
 
 inline constexpr int64_t kAttentionRows = 6; // computed together
 
+// A key whose bias is smaller by this than the row's largest counts for nothing:
+// exporters write the lowest float, minus infinity or -10000.
+inline constexpr float kMasked = 10000;
+
+// How many of a row's keys there are up to the last one that counts, by its bias
+// [length] or nullptr. All, where the bias has a NaN or is infinite at its
+// largest. Kernels leave out the keys behind the last end of kAttentionRows rows:
+// half of a causal mask, and padding.
+int64_t attention_end(const float *bias, int64_t length);
+
 // What one thread works in: the keys and values of a head, then the queries,
 // scores and weights of kAttentionRows rows. All lie on 64 bytes.
 //
@@ -64,7 +74,8 @@ inline size_t attention_bytes(const Attention &a) { return AttentionMemory(a, nu
 struct AttentionKernels {
   // Converts the keys and values of head h of sample b.
   void (*pack)(const Attention &a, int64_t b, int64_t h, const AttentionMemory &m);
-  // Rows [r0,r1) of its output.
+  // Rows [r0,r1) of its output. Other cuts than at multiples of kAttentionRows
+  // change what a hidden key or value that is no number reaches, and nothing else.
   void (*rows)(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, const AttentionMemory &m);
 };
 

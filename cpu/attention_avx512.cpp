@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "attention.hpp"
@@ -77,10 +78,11 @@ void pack(const Attention &a, int64_t b, int64_t h, const AttentionMemory &m) {
   }
 }
 
-// Calls store(r, v, sums) with the products of row r of `left`, rows of this many
-// elements, and the v-th of V vectors of columns.
+// Calls store(r, v, sums) with the products of the first `pairs` pairs of row r of
+// `left`, rows of this many elements, and of the v-th of V vectors of columns, which
+// have `stride` pairs.
 template <int V, class Store>
-FEWBIT_INLINE void multiply(const uint16_t *left, int64_t row_elements, const uint16_t *right, int64_t pairs, const Store &store) {
+FEWBIT_INLINE void multiply(const uint16_t *left, int64_t row_elements, const uint16_t *right, int64_t stride, int64_t pairs, const Store &store) {
   __m512 acc[kRows][V]; // of this function alone: sums that others can point at stay in memory
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; r++)
@@ -89,7 +91,7 @@ FEWBIT_INLINE void multiply(const uint16_t *left, int64_t row_elements, const ui
   for (int64_t p = 0; p < pairs; p++, right += 32) {
     __m512i w[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) w[v] = _mm512_load_si512(right + v * pairs * 32);
+    for (int v = 0; v < V; v++) w[v] = _mm512_load_si512(right + v * stride * 32);
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; r++) {
       // In assembly and in this order: left to itself the compiler hoists the
@@ -120,12 +122,12 @@ FEWBIT_INLINE void multiply(const uint16_t *left, int64_t row_elements, const ui
 template <int V> void scores(const Attention &a, const AttentionMemory &m, int64_t vector) {
   float *to = m.scores + vector * 16;
   const int64_t row = a.length_vectors() * 16;
-  multiply<V>(m.queries, a.size_vectors() * 16, m.keys + vector * a.size_pairs() * 32, a.size_pairs(),
+  multiply<V>(m.queries, a.size_vectors() * 16, m.keys + vector * a.size_pairs() * 32, a.size_pairs(), a.size_pairs(),
               [&](int r, int v, __m512 sums) __attribute__((always_inline)) { _mm512_store_ps(to + r * row + 16 * v, sums); });
 }
 
-template <int V> void context(const Attention &a, const AttentionMemory &m, int64_t vector, float *y, int64_t count, const float *shares) {
-  multiply<V>(m.weights, a.length_vectors() * 16, m.values + vector * a.length_pairs() * 32, a.length_pairs(),
+template <int V> void context(const Attention &a, const AttentionMemory &m, int64_t vector, int64_t end, float *y, int64_t count, const float *shares) {
+  multiply<V>(m.weights, a.length_vectors() * 16, m.values + vector * a.length_pairs() * 32, a.length_pairs(), (end + 1) / 2,
               [&](int r, int v, __m512 sums) __attribute__((always_inline)) {
                 const int64_t d = (vector + v) * 16;
                 const __mmask16 in = r < count ? first(a.size - d) : __mmask16(0);
@@ -133,13 +135,35 @@ template <int V> void context(const Attention &a, const AttentionMemory &m, int6
               });
 }
 
-// x = scale * x + bias; returns the largest. Of all rows before softmax of the
-// first: they do not depend on each other, and each ends in a chain of steps.
-float scale_and_bias(const Attention &a, float *x, const float *bias) {
+// attention_end
+int64_t end_of(const float *bias, int64_t length) {
+  if (!bias) return length;
+  const __m512 least = splat(-std::numeric_limits<float>::infinity());
+  __m512 most = least;
+  __mmask16 strange = 0;
+  for (int64_t s = 0; s < length; s += 16) {
+    const __m512 v = _mm512_mask_loadu_ps(least, first(length - s), bias + s);
+    strange |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    most = _mm512_max_ps(most, v);
+  }
+  const float top = _mm512_reduce_max_ps(most);
+  if (strange || !(std::fabs(top) <= std::numeric_limits<float>::max())) return length;
+  for (int64_t s = (length - 1) / 16 * 16; s >= 0; s -= 16) {
+    const __m512 v = _mm512_mask_loadu_ps(least, first(length - s), bias + s);
+    const unsigned counts = _mm512_cmp_ps_mask(_mm512_sub_ps(splat(top), v), splat(kMasked), _CMP_LT_OQ);
+    if (counts) return s + 32 - __builtin_clz(counts);
+  }
+  return 0;
+}
+
+// x = scale * x + bias of the first `end` keys; returns the largest. Of all rows
+// before softmax of the first: they do not depend on each other, and each ends in
+// a chain of steps.
+float scale_and_bias(const Attention &a, float *x, const float *bias, int64_t end) {
   const __m512 scale = splat(a.scale), least = splat(-std::numeric_limits<float>::infinity());
   __m512 most = least;
-  for (int64_t s = 0; s < a.length; s += 16) {
-    const __mmask16 in = first(a.length - s);
+  for (int64_t s = 0; s < end; s += 16) {
+    const __mmask16 in = first(end - s);
     __m512 v = _mm512_mul_ps(_mm512_load_ps(x + s), scale);
     if (bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(in, bias + s));
     v = _mm512_mask_mov_ps(least, in, v);
@@ -151,11 +175,11 @@ float scale_and_bias(const Attention &a, float *x, const float *bias) {
 
 // weights = exp(x - largest); returns 1 / their sum. A NaN among the scores makes
 // the sum, and with it the row, NaN.
-float softmax(const Attention &a, const float *x, float largest, uint16_t *weights) {
+float softmax(const float *x, float largest, int64_t end, uint16_t *weights) {
   const __m512 top = splat(largest);
   __m512 sum = _mm512_setzero_ps();
-  for (int64_t s = 0; s < a.length; s += 16) {
-    const __m512 e = _mm512_maskz_mov_ps(first(a.length - s), exp16(_mm512_sub_ps(_mm512_load_ps(x + s), top)));
+  for (int64_t s = 0; s < end; s += 16) {
+    const __m512 e = _mm512_maskz_mov_ps(first(end - s), exp16(_mm512_sub_ps(_mm512_load_ps(x + s), top)));
     sum = _mm512_add_ps(sum, e);
     _mm256_store_si256(reinterpret_cast<__m256i *>(weights + s), bf16(e));
   }
@@ -164,8 +188,14 @@ float softmax(const Attention &a, const float *x, float largest, uint16_t *weigh
 
 void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, const AttentionMemory &m) {
   const int64_t q_row = a.size_vectors() * 16, s_row = a.length_vectors() * 16;
+  int64_t end = end_of(a.bias_of(b, h, 0), a.length);
   for (int64_t r = r0; r < r1; r += kRows) {
     const int64_t count = std::min<int64_t>(kRows, r1 - r);
+    if (a.bias_row) {
+      end = 0;
+      for (int64_t i = 0; i < count; i++) end = std::max(end, end_of(a.bias_of(b, h, r + i), a.length));
+    }
+    const int64_t vectors = (end + 15) / 16;
     for (int64_t i = 0; i < kRows; i++)
       for (int64_t d = 0; d < q_row; d += 16) {
         const __mmask16 in = i < count ? first(a.size - d) : __mmask16(0);
@@ -173,27 +203,27 @@ void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, cons
         _mm256_store_si256(reinterpret_cast<__m256i *>(m.queries + i * q_row + d), bf16(_mm512_maskz_loadu_ps(in, q + d)));
       }
     int64_t v = 0;
-    for (; v + kVectors <= a.length_vectors(); v += kVectors) scores<kVectors>(a, m, v);
-    switch (a.length_vectors() - v) {
+    for (; v + kVectors <= vectors; v += kVectors) scores<kVectors>(a, m, v);
+    switch (vectors - v) {
     case 1: scores<1>(a, m, v); break;
     case 2: scores<2>(a, m, v); break;
     case 3: scores<3>(a, m, v); break;
     default: break;
     }
     float largest[kRows] = {}, shares[kRows] = {};
-    for (int64_t i = 0; i < count; i++) largest[i] = scale_and_bias(a, m.scores + i * s_row, a.bias_of(b, h, r + i));
+    for (int64_t i = 0; i < count; i++) largest[i] = scale_and_bias(a, m.scores + i * s_row, a.bias_of(b, h, r + i), end);
     for (int64_t i = 0; i < kRows; i++) {
       if (i < count)
-        shares[i] = softmax(a, m.scores + i * s_row, largest[i], m.weights + i * s_row);
+        shares[i] = softmax(m.scores + i * s_row, largest[i], end, m.weights + i * s_row);
       else
-        std::fill_n(m.weights + i * s_row, s_row, uint16_t(0));
+        std::fill_n(m.weights + i * s_row, 16 * vectors, uint16_t(0));
     }
     float *y = a.y + (b * a.length + r) * a.width() + h * a.size;
-    for (v = 0; v + kVectors <= a.size_vectors(); v += kVectors) context<kVectors>(a, m, v, y, count, shares);
+    for (v = 0; v + kVectors <= a.size_vectors(); v += kVectors) context<kVectors>(a, m, v, end, y, count, shares);
     switch (a.size_vectors() - v) {
-    case 1: context<1>(a, m, v, y, count, shares); break;
-    case 2: context<2>(a, m, v, y, count, shares); break;
-    case 3: context<3>(a, m, v, y, count, shares); break;
+    case 1: context<1>(a, m, v, end, y, count, shares); break;
+    case 2: context<2>(a, m, v, end, y, count, shares); break;
+    case 3: context<3>(a, m, v, end, y, count, shares); break;
     default: break;
     }
   }

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
-#include <limits>
 #include <new>
 
 #include "level.hpp"
@@ -39,17 +38,8 @@ int64_t unpadded_length(const Attention &a, int64_t b) {
   int64_t length = a.bias ? 0 : a.length;
   const int64_t heads = a.bias_head ? a.heads : 1, rows = a.bias_row ? a.length : 1;
   for (int64_t h = 0; h < heads; h++)
-    for (int64_t r = rows; r-- > 0 && length < a.length;) { // the last row of a causal mask sees the most
-      const float *bias = a.bias_of(b, h, r);
-      float top = -std::numeric_limits<float>::infinity();
-      for (int64_t s = 0; s < a.length; s++) {
-        if (std::isnan(bias[s])) return a.length;
-        top = std::max(top, bias[s]);
-      }
-      if (!std::isfinite(top)) return a.length;
-      for (int64_t s = a.length; s-- > length;)
-        if (top - bias[s] < kMasked) length = s + 1;
-    }
+    for (int64_t r = rows; r-- > 0 && length < a.length;) // the last row of a causal mask sees the most
+      length = std::max(length, attention_end(a.bias_of(b, h, r), a.length));
   return length;
 }
 

@@ -4,7 +4,7 @@
 //   a = attention(project(x, qkv))           u = act(project(n, up))
 //   n = normalize(project(a, out) + x)       y = normalize(project(u, down) + n)
 //
-// or first (ViT, CLIP):
+// or first (ViT, CLIP's two towers):
 //
 //   a = attention(project(normalize(x), qkv))    u = act(project(normalize(m), up))
 //   m = project(a, out) + x                      y = project(u, down) + m
@@ -77,10 +77,6 @@ private:
   void *data_ = nullptr;
   size_t bytes_ = 0;
 };
-
-// A key whose bias is smaller by this than the row's largest counts for nothing:
-// exporters write the lowest float, minus infinity or -10000.
-inline constexpr float kMasked = 10000;
 
 // The length of sample b without the keys at its end that count for nothing in
 // every row and head. Without any other key, and with a bias that is not finite

@@ -115,6 +115,57 @@ TEST(attention_of_all_shapes) {
   }
 }
 
+// Hidden keys behind the last that counts are left out, which changes no bit: of
+// causal masks, with padding and without, of windows, and of masks of each head.
+// A bias of -9000 hides as well, but is not small enough to be left out.
+TEST(attention_leaves_out_hidden_keys) {
+  constexpr float inf = std::numeric_limits<float>::infinity();
+  for (const int64_t length : {1, 5, 6, 7, 17, 40, 77})
+    for (const int64_t size : {8, 24})
+      for (int form = 0; form < 5; form++) {
+        Attention a;
+        a.batch = 2, a.length = length, a.heads = 2, a.size = size, a.scale = float(1 / std::sqrt(double(size)));
+        const auto qkv = gauss(size_t(a.batch * length * 3 * a.width()), 1);
+        a.qkv = qkv.data();
+        const auto hidden = [&](int64_t b, int64_t h, int64_t r, int64_t s) {
+          const int64_t real = form == 1 ? std::max<int64_t>(1, length - 3 - 5 * b) : length; // of the sample
+          switch (form) {
+          case 2: return s > r || s + 7 < r;       // a window behind each row
+          case 3: return s > r + 3 * h;            // another of each head
+          case 4: return s > (r * 7 + 3) % length; // rows in no order
+          default: return s > r || s >= real;
+          }
+        };
+        std::vector<float> by_value[4];
+        const float values[4] = {-9000, -10000, std::numeric_limits<float>::lowest(), -inf};
+        for (int i = 0; i < 4; i++)
+          for (int64_t b = 0; b < 2; b++)
+            for (int64_t h = 0; h < 2; h++)
+              for (int64_t r = 0; r < length; r++)
+                for (int64_t s = 0; s < length; s++) by_value[i].push_back(hidden(b, h, r, s) && s ? values[i] : 0.f);
+        a.bias_batch = 2 * length * length, a.bias_head = length * length, a.bias_row = length;
+        a.bias = by_value[0].data();
+        for (int64_t r = 0; r < length; r++) CHECK(attention_end(a.bias_of(0, 0, r), length) == length);
+        const auto want = exact(a, true);
+        for (const AttentionKernels *k : kernels()) {
+          a.bias = by_value[0].data();
+          const auto whole = run(*k, a, length);
+          bool ok = CHECK(largest_difference(whole, want) <= kWeightsTolerance);
+          for (int i = 1; i < 4; i++) {
+            a.bias = by_value[i].data();
+            if (form == 0) CHECK(attention_end(a.bias_of(0, 0, 0), length) == 1);
+            ok &= CHECK(run(*k, a, length) == whole) && CHECK(run(*k, a, 5, 0) == whole);
+          }
+          if (!ok) {
+            std::fprintf(stderr, "  length %d, size %d, form %d\n", int(length), int(size), form);
+            return;
+          }
+        }
+      }
+  const float strange[] = {0, std::numeric_limits<float>::quiet_NaN(), -inf};
+  CHECK(attention_end(strange, 3) == 3 && attention_end(nullptr, 7) == 7 && attention_end(strange + 2, 1) == 1 && attention_end(strange, 1) == 1);
+}
+
 TEST(attention_not_finite) {
   Attention a;
   a.batch = 1, a.length = 40, a.heads = 2, a.size = 20, a.scale = 0.2f;

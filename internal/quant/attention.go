@@ -18,7 +18,8 @@ import (
 //	V -> Reshape -> Transpose 0213 ------------------------------------------------------ MatMul
 //	  -> Transpose 0213 -> Reshape -> out
 //
-// Q, K and V are [batch, length, heads*size]. ONNX Runtime's own fusion does
+// Q, K and V are [batch, length, heads*size]. The mask is a value or a constant, a
+// causal one say, that is broadcast to [batch, heads, length, length]. ONNX Runtime's own fusion does
 // not apply once the projections are integer products. Arithmetic stays float.
 type FuseAttention struct{}
 
@@ -29,7 +30,8 @@ func (FuseAttention) Name() string { return "fuse-attention" }
 
 // Run implements Pass. Shapes must have been inferred.
 func (FuseAttention) Run(_ context.Context, m *graph.Model) (Stats, error) {
-	f := &attentionFuser{m: m, g: m.Graph, ix: m.Graph.Index(), drop: map[*graph.Node]bool{}, bias: map[string]string{}}
+	f := &attentionFuser{m: m, g: m.Graph, ix: m.Graph.Index(), drop: map[*graph.Node]bool{}, bias: map[string]string{},
+		wide: map[string]string{}, names: m.Graph.Namer()}
 	count := 0
 	for _, n := range m.Graph.Nodes {
 		if n.Is("Softmax") {
@@ -58,6 +60,8 @@ type attentionFuser struct {
 	drop  map[*graph.Node]bool
 	added []*graph.Node
 	bias  map[string]string // mask -> its form [batch, 1, length, length]
+	wide  map[string]string // constant mask -> its form of four dimensions
+	names graph.Namer
 }
 
 // attention is one matched block.
@@ -188,6 +192,13 @@ func (f *attentionFuser) split(a *attention, value string, perm []int64) string 
 }
 
 func (f *attentionFuser) dims(value string) []graph.Dim {
+	if t := f.g.Init(value); t != nil {
+		dims := make([]graph.Dim, len(t.Dims))
+		for i, n := range t.Dims {
+			dims[i].N = n
+		}
+		return dims
+	}
 	if v := f.g.Info[value]; v != nil {
 		return v.Dims
 	}
@@ -213,7 +224,13 @@ func (f *attentionFuser) shapesFit(a *attention) bool {
 		return true
 	}
 	mask := f.dims(a.mask)
-	return len(mask) == 4 && f.g.Init(a.mask) == nil && (mask[1].N == 1 || mask[1].N == a.heads)
+	if n := len(mask); n == 4 {
+		return mask[1].N == 1 || mask[1].N == a.heads
+	} else if t := f.g.Init(a.mask); t == nil || n < 2 || n > 4 {
+		return false
+	} else { // leading dimensions of 1
+		return n == 2 || mask[0].N == 1 || mask[0].N == a.heads
+	}
 }
 
 func (f *attentionFuser) write(a *attention) {
@@ -222,10 +239,27 @@ func (f *attentionFuser) write(a *attention) {
 	f.drop[a.flat] = true
 	in := []string{a.q, a.k, a.v}
 	if a.mask != "" {
+		f.widen(a)
 		in = append(in, "", "", f.fullMask(a))
 	}
 	f.added = append(f.added, graph.NewNode(graph.DomainMS, "MultiHeadAttention", a.name, in, []string{a.out},
 		graph.AttrInt("num_heads", a.heads), graph.AttrFloat("scale", a.scale)))
+}
+
+// widen gives a constant mask its leading dimensions of 1, once for all blocks.
+func (f *attentionFuser) widen(a *attention) {
+	t := f.g.Init(a.mask)
+	if t == nil || len(t.Dims) == 4 {
+		return
+	}
+	name, ok := f.wide[a.mask]
+	if !ok {
+		name = f.names.Name(a.mask + "_bias")
+		dims := append(slices.Repeat([]int64{1}, 4-len(t.Dims)), t.Dims...)
+		f.g.SetInit(name, &tensor.Tensor{Type: t.Type, Dims: dims, Data: t.Data})
+		f.wide[a.mask] = name
+	}
+	a.mask = name
 }
 
 // fullMask gives the mask a row for each query, which the kernel expects: a

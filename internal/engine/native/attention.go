@@ -143,9 +143,15 @@ func (l *lowering) mask(value string) (string, bool) {
 		return "", true
 	}
 	if e := l.ix.Producer(value); e != nil && e.Is("Expand") {
+		if t := l.m.Graph.Init(e.In(0)); t != nil && len(t.Dims) == 4 && t.Dims[2] == 1 {
+			return l.mask(e.In(0))
+		}
 		if v := l.info(e.In(0)); v != nil && len(v.Dims) == 4 && v.Type == tensor.Float32 && v.Dims[2].N == 1 {
 			value = e.In(0)
 		}
+	}
+	if t := l.m.Graph.Init(value); t != nil {
+		return value, len(t.Dims) == 4 && t.Type == tensor.Float32
 	}
 	v := l.info(value)
 	return value, v != nil && len(v.Dims) == 4 && v.Type == tensor.Float32

@@ -279,12 +279,21 @@ func (c *bentCase) matMulBF16(t *testing.T) {
 	c.want, c.within = productBF16(tensor.View[float32](x), w, k, n, bias)
 }
 
-// mask is a bias of scores: padding, whole rows of it, and what is no number.
+// mask is a bias of scores: padding, whole rows of it, later keys, and what is no
+// number.
 func (c *bentCase) mask(batch, heads, length int64) *tensor.Tensor {
 	dims := []int64{pick(&c.src, 1, batch), pick(&c.src, 1, heads), pick(&c.src, 1, length), length}
 	v := randoms(c.r, count(dims))
 	low := pick(&c.src, -10000, -math.MaxFloat32, float32(math.Inf(-1)))
+	causal := c.src.of(3) == 0 && dims[2] == length
 	for i := range v {
+		if causal {
+			v[i] = 0
+			if r := i / int(length) % int(length); i%int(length) > r {
+				v[i] = low
+			}
+			continue
+		}
 		switch all := c.src.of(5); {
 		case all == 1 || c.r.IntN(3) == 0 && all != 2:
 			v[i] = low

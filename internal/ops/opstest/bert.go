@@ -24,6 +24,24 @@ const (
 	Classifier
 )
 
+// Causal is how a mask that hides later tokens is written.
+type Causal int
+
+// The forms of a causal mask.
+const (
+	// NotCausal: only padding is hidden.
+	NotCausal Causal = iota
+	// CausalConstant: a constant [Positions,Positions], as in CLIP's text tower, and
+	// no padding. The length is Positions.
+	CausalConstant
+	// CausalSlice: the corner of that constant, and padding.
+	CausalSlice
+	// CausalTrilu: the upper half of a matrix of the smallest float, and padding.
+	CausalTrilu
+	// CausalWhere: positions that are compared, and padding where that is not hidden yet.
+	CausalWhere
+)
+
 // BERT describes an encoder of Devlin et al. 2018 (arXiv:1810.04805): word,
 // position and type embeddings, and layers of self-attention and feed-forward
 // network, each with a residual and a layer normalization behind. Zero fields
@@ -44,7 +62,9 @@ type BERT struct {
 	NormFirst bool
 	// QuickGelu is x sigmoid(1.702 x) instead of GELU, as in CLIP.
 	QuickGelu bool
-	Seed      uint64
+	// Causal hides later tokens too.
+	Causal Causal
+	Seed   uint64
 }
 
 // TinyBERT is the encoder that most tests use.
@@ -133,7 +153,53 @@ func (b *bert) mask() string {
 	b.op("Unsqueeze", "mask4", "mask3 two")
 	b.op("Cast", "mask_f", "mask4", graph.AttrInt("to", int64(tensor.Float32)))
 	b.op("Sub", "mask_inverse", "one_f mask_f")
-	return b.op("Mul", "mask", "mask_inverse lowest")
+	padding := b.op("Mul", "mask", "mask_inverse lowest")
+	if b.Causal != NotCausal {
+		return b.causal(padding)
+	}
+	return padding
+}
+
+// causal is the mask that hides later tokens: [length,length], or with padding
+// [batch,1,length,length].
+func (b *bert) causal(padding string) string {
+	p := int64(b.Positions)
+	upper := make([]float32, p*p)
+	for i := range upper {
+		if int64(i)%p > int64(i)/p {
+			upper[i] = -math.MaxFloat32
+		}
+	}
+	b.op("Concat", "length_length", "ids_length ids_length", graph.AttrInt("axis", 0))
+	switch b.Causal {
+	case CausalConstant:
+		b.m.Graph.SetInit("causal_mask", tensor.From(upper, p, p))
+		return "causal_mask"
+	case CausalSlice:
+		b.m.Graph.SetInit("causal_mask", tensor.From(upper, 1, 1, p, p))
+		b.ints("corner", 0, 0)
+		b.ints("last_two", 2, 3)
+		b.op("Slice", "causal", "causal_mask corner length_length last_two")
+	case CausalTrilu:
+		b.m.Graph.SetInit("above", tensor.From([]int64{1}))
+		b.op("ConstantOfShape", "shown_all", "length_length")
+		b.op("Add", "hidden_all", "shown_all lowest")
+		b.op("Trilu", "causal", "hidden_all above", graph.AttrInt("upper", 1))
+	case CausalWhere:
+		b.m.Graph.SetInit("from0", tensor.From([]int64{0}))
+		b.m.Graph.SetInit("step1", tensor.From([]int64{1}))
+		b.m.Graph.SetInit("index_1", tensor.From([]int64{1}))
+		b.scalar("shown", 0)
+		b.ints("column", -1, 1)
+		b.op("Gather", "ids_length_0", "ids_shape index_1", graph.AttrInt("axis", 0))
+		b.op("Range", "range", "from0 ids_length_0 step1")
+		b.op("Reshape", "range_column", "range column")
+		b.op("LessOrEqual", "visible", "range range_column")
+		b.op("Where", "causal", "visible shown lowest")
+		b.op("Cast", "padded", "mask_inverse", graph.AttrInt("to", int64(tensor.Bool)))
+		return b.op("Where", "causal_padding", "padded lowest causal")
+	}
+	return b.op("Add", "causal_padding", padding+" causal")
 }
 
 func (b *bert) norm(prefix, x string) string {
