@@ -2,6 +2,7 @@ package graph
 
 import (
 	"fmt"
+	"maps"
 
 	"google.golang.org/protobuf/proto"
 
@@ -9,10 +10,24 @@ import (
 	"github.com/fewbit/fewbit/internal/tensor"
 )
 
+// Formal returns how many inputs the body of n has of its own: of a Loop the number
+// of the iteration, its condition and each value that is carried on, of a Scan what is
+// carried on and an element of each input that is scanned, of an If none.
+func (n *Node) Formal() int {
+	switch {
+	case n.Is("Loop"):
+		return max(len(n.Inputs), 2)
+	case n.Is("Scan"):
+		return len(n.Inputs)
+	}
+	return 0
+}
+
 // Body returns the graph in attribute attr of n as a model of its own: its inputs
-// are the values that it reads from outside, constants that it reads from outside
-// are initializers. It shares tensors with m. It returns ErrInvalid when the type
-// of such a value is not known, or when the body gives back what it did not make.
+// are those that it has (see Formal), then the values that it reads from outside;
+// constants that it reads from outside are initializers. It shares tensors with m.
+// It returns ErrInvalid when the type of such a value is not known, or when the
+// body gives back what it did not make.
 func (m *Model) Body(n *Node, attr string) (*Model, error) {
 	a := n.Attr(attr)
 	if a == nil || a.G == nil {
@@ -30,9 +45,25 @@ func (m *Model) Body(n *Node, attr string) (*Model, error) {
 	for d, v := range m.Opsets {
 		b.Opsets[d] = v
 	}
-	types := map[string]*Value{}
+	if want := n.Formal(); len(b.Graph.Inputs) != want {
+		return nil, fmt.Errorf("%w: the %s of a %s with %d inputs has %d and needs %d", ErrInvalid, attr, n.Op, len(n.Inputs), len(b.Graph.Inputs), want)
+	}
+	outside := map[string]*Value{}
 	for _, v := range m.Graph.Inputs {
-		types[v.Name] = v
+		outside[v.Name] = v
+	}
+	for name, v := range m.Graph.Info {
+		if outside[name] == nil {
+			outside[name] = v
+		}
+	}
+	for i, v := range b.Graph.Inputs { // whose type may stand outside only
+		if v.proto == nil && v.Type == tensor.Undefined {
+			v.Type = m.formalType(n, i, outside)
+		}
+		if v.proto != nil || v.Type == tensor.Undefined {
+			return nil, fmt.Errorf("%w: the type of its input %q is not known, or is no tensor", ErrInvalid, v.Name)
+		}
 	}
 	found := map[string]bool{}
 	capture(a.G, nil, found)
@@ -41,10 +72,7 @@ func (m *Model) Body(n *Node, attr string) (*Model, error) {
 			b.Graph.SetInit(name, t)
 			continue
 		}
-		v := types[name]
-		if v == nil {
-			v = m.Graph.Info[name]
-		}
+		v := outside[name]
 		if v == nil || v.proto != nil || v.Type == tensor.Undefined {
 			return nil, fmt.Errorf("%w: the type of %q, which it reads from outside, is not known", ErrInvalid, name)
 		}
@@ -57,6 +85,23 @@ func (m *Model) Body(n *Node, attr string) (*Model, error) {
 		}
 	}
 	return b, b.Check()
+}
+
+// formalType is the element type that input i of the body of n gets.
+func (m *Model) formalType(n *Node, i int, outside map[string]*Value) tensor.DType {
+	switch {
+	case n.Is("Loop") && i == 0:
+		return tensor.Int64
+	case n.Is("Loop") && i == 1:
+		return tensor.Bool
+	}
+	if t := m.Graph.Init(n.In(i)); t != nil {
+		return t.Type
+	}
+	if v := outside[n.In(i)]; v != nil {
+		return v.Type
+	}
+	return tensor.Undefined
 }
 
 // SetBody puts b, made of a body by Body and edited since, in place of the body in
@@ -74,12 +119,14 @@ func (m *Model) SetBody(n *Node, attr string, b *Model) error {
 			c.Graph.DropInit(name)
 		}
 	}
-	m.unhide(n, attr, c.Graph)
+	if err := m.unhide(n, attr, c.Graph); err != nil {
+		return err
+	}
 	p, err := c.Proto()
 	if err != nil {
 		return err
 	}
-	p.Graph.Input = nil
+	p.Graph.Input = old.G.Input
 	if old.G.Name != nil {
 		p.Graph.Name = old.G.Name
 	}
@@ -101,8 +148,9 @@ func same(a, b *tensor.Tensor) bool {
 	return a != nil && b != nil && (a == b || a.Type == b.Type && len(a.Data) == len(b.Data) && len(a.Data) > 0 && &a.Data[0] == &b.Data[0])
 }
 
-// unhide renames what g, to become the body of n, makes and m uses elsewhere.
-func (m *Model) unhide(n *Node, attr string, g *Graph) {
+// unhide renames what g, to become the body of n, and bodies in it make and m uses
+// elsewhere.
+func (m *Model) unhide(n *Node, attr string, g *Graph) error {
 	rest := *m.Graph
 	rest.Nodes = nil
 	for _, other := range m.Graph.Nodes {
@@ -117,35 +165,52 @@ func (m *Model) unhide(n *Node, attr string, g *Graph) {
 	for name := range outside {
 		used[name] = true
 	}
+	_, err := g.rename(map[string]string{}, func(name string) string {
+		if !outside[name] {
+			return name
+		}
+		return used.Name(name + "_" + attr)
+	})
+	return err
+}
+
+// rename gives what g makes, and what bodies in it make, the names that fresh
+// returns; to holds the new names of values that are made outside. Inputs keep
+// theirs. It reports whether anything has changed.
+func (g *Graph) rename(to map[string]string, fresh func(string) string) (bool, error) {
+	to = maps.Clone(to)
 	inputs := map[string]bool{}
 	for _, v := range g.Inputs {
 		inputs[v.Name] = true
+		delete(to, v.Name)
 	}
-	to := map[string]string{}
-	rename := func(name string) string {
+	made := func(name string) {
+		if name == "" || inputs[name] {
+			return
+		}
+		delete(to, name)
+		if r := fresh(name); r != name {
+			to[name] = r
+		}
+	}
+	for _, name := range g.Inits() {
+		made(name)
+	}
+	for _, p := range g.Nodes {
+		for _, o := range p.Outputs {
+			made(o)
+		}
+	}
+	changed := false
+	at := func(name string) string {
 		if r, ok := to[name]; ok {
+			changed = true
 			return r
 		}
 		return name
 	}
-	hides := func(name string) {
-		if name != "" && outside[name] && !inputs[name] {
-			to[name] = used.Name(name + "_" + attr)
-		}
-	}
 	for _, name := range g.Inits() {
-		hides(name)
-	}
-	for _, p := range g.Nodes {
-		for _, o := range p.Outputs {
-			hides(o)
-		}
-	}
-	if len(to) == 0 {
-		return
-	}
-	for _, name := range g.Inits() {
-		if r := rename(name); r != name {
+		if r := at(name); r != name {
 			t := g.Init(name)
 			g.DropInit(name)
 			g.SetInit(r, t)
@@ -153,10 +218,22 @@ func (m *Model) unhide(n *Node, attr string, g *Graph) {
 	}
 	for _, p := range g.Nodes {
 		for i, in := range p.Inputs {
-			p.Inputs[i] = rename(in)
+			p.Inputs[i] = at(in)
 		}
 		for i, o := range p.Outputs {
-			p.Outputs[i] = rename(o)
+			p.Outputs[i] = at(o)
+		}
+		for i, a := range p.Attrs {
+			if a.G == nil {
+				continue
+			}
+			b, err := renamed(a, to, fresh)
+			if err != nil {
+				return changed, err
+			}
+			if b != a { // attributes may be shared with clones
+				p.Attrs[i], changed = b, true
+			}
 		}
 	}
 	for name, r := range to {
@@ -168,6 +245,24 @@ func (m *Model) unhide(n *Node, attr string, g *Graph) {
 		}
 	}
 	for _, o := range g.Outputs {
-		o.Name = rename(o.Name)
+		o.Name = at(o.Name)
 	}
+	return changed, nil
+}
+
+// renamed is a, which holds a body, or a copy with new names (see rename).
+func renamed(a *pb.AttributeProto, to map[string]string, fresh func(string) string) (*pb.AttributeProto, error) {
+	m, err := FromProto(&pb.ModelProto{Graph: a.G})
+	if err != nil {
+		return nil, err
+	}
+	m = m.Clone() // whose nodes are not those of the attribute
+	if changed, err := m.Graph.rename(to, fresh); err != nil || !changed {
+		return a, err
+	}
+	p, err := m.Proto()
+	if err != nil {
+		return nil, err
+	}
+	return &pb.AttributeProto{Name: a.Name, DocString: a.DocString, Type: a.Type, G: p.Graph}, nil
 }

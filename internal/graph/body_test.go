@@ -104,3 +104,89 @@ func TestBodyRefuses(t *testing.T) {
 		t.Errorf("no body: %v", err)
 	}
 }
+
+// TestSetBodyInside: a name that a body in the body makes, and that hides a value
+// outside, is new; what it reads of a renamed value it reads by the new name, and
+// what it makes under that name stays its own.
+func TestSetBodyInside(t *testing.T) {
+	n := func(op, in, out string, attrs ...*pb.AttributeProto) *pb.NodeProto {
+		return &pb.NodeProto{OpType: proto.String(op), Input: strings.Fields(in), Output: strings.Fields(out), Attribute: attrs}
+	}
+	inner := func(name string, nodes ...*pb.NodeProto) *pb.AttributeProto {
+		last := nodes[len(nodes)-1]
+		return &pb.AttributeProto{Name: proto.String(name), Type: pb.AttributeProto_GRAPH.Enum(), G: &pb.GraphProto{Name: proto.String(name), Node: nodes,
+			Output: []*pb.ValueInfoProto{{Name: proto.String(last.Output[0])}}}}
+	}
+	m := gate(n("Neg", "x", "a"), n("If", "c", "r",
+		inner("then_branch", n("Neg", "a", "b"), n("Relu", "b", "o")), inner("else_branch", n("Neg", "x", "a2"), n("Abs", "a2", "o2"))))
+	node := m.Graph.Nodes[1]
+	b, err := m.Body(node, "then_branch")
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := proto.Clone(node.Attr("then_branch").G)
+	// Outside, "a" and "b" are made since.
+	m.Graph.Nodes = append([]*Node{NewNode("", "Abs", "", []string{"x"}, []string{"a"}), NewNode("", "Abs", "", []string{"x"}, []string{"b"})}, m.Graph.Nodes...)
+	if err := m.SetBody(node, "then_branch", b); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Check(); err != nil {
+		t.Fatal(err)
+	}
+	g := node.Attr("then_branch").G
+	fresh := g.Node[0].Output[0]
+	in := g.Node[1].Attribute[0].G
+	switch {
+	case fresh == "a" || in.Node[0].Input[0] != fresh:
+		t.Errorf("the body makes %q, the body in it reads %q", fresh, in.Node[0].Input[0])
+	case in.Node[0].Output[0] == "b" || in.Node[1].Input[0] != in.Node[0].Output[0]:
+		t.Errorf("the body in it makes %q and reads %q", in.Node[0].Output[0], in.Node[1].Input[0])
+	case g.Node[1].Attribute[1].G.Node[0].Output[0] != "a2":
+		t.Error("a name that hides nothing was changed")
+	}
+	if !proto.Equal(before, b.shell.Graph) {
+		t.Error("the body that others may share was changed")
+	}
+}
+
+// TestBodyOfLoop: the inputs that a body has come first, with types from outside where
+// it gives none, and stay those of the body that takes its place.
+func TestBodyOfLoop(t *testing.T) {
+	m := gate()
+	body := &pb.GraphProto{Name: proto.String("body"), Node: []*pb.NodeProto{
+		{OpType: proto.String("MatMul"), Input: []string{"h", "w"}, Output: []string{"p"}},
+		{OpType: proto.String("Add"), Input: []string{"p", "x"}, Output: []string{"next"}},
+		{OpType: proto.String("Identity"), Input: []string{"on"}, Output: []string{"on_out"}}}}
+	for _, name := range []string{"i", "on", "h"} {
+		body.Input = append(body.Input, &pb.ValueInfoProto{Name: proto.String(name)})
+	}
+	for _, name := range []string{"on_out", "next"} {
+		body.Output = append(body.Output, &pb.ValueInfoProto{Name: proto.String(name)})
+	}
+	n := NewNode("", "Loop", "loop", []string{"", "c", "x"}, []string{"y"}, &pb.AttributeProto{Name: proto.String("body"), Type: pb.AttributeProto_GRAPH.Enum(), G: body})
+	m.Graph.Nodes[1] = n
+	b, err := m.Body(n, "body")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []tensor.DType{tensor.Int64, tensor.Bool, tensor.Float32, tensor.Float32}
+	for i, name := range []string{"i", "on", "h", "x"} {
+		if v := b.Graph.Inputs[i]; v.Name != name || v.Type != want[i] {
+			t.Errorf("input %d: %q %v, want %q %v", i, v.Name, v.Type, name, want[i])
+		}
+	}
+	if err := m.SetBody(n, "body", b); err != nil {
+		t.Fatal(err)
+	}
+	if g := n.Attr("body").G; len(g.Input) != 3 || len(g.Initializer) != 0 {
+		t.Errorf("inputs %v, constants %v", g.Input, g.Initializer)
+	}
+	n.Inputs = n.Inputs[:2]
+	if _, err := m.Body(n, "body"); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "has 3 and needs 2") {
+		t.Errorf("a Loop that gives too little: %v", err)
+	}
+	n.Inputs = []string{"", "", "unknown"}
+	if _, err := m.Body(n, "body"); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), `the type of its input "h"`) {
+		t.Errorf("no type: %v", err)
+	}
+}

@@ -193,7 +193,7 @@ func (r *run) planned() (err error) {
 		r.plans, r.plan = made, quant.Union(made)
 	case r.embeds().Any(r.m) && !cfg.NoEmbeddings: // which no plan lists
 		r.plans, r.plan = nil, made[0]
-	case r.samplesOf == nil && slices.ContainsFunc(r.m.Graph.Nodes, func(n *graph.Node) bool { return n.Is("If") && quant.Multiplies(n) }):
+	case slices.ContainsFunc(r.m.Graph.Nodes, func(n *graph.Node) bool { return len(bodyNamesOf(n)) > 0 }):
 		r.plans, r.plan, r.nothing = nil, made[0], err // bodies may hold something
 	default:
 		return err

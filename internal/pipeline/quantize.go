@@ -141,7 +141,8 @@ type run struct {
 	choices    quant.Choices
 	solved     *quant.Solved
 	insert     *quant.Insert
-	covered    []string // first output of each of rep.Operators, which may have no names
+	covered    []string     // first output of each of rep.Operators, which may have no names
+	entered    map[int]bool // of these, what stands in a body and was entered for it
 	progress   Progress
 	rep        *report.Report
 	// samplesOf opens the samples of a body; nil: the model is no body.
@@ -218,10 +219,7 @@ func (r *run) rewrite(ctx context.Context) error {
 
 // finishRewrite quantizes what stands in bodies.
 func (r *run) finishRewrite(ctx context.Context) error {
-	if r.samplesOf != nil {
-		return nil // of a body's bodies nothing is changed
-	}
-	changed, err := r.branches(ctx)
+	changed, err := r.bodies(ctx)
 	if err != nil {
 		return err
 	}

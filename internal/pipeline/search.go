@@ -337,7 +337,7 @@ func (r *run) fork(cfg quant.Config) *run {
 	f.m = r.m.Clone()
 	f.choices, f.solved = quant.Choices{}, quant.NewSolved()
 	f.rep = &report.Report{Created: r.rep.Created, Model: r.rep.Model, Recipe: r.rep.Recipe, Machine: r.rep.Machine}
-	f.rules, f.plans, f.plan, f.qdq, f.evidence, f.insert, f.covered = nil, nil, nil, nil, nil, nil, nil
+	f.rules, f.plans, f.plan, f.qdq, f.evidence, f.insert, f.covered, f.entered = nil, nil, nil, nil, nil, nil, nil, nil
 	return &f
 }
 

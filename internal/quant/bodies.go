@@ -9,17 +9,11 @@ import (
 // Unobserved ends the rule of operators in bodies that calibration does not reach.
 const Unobserved = ", whose inner tensors cannot be observed"
 
-// Multiplies reports whether a body of n, itself and not one inside it, holds an
-// operator with multiply-accumulates.
-func Multiplies(n *graph.Node) bool {
-	for _, a := range n.Attrs {
-		for _, p := range a.GetG().GetNode() {
-			if hasMACs(&graph.Node{Op: p.GetOpType()}) {
-				return true
-			}
-		}
-	}
-	return false
+// Multiplies reports whether a body of n, or one inside it, holds an operator with
+// multiply-accumulates.
+func Multiplies(n *graph.Node) (found bool) {
+	n.Bodies(func(inner *graph.Node, _ map[string]bool) { found = found || hasMACs(inner) })
+	return found
 }
 
 // bodies lists the operators with multiply-accumulates in the bodies of If, Loop and
