@@ -51,7 +51,7 @@ void bf16_pack(const float *w, int64_t k, int64_t n, int64_t first, int64_t last
 // Reads what bf16_pack wrote. Returns nullptr, or what is wrong with it.
 const char *bf16_view(const void *data, size_t bytes, Bf16Weight *w);
 
-enum class Activation { none, gelu, quick_gelu };
+enum class Activation { none, gelu, quick_gelu, gelu_tanh, silu, relu };
 
 // y[r,c] = act(sum over k of bf16(x[r,k]) * w[k,c] + bias[c])
 struct Bf16Product {

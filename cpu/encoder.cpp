@@ -130,7 +130,7 @@ private:
 
 struct Run {
   const Encoder &e;
-  const Attention &a;
+  const Attention &a; // its size is padded
   const Parallel &parallel;
   const float *x;
   float *y;
@@ -228,7 +228,7 @@ struct Run {
 
   // Head h of sample b: from the codes of its rows to its columns of `context`.
   void head(const EncoderLayer &l, int64_t b, int64_t h, const Codes &codes, float *context, const Head &m, Ahead after) const {
-    const Projection p = l.qkv.head(h, e.size);
+    const Projection p = l.qkv.head(h, a.size);
     const int64_t r = starts[b], length = starts[b + 1] - r;
     multiply(p, codes.codes + r * p.w.padded_k(), codes.scales + r, length, 0, p.w.panel_count(), Activation::none, nullptr, m.qkv, after);
     Attention one = a;
@@ -238,7 +238,7 @@ struct Run {
     const AttentionMemory memory(one, m.attention);
     attend.pack(one, 0, 0, memory);
     attend.rows(one, 0, 0, 0, length, memory);
-    for (int64_t i = 0; i < length; i++) std::copy_n(m.y + i * e.size, e.size, context + (r + i) * e.hidden() + h * e.size);
+    for (int64_t i = 0; i < length; i++) std::copy_n(m.y + i * a.size, e.size, context + (r + i) * e.hidden() + h * e.size);
   }
 
   // The codes that a layer begins with, of n rows.
@@ -357,7 +357,7 @@ struct Run {
         if (!more)
           after = begin(l.out.w, share);
         else if (then != h)
-          after = Ahead::of(l.qkv.head(then, e.size).w, 0);
+          after = Ahead::of(l.qkv.head(then, a.size).w, 0);
         head(l, u % a.batch, h, c.codes, m.context, Head(a, m.tasks + (share + 1) * bytes - head_bytes), after);
       });
       const auto none = [](const Columns &) -> const float * { return nullptr; };
@@ -436,7 +436,9 @@ void encode(const Encoder &e, const Attention &a, const float *x, float *y, Enco
     if (e.skip_padding && (b == 0 || a.bias_batch)) length = unpadded_length(a, b);
     starts[size_t(b + 1)] = starts[size_t(b)] + length;
   }
-  Run{e, a, parallel, x, y, starts.data()}.run(memory);
+  Attention padded = a;
+  padded.size = e.padded_size();
+  Run{e, padded, parallel, x, y, starts.data()}.run(memory);
 }
 
 } // namespace fewbit

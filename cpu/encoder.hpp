@@ -23,7 +23,8 @@
 
 namespace fewbit {
 
-// The columns of a head's query, key and value make whole panels.
+// The columns of a head's query, key and value make whole panels: the weights have
+// columns of zeros behind those of a head whose size is no multiple of it.
 inline constexpr int64_t kEncoderHeadStep = kPanel / 3;
 inline constexpr int64_t kEncoderMaxLayers = 512;
 
@@ -31,7 +32,7 @@ struct Projection {
   Int8Weight w;
   const float *divisor = nullptr, *bias = nullptr; // [k], [n]; or nullptr
 
-  // The head's part of w [k, heads, 3, size].
+  // The head's part of w [k, heads, 3, size], of a size that is a multiple of kEncoderHeadStep.
   Projection head(int64_t h, int64_t size) const;
 };
 
@@ -49,6 +50,7 @@ struct Encoder {
   bool skip_padding = false; // nobody reads the rows at the end of a sample that are padding
 
   int64_t hidden() const { return heads * size; }
+  int64_t padded_size() const { return (size + kEncoderHeadStep - 1) / kEncoderHeadStep * kEncoderHeadStep; }
 };
 
 // How tasks 0..n-1 are run on the threads there are. They do not wait for each

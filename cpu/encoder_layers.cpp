@@ -62,7 +62,7 @@ struct EncoderLayers final : Kernel {
     const std::string padding = node.string("padding", "");
     if (padding != "" && padding != "skip") refuse("EncoderLayers: padding must be \"skip\" or absent");
     e.skip_padding = padding == "skip";
-    if (e.size > kMaxHeadSize || e.size % kEncoderHeadStep != 0) refuse("EncoderLayers: a head must have a multiple of " + std::to_string(kEncoderHeadStep) + " columns, at most " + std::to_string(kMaxHeadSize));
+    if (e.size > kMaxHeadSize) refuse("EncoderLayers: a head must have at most " + std::to_string(kMaxHeadSize) + " columns");
     if (!std::isfinite(e.scale) || e.scale == 0) refuse("EncoderLayers: scale must be a number other than 0");
     if (!std::isfinite(e.epsilon) || e.epsilon < 0) refuse("EncoderLayers: epsilon must be a number from 0 on");
     const size_t constants = node.inputs() < kFirst ? 0 : node.inputs() - kFirst, layers = constants / kOfLayer;
@@ -70,7 +70,7 @@ struct EncoderLayers final : Kernel {
     Reader in{node};
     for (size_t i = 0; i < layers; i++) {
       EncoderLayer l;
-      l.qkv = in.projection(hidden, 3 * hidden);
+      l.qkv = in.projection(hidden, 3 * e.heads * e.padded_size());
       l.out = in.projection(hidden, hidden);
       l.gamma[0] = in.vector(hidden, false), l.beta[0] = in.vector(hidden, false);
       l.up = in.projection(hidden, e.inner);

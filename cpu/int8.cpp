@@ -70,8 +70,14 @@ void int8_finish(const Int8Product &p, int64_t r, int64_t panel, int64_t columns
     // Sums that do not add up, of a damaged file, wrap as in the instructions.
     float v = float(int32_t(uint32_t(sum[c]) - uint32_t(s.zero) * uint32_t(p.w.sums[at]))) * (s.scale * p.w.scales[at]);
     if (p.bias) v = v + p.bias[at];
-    if (p.act == Activation::quick_gelu) v = v / (1 + std::exp(-1.702f * v));
-    if (p.act == Activation::gelu) v = 0.5f * v * (1 + std::erf(v * 0.70710678118654752f));
+    switch (p.act) {
+    case Activation::none: break;
+    case Activation::gelu: v = 0.5f * v * (1 + std::erf(v * 0.70710678118654752f)); break;
+    case Activation::quick_gelu: v = v / (1 + std::exp(-1.702f * v)); break;
+    case Activation::gelu_tanh: v = v / (1 + std::exp(v * (-0.0713548162726f * (v * v) - 1.5957691216057308f))); break;
+    case Activation::silu: v = v / (1 + std::exp(-v)); break;
+    case Activation::relu: v = v < 0 ? 0 : v; break;
+    }
     if (p.residual) v = v + p.residual[r * p.w.n + at];
     p.y[r * p.w.n + at] = v;
   }

@@ -95,8 +95,14 @@ FEWBIT_INLINE void tile(const Int8Product &p, const uint8_t *codes, const RowSca
       const int64_t at = (row + r) * p.w.n + c;
       __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][v]), _mm512_mul_ps(splat(scales[r].scale), scale));
       if (p.bias) y = _mm512_add_ps(y, bias);
-      if (p.act == Activation::gelu) y = gelu(y);
-      if (p.act == Activation::quick_gelu) y = quick_gelu(y);
+      switch (p.act) {
+      case Activation::none: break;
+      case Activation::gelu: y = gelu(y); break;
+      case Activation::quick_gelu: y = quick_gelu(y); break;
+      case Activation::gelu_tanh: y = gelu_tanh(y); break;
+      case Activation::silu: y = silu(y); break;
+      case Activation::relu: y = relu(y); break;
+      }
       if (p.residual) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(m, p.residual + at));
       _mm512_mask_storeu_ps(p.y + at, m, y);
     }

@@ -87,8 +87,14 @@ FEWBIT_INLINE void tile(const Int8Product &p, const uint8_t *codes, const RowSca
       const int64_t at = (row + r) * p.w.n + c;
       __m256 y = _mm256_mul_ps(_mm256_cvtepi32_ps(acc[r][v]), _mm256_mul_ps(splat8(scales[r].scale), scale));
       if (p.bias) y = _mm256_add_ps(y, bias);
-      if (p.act == Activation::gelu) y = gelu8(y);
-      if (p.act == Activation::quick_gelu) y = quick_gelu8(y);
+      switch (p.act) {
+      case Activation::none: break;
+      case Activation::gelu: y = gelu8(y); break;
+      case Activation::quick_gelu: y = quick_gelu8(y); break;
+      case Activation::gelu_tanh: y = gelu_tanh8(y); break;
+      case Activation::silu: y = silu8(y); break;
+      case Activation::relu: y = relu8(y); break;
+      }
       if (p.residual) y = _mm256_add_ps(y, _mm256_maskload_ps(p.residual + at, m));
       _mm256_maskstore_ps(p.y + at, m, y);
     }

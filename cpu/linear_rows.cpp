@@ -11,7 +11,10 @@ Activation activation_of(const Node &node, const char *op) {
   if (a.empty()) return Activation::none;
   if (a == "gelu") return Activation::gelu;
   if (a == "quick_gelu") return Activation::quick_gelu;
-  refuse(std::string(op) + ": activation must be \"gelu\", \"quick_gelu\" or absent");
+  if (a == "gelu_tanh") return Activation::gelu_tanh;
+  if (a == "silu") return Activation::silu;
+  if (a == "relu") return Activation::relu;
+  refuse(std::string(op) + ": activation must be \"gelu\", \"gelu_tanh\", \"quick_gelu\", \"silu\", \"relu\" or absent");
 }
 
 namespace {

@@ -37,10 +37,10 @@ FEWBIT_INLINE __m256 gelu8(__m256 x) {
   return _mm256_fmadd_ps(h, erf8(_mm256_mul_ps(x, splat8(0.70710678118654752f))), h);
 }
 
-// x / (1 + exp(-1.702 x)), with the exponential of math_x86.hpp; 0 where that
-// passes exp(88). NaN stays NaN.
-FEWBIT_INLINE __m256 quick_gelu8(__m256 x) {
-  const __m256 most = splat8(88.f), t = _mm256_mul_ps(x, splat8(-1.702f));
+// x / (1 + exp(t)), with the exponential of math_x86.hpp; 0 where that passes
+// exp(88). NaN stays NaN.
+FEWBIT_INLINE __m256 gated8(__m256 x, __m256 t) {
+  const __m256 most = splat8(88.f);
   const __m256 e = _mm256_max_ps(splat8(-87.f), _mm256_min_ps(most, t)); // keep NaN, the second operand
   const __m256 n = _mm256_round_ps(_mm256_mul_ps(e, splat8(kLog2E)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   __m256 r = _mm256_fnmadd_ps(n, splat8(kLn2High), e);
@@ -53,6 +53,13 @@ FEWBIT_INLINE __m256 quick_gelu8(__m256 x) {
   const __m256 y = _mm256_div_ps(x, _mm256_fmadd_ps(p, _mm256_castsi256_ps(power), splat8(1.f)));
   return _mm256_andnot_ps(_mm256_cmp_ps(t, most, _CMP_GT_OQ), y);
 }
+FEWBIT_INLINE __m256 quick_gelu8(__m256 x) { return gated8(x, _mm256_mul_ps(x, splat8(kQuickGelu))); }
+FEWBIT_INLINE __m256 silu8(__m256 x) { return gated8(x, _mm256_sub_ps(_mm256_setzero_ps(), x)); }
+FEWBIT_INLINE __m256 gelu_tanh8(__m256 x) {
+  return gated8(x, _mm256_mul_ps(x, _mm256_fmadd_ps(_mm256_mul_ps(x, x), splat8(kTanhGeluCube), splat8(kTanhGelu))));
+}
+// NaN, the second operand, stays.
+FEWBIT_INLINE __m256 relu8(__m256 x) { return _mm256_max_ps(_mm256_setzero_ps(), x); }
 
 } // namespace
 } // namespace fewbit

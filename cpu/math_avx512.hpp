@@ -44,11 +44,18 @@ FEWBIT_INLINE __m512 exp16(__m512 x) {
   return _mm512_scalef_ps(p, n);
 }
 
-// x / (1 + exp(-1.702 x)); beyond exp(89) the quotient is 0. NaN stays NaN.
-FEWBIT_INLINE __m512 quick_gelu(__m512 x) {
-  const __m512 e = exp16(_mm512_min_ps(splat(89.f), _mm512_mul_ps(x, splat(-1.702f))));
+// x / (1 + exp(t)); beyond exp(89) the quotient is 0. NaN stays NaN.
+FEWBIT_INLINE __m512 gated(__m512 x, __m512 t) {
+  const __m512 e = exp16(_mm512_min_ps(splat(89.f), t));
   return _mm512_div_ps(x, _mm512_add_ps(e, splat(1.f)));
 }
+FEWBIT_INLINE __m512 quick_gelu(__m512 x) { return gated(x, _mm512_mul_ps(x, splat(kQuickGelu))); }
+FEWBIT_INLINE __m512 silu(__m512 x) { return gated(x, _mm512_sub_ps(_mm512_setzero_ps(), x)); }
+FEWBIT_INLINE __m512 gelu_tanh(__m512 x) {
+  return gated(x, _mm512_mul_ps(x, _mm512_fmadd_ps(_mm512_mul_ps(x, x), splat(kTanhGeluCube), splat(kTanhGelu))));
+}
+// NaN, the second operand, stays.
+FEWBIT_INLINE __m512 relu(__m512 x) { return _mm512_max_ps(_mm512_setzero_ps(), x); }
 
 // 0.5 x (1 + erf(x / sqrt 2))
 FEWBIT_INLINE __m512 gelu(__m512 x) {

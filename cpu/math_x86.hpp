@@ -21,5 +21,9 @@ constexpr int kExpP = 6;
 constexpr float kExp[kExpP] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
 constexpr float kLog2E = 1.44269504088896341f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
 
+// Activations that are x / (1 + exp(t)): t = -1.702 x for QuickGELU, and twice the
+// argument of tanh, negated, for 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
+constexpr float kQuickGelu = -1.702f, kTanhGelu = -1.5957691216057308f, kTanhGeluCube = kTanhGelu * 0.044715f;
+
 } // namespace
 } // namespace fewbit

@@ -31,10 +31,11 @@ struct Made {
     for (float &v : floats.back()) v = center ? center + std::fabs(v) : v;
     return floats.back().data();
   }
-  Projection projection(int64_t k, int64_t n, int layer) {
+  // Of each `step` columns those from `used` on are zeros.
+  Projection projection(int64_t k, int64_t n, int layer, int64_t used = 1, int64_t step = 1) {
     std::mt19937 r(uint32_t(packed.size() + 7));
     std::vector<int8_t> w(size_t(k * n));
-    for (auto &x : w) x = int8_t(int(r() % 255) - 127);
+    for (size_t i = 0; i < w.size(); i++) w[i] = int64_t(i) % n % step < used ? int8_t(int(r() % 255) - 127) : int8_t(0);
     const std::vector<float> scales(size_t(n), 0.015f / std::sqrt(float(k)));
     const size_t bytes = int8_packed_size(k, n);
     packed.emplace_back(std::aligned_alloc(64, (bytes + 63) / 64 * 64), std::free);
@@ -42,14 +43,18 @@ struct Made {
     Projection p;
     CHECK(int8_view(packed.back().get(), bytes, &p.w) == nullptr);
     if (layer % 2 == 0) p.divisor = vector(k, 0.4f, 0.3f);
-    if (layer != 2) p.bias = vector(n, 0, 0.1f);
+    if (layer != 2) {
+      p.bias = vector(n, 0, 0.1f);
+      for (int64_t i = 0; i < n; i++)
+        if (i % step >= used) floats.back()[size_t(i)] = 0;
+    }
     return p;
   }
   explicit Made(const Dims &d) {
     e.heads = d.heads, e.size = d.size, e.inner = d.inner, e.scale = 1 / std::sqrt(float(d.size)), e.epsilon = 1e-12f;
     for (int i = 0; i < d.layers; i++) {
       EncoderLayer l;
-      l.qkv = projection(e.hidden(), 3 * e.hidden(), i), l.out = projection(e.hidden(), e.hidden(), i);
+      l.qkv = projection(e.hidden(), 3 * e.heads * e.padded_size(), i, e.size, e.padded_size()), l.out = projection(e.hidden(), e.hidden(), i);
       l.up = projection(e.hidden(), e.inner, i), l.down = projection(e.inner, e.hidden(), i);
       for (int j = 0; j < 2; j++) l.gamma[j] = vector(e.hidden(), 0.9f, 0.2f), l.beta[j] = vector(e.hidden(), 0, 0.1f);
       e.layers.push_back(l);
@@ -99,11 +104,11 @@ std::vector<float> step_by_step(const Encoder &e, Attention a, const std::vector
       return to;
     };
     const auto qkv = project(l.qkv, e.normalize_first ? normal(v, 0) : v, Activation::none, nullptr);
-    std::vector<float> plain(qkv.size()), context(x.size());
+    std::vector<float> plain(size_t(rows * 3 * hidden)), context(x.size());
     for (int64_t r = 0; r < rows; r++)
       for (int64_t h = 0; h < e.heads; h++)
         for (int64_t part = 0; part < 3; part++)
-          std::copy_n(&qkv[size_t(((r * e.heads + h) * 3 + part) * e.size)], e.size, &plain[size_t(((r * 3 + part) * e.heads + h) * e.size)]);
+          std::copy_n(&qkv[size_t(((r * e.heads + h) * 3 + part) * e.padded_size())], e.size, &plain[size_t(((r * 3 + part) * e.heads + h) * e.size)]);
     a.qkv = plain.data(), a.y = context.data(), a.heads = e.heads, a.size = e.size, a.scale = e.scale;
     std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(64, (attention_bytes(a) + 63) / 64 * 64), std::free);
     const AttentionMemory m(a, memory.get());
@@ -139,12 +144,12 @@ TEST(encoder_equals_its_parts) {
   struct Shape {
     int64_t batch, length;
   };
-  const Dims dims[] = {{2, 16, 40, 3}, {3, 32, 100, 1}, {4, 48, 50, 2}, {1, 64, 129, 2}, {5, 16, 1, 1}};
+  const Dims dims[] = {{2, 16, 40, 3}, {3, 32, 100, 1}, {4, 48, 50, 2}, {1, 64, 129, 2}, {5, 16, 1, 1}, {3, 24, 90, 2}, {2, 5, 20, 1}, {1, 72, 60, 1}};
   const Shape shapes[] = {{1, 1}, {1, 2}, {3, 1}, {1, 7}, {1, 16}, {2, 9}, {1, 31}, {1, 33}, {4, 17}, {1, 130}, {2, 100}};
   EncoderMemory memory;
   for (const bool first : {false, true}) for (const Dims &d : dims) {
     Made made(d);
-    made.e.normalize_first = first, made.e.act = first ? Activation::quick_gelu : Activation::gelu;
+    made.e.normalize_first = first, made.e.act = first ? Activation::quick_gelu : d.size == 24 ? Activation::gelu_tanh : Activation::gelu;
     for (const Shape &s : shapes) {
       const auto x = gauss(size_t(s.batch * s.length * made.e.hidden()), 3, 2);
       std::vector<float> bias(size_t(s.batch * s.length), 0.f);

@@ -100,7 +100,16 @@ TEST(int8_gelu) {
   }
 }
 
-TEST(int8_quick_gelu) {
+TEST(int8_other_activations) {
+  const struct {
+    Activation act;
+    double (*of)(double);
+  } all[] = {
+      {Activation::quick_gelu, [](double v) { return v / (1 + std::exp(-1.702 * v)); }},
+      {Activation::silu, [](double v) { return v / (1 + std::exp(-v)); }},
+      {Activation::gelu_tanh, [](double v) { return 0.5 * v * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (v + 0.044715 * v * v * v))); }},
+      {Activation::relu, [](double v) { return v < 0 ? 0 : v; }},
+  };
   const int64_t k = 40, n = 60, m = 9;
   const Packed w(codes(k * n, 2), std::vector<float>(n, 0.003f), k, n);
   for (const float scale : {0.f, 1e-3f, 1.f, 40.f, 1e6f, 1e35f}) {
@@ -108,13 +117,13 @@ TEST(int8_quick_gelu) {
     Int8Product p;
     p.x = x.data(), p.w = w.w;
     const auto y = run(int8_kernels(), p, m, m, 2);
-    p.act = Activation::quick_gelu;
-    const auto g = run(int8_kernels(), p, m, m, 2);
-    constexpr double tolerance = 5e-7; // of exp, and two roundings
-    for (size_t i = 0; i < y.size(); i++) {
-      const double want = y[i] / (1 + std::exp(-1.702 * y[i]));
-      CHECK(std::fabs(g[i] - want) <= tolerance * std::max(1.0, std::fabs(want)));
-    }
+    for (const auto &a : all)
+      for (const Int8Kernels *kn : {&int8_plain, &int8_kernels()}) {
+        p.act = a.act;
+        const auto g = run(*kn, p, m, m, 2);
+        constexpr double tolerance = 1e-6; // of exp and what it takes, and two roundings
+        for (size_t i = 0; i < y.size(); i++) CHECK(std::fabs(g[i] - a.of(y[i])) <= tolerance * std::max(1.0, std::fabs(double(y[i]))));
+      }
   }
 }
 
@@ -128,7 +137,8 @@ TEST(int8_rows_that_are_not_finite) {
     for (int64_t i = 2 * k; i < 3 * k; i++) x[size_t(i)] = 0;
     Int8Product p;
     p.x = x.data(), p.w = w.w;
-    for (const Int8Kernels *kn : {&int8_plain, &int8_kernels()}) {
+    for (const auto act : {Activation::none, Activation::gelu, Activation::gelu_tanh, Activation::quick_gelu, Activation::silu, Activation::relu}) for (const Int8Kernels *kn : {&int8_plain, &int8_kernels()}) {
+      p.act = act;
       const auto y = run(*kn, p, 3, 3, 1);
       for (int64_t i = 0; i < 3 * n; i++) {
         CHECK(std::isnan(y[size_t(i)]) == (i / n == 1));

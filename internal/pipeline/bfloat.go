@@ -187,7 +187,7 @@ func (w *bf16Writer) epilogue(p *graph.Node, cols int64, ix *graph.Index, gone m
 	p.Inputs = append(p.Inputs[:2:2], bias)
 	p.Outputs = []string{add.Outputs[0]}
 	gone[add] = true
-	if out, nodes := graph.GeluOf(g, ix, add.Outputs[0]); out != "" {
+	if out, act, nodes := graph.ActivationOf(g, ix, add.Outputs[0]); act == "gelu" {
 		for _, n := range nodes {
 			gone[n] = true
 		}

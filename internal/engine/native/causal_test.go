@@ -20,7 +20,7 @@ func TestCausal(t *testing.T) {
 		"constant": opstest.CausalConstant, "slice": opstest.CausalSlice, "Trilu": opstest.CausalTrilu, "Where": opstest.CausalWhere,
 	} {
 		c := opstest.TinyBERT
-		c.Causal, c.NormFirst, c.QuickGelu = form, true, true
+		c.Causal, c.NormFirst, c.Act = form, true, opstest.QuickGelu
 		m := opstest.Native(t, c.Model(), quant.INT8Dynamic)
 		if got := operators(t, e, m); got[opEncoderLayers] != 1 || got[opEncoderAttention]+got["MultiHeadAttention"]+got["Softmax"] != 0 {
 			t.Errorf("%s: %v", name, got)

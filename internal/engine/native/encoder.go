@@ -13,11 +13,13 @@ import (
 const opEncoderLayers = "EncoderLayers"
 
 // headStep and maxLayers are kEncoderHeadStep and kEncoderMaxLayers of
-// cpu/encoder.hpp, maxInner is kInt8MaxK of cpu/int8.hpp.
+// cpu/encoder.hpp, maxInner is kInt8MaxK of cpu/int8.hpp, maxColumns kMaxDim of
+// cpu/bf16.hpp.
 const (
-	headStep  = 16
-	maxLayers = 512
-	maxInner  = ops.MaxK
+	headStep   = 16
+	maxLayers  = 512
+	maxInner   = ops.MaxK
+	maxColumns = 1 << 20
 )
 
 // encoders makes one operator of each chain of layers
@@ -111,6 +113,12 @@ type encoderLayer struct {
 	readers            int  // how many inputs of nodes take x
 }
 
+// paddedSize is the number of columns that a head's query, key or value has in
+// the operator's weight, those behind the head's own of zeros.
+func (e *encoderLayer) paddedSize() int64 {
+	return (e.width/e.heads + headStep - 1) / headStep * headStep
+}
+
 // follows reports whether e can stand behind o in one operator.
 func (e *encoderLayer) follows(o *encoderLayer) bool {
 	return e.first == o.first && e.act == o.act && e.mask == o.mask && e.width == o.width && e.heads == o.heads && e.inner == o.inner && e.scale == o.scale && e.norms[0].epsilon == o.norms[0].epsilon
@@ -119,7 +127,7 @@ func (e *encoderLayer) follows(o *encoderLayer) bool {
 func (l *lowering) encoderLayer(att *graph.Node) *encoderLayer {
 	e := &encoderLayer{width: att.Int("N", 0), heads: att.Int("num_heads", 0), scale: att.Float("scale", 0), mask: att.In(1)}
 	e.qkv = l.ix.Producer(att.In(0))
-	if e.heads < 1 || e.width%(e.heads*headStep) != 0 || !l.linear(e.qkv, 3*e.width, "", "") || l.ix.Only(att.In(0)) != att {
+	if e.heads < 1 || 3*e.heads*e.paddedSize() > maxColumns || !l.linear(e.qkv, 3*e.width, "", "") || l.ix.Only(att.In(0)) != att {
 		return nil
 	}
 	e.out = l.ix.Only(att.Outputs[0])
@@ -225,14 +233,15 @@ func (l *lowering) readBy(value string, n int) bool {
 // constants returns the inputs of the operator for layer e.
 func (l *lowering) constants(e *encoderLayer, none string, names graph.Namer) ([]string, error) {
 	g := l.m.Graph
-	size := e.width / e.heads
+	size, padded := e.width/e.heads, e.paddedSize()
 	w := l.weights[e.qkv]
 	w.name += "_by_head"
-	w.codes, w.scales = byHead(w.codes, w.k, e.heads, size), byHead(w.scales, 1, e.heads, size)
+	w.codes, w.scales = byHead(w.codes, w.k, e.heads, size, padded), byHead(w.scales, 1, e.heads, size, padded)
+	w.n = 3 * e.heads * padded
 	bias := none
 	if b := g.Init(e.qkv.In(inBias)); b != nil {
 		bias = names.Name(e.qkv.In(inBias) + "_by_head")
-		g.SetInit(bias, tensor.From(byHead(tensor.View[float32](b), 1, e.heads, size), 3*e.width))
+		g.SetInit(bias, tensor.From(byHead(tensor.View[float32](b), 1, e.heads, size, padded), w.n))
 	}
 	in := make([]string, 0, 16)
 	for i, n := range []*graph.Node{e.qkv, e.out, e.up, e.down} {
@@ -259,13 +268,14 @@ func orNone(name, none string) string {
 	return name
 }
 
-// byHead turns rows [3, heads, size] into [heads, 3, size].
-func byHead[T any](v []T, rows, heads, size int64) []T {
-	out := make([]T, 0, len(v))
+// byHead turns rows [3, heads, size] into [heads, 3, padded], with zeros behind
+// size.
+func byHead[T any](v []T, rows, heads, size, padded int64) []T {
+	out := make([]T, rows*3*heads*padded)
 	for r := range rows {
 		for h := range heads {
 			for p := range int64(3) {
-				out = append(out, v[((r*3+p)*heads+h)*size:][:size]...)
+				copy(out[((r*heads+h)*3+p)*padded:], v[((r*3+p)*heads+h)*size:][:size])
 			}
 		}
 	}

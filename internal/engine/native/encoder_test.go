@@ -79,7 +79,7 @@ func TestNormalizedFirstKept(t *testing.T) {
 	e := newEngine(t)
 	needBF16(t, e)
 	c := opstest.TinyBERT
-	c.Layers, c.NormFirst, c.QuickGelu = 3, true, true
+	c.Layers, c.NormFirst, c.Act = 3, true, opstest.QuickGelu
 	for name, tc := range map[string]struct {
 		value                  string // becomes an output
 		encoders, rows, others int

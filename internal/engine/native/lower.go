@@ -26,7 +26,7 @@ const (
 
 // lowering rewrites the projections of m:
 //
-//	x -> [Div s] -> QuantizeRows -> MatMulQuantized -> [Add b] -> [Gelu] -> [Sum r]
+//	x -> [Div s] -> QuantizeRows -> MatMulQuantized -> [Add b] -> [an activation] -> [Sum r]
 //
 // becomes LinearRows(x, W, s, b, r). What lies between is taken in only where
 // nobody else reads it.
@@ -127,13 +127,7 @@ func (l *lowering) projection(n *graph.Node) bool {
 			l.gone[add] = true
 		}
 	}
-	act := "gelu"
-	y, nodes := graph.GeluOf(l.m.Graph, l.ix, out)
-	if y == "" {
-		act = "quick_gelu"
-		y, nodes = graph.QuickGeluOf(l.m.Graph, l.ix, out)
-	}
-	if y != "" {
+	if y, act, nodes := graph.ActivationOf(l.m.Graph, l.ix, out); y != "" {
 		for _, x := range nodes {
 			l.gone[x] = true
 		}

@@ -244,13 +244,31 @@ const encoderTolerance = 1.5e-2
 func TestEncoder(t *testing.T) {
 	e := newEngine(t)
 	needBF16(t, e)
-	for i := range 6 {
-		c := opstest.TinyBERT
-		c.Decomposed, c.NormFirst, c.QuickGelu = i%2 == 1, i >= 2, i >= 4
-		what := fmt.Sprintf("decomposed %v, normalization first %v, QuickGELU %v", c.Decomposed, c.NormFirst, c.QuickGelu)
+	base := opstest.TinyBERT
+	for _, edit := range []func(c *opstest.BERT){
+		func(*opstest.BERT) {},
+		func(c *opstest.BERT) { c.Decomposed = true },
+		func(c *opstest.BERT) { c.NormFirst = true },
+		func(c *opstest.BERT) { c.NormFirst, c.Decomposed = true, true },
+		func(c *opstest.BERT) { c.NormFirst, c.Act = true, opstest.QuickGelu },
+		func(c *opstest.BERT) { c.NormFirst, c.Decomposed, c.Act = true, true, opstest.QuickGelu },
+		func(c *opstest.BERT) { c.Act = opstest.GeluTanh },
+		func(c *opstest.BERT) { c.Decomposed, c.Act = true, opstest.GeluTanhProduct },
+		func(c *opstest.BERT) { c.Decomposed, c.Act = true, opstest.FastGelu },
+		func(c *opstest.BERT) { c.NormFirst, c.Act = true, opstest.Silu },
+		func(c *opstest.BERT) { c.Decomposed, c.Act = true, opstest.Relu },
+		func(c *opstest.BERT) { c.Hidden, c.Heads = 72, 3 },
+		func(c *opstest.BERT) { c.Hidden, c.Heads = 80, 2 },
+		func(c *opstest.BERT) { c.Hidden, c.Heads = 72, 1 },
+		func(c *opstest.BERT) { c.Hidden, c.Heads, c.NormFirst = 80, 1, true },
+		func(c *opstest.BERT) { c.Hidden, c.Heads, c.Decomposed = 20, 4, true },
+	} {
+		c := base
+		edit(&c)
+		what := fmt.Sprintf("decomposed %v, normalization first %v, activation %d, %d heads of %d", c.Decomposed, c.NormFirst, c.Act, c.Heads, c.Hidden/c.Heads)
 		m := opstest.Native(t, c.Model(), quant.INT8Dynamic)
 		got := operators(t, e, m)
-		if got[opEncoderLayers] != 1 || got[opLinearRows]+got[opEncoderAttention]+got["MultiHeadAttention"]+got["Expand"] != 0 || got[ops.OpMatMulQuantized]+got["Erf"]+got["Gelu"]+got["Sigmoid"] != 0 {
+		if got[opEncoderLayers] != 1 || got[opLinearRows]+got[opEncoderAttention]+got["MultiHeadAttention"]+got["Expand"] != 0 || got[ops.OpMatMulQuantized]+got["Erf"]+got["Gelu"]+got["FastGelu"]+got["Tanh"]+got["Relu"]+got["Sigmoid"] != 0 {
 			t.Errorf("%s: %v", what, got)
 		}
 		path, feeds := opstest.Save(t, m), c.Feeds(3, 2, 17)

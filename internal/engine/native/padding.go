@@ -118,7 +118,7 @@ func (l *lowering) firstRow(n *graph.Node, input int) bool {
 }
 
 // rowsOf returns what all that reads value make of its rows, when that is
-// normalization or GELU.
+// normalization or an activation.
 func (l *lowering) rowsOf(value string) string {
 	if v := l.info(value); v != nil && len(v.Dims) == 3 {
 		if o, ok := l.norm(value, v.Dims[2].N); ok && o.epsilon > 0 {
@@ -128,7 +128,7 @@ func (l *lowering) rowsOf(value string) string {
 	if l.ix.IsOutput(value) {
 		return ""
 	}
-	y, _ := graph.GeluOf(l.m.Graph, l.ix, value)
+	y, _, _ := graph.ActivationOf(l.m.Graph, l.ix, value)
 	return y
 }
 

@@ -27,7 +27,7 @@ func (l *lowering) rowsFrom(value, r string, steps int) bool {
 			(n.Op == ops.OpMatMulQuantized || n.Op == opLinearRows || n.Op == opEncoderAttention) && from(0)
 	}
 	switch {
-	case n.Is("LayerNormalization"), n.Is("Sigmoid"), n.Is("Sqrt"), n.Is("Erf"), n.Is("ReduceMean") && l.overLast(n):
+	case n.Is("LayerNormalization"), n.Is("Sigmoid"), n.Is("Sqrt"), n.Is("Erf"), n.Is("Tanh"), n.Is("Relu"), n.Op == "Gelu", n.Op == "FastGelu", n.Op == "QuickGelu", n.Is("ReduceMean") && l.overLast(n):
 		return from(0)
 	case n.Is("Add"), n.Is("Sub"), n.Is("Mul"), n.Is("Div"), n.Is("Pow"), n.Is("Sum") && len(n.Inputs) == 2:
 		// Beside a constant of one dimension, or another value of these rows.

@@ -18,6 +18,8 @@ import (
 const (
 	encWidth, encHeads, encInner = 32, 2, 24
 	encConstants                 = 16 // of a layer
+	encScale                     = .25
+	encEpsilon                   = 1e-5
 )
 
 // encoder is y = EncoderLayers(x, mask, ...) with made-up weights.
@@ -157,7 +159,7 @@ func TestEncoderLayersRefuses(t *testing.T) {
 		"a huge width":             attrs(encoderAttrs(1<<60, encHeads, .25, 1e-5)),
 		"no scale":                 attrs(encoderAttrs(encWidth, encHeads, 0, 1e-5)),
 		"an epsilon below 0":       attrs(encoderAttrs(encWidth, encHeads, .25, -1)),
-		"another activation":       attrs(append(encoderAttrs(encWidth, encHeads, .25, 1e-5), attrString("activation", "relu"))),
+		"another activation":       attrs(append(encoderAttrs(encWidth, encHeads, .25, 1e-5), attrString("activation", "swish"))),
 		"another normalization":    attrs(append(encoderAttrs(encWidth, encHeads, .25, 1e-5), attrString("normalize", "last"))),
 		"padding of another kind":  attrs(append(encoderAttrs(encWidth, encHeads, .25, 1e-5), attrString("padding", "half"))),
 	} {

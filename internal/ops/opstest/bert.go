@@ -24,6 +24,20 @@ const (
 	Classifier
 )
 
+// Act is an activation and how it is written.
+type Act int
+
+// The activations.
+const (
+	Gelu            Act = iota // x (1 + erf(x / sqrt 2)) / 2, decomposed
+	QuickGelu                  // x sigmoid(1.702 x), as in CLIP
+	GeluTanh                   // 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), with Pow
+	GeluTanhProduct            // the same with x^3 as products, in another order
+	FastGelu                   // the same as an operator of com.microsoft
+	Silu                       // x sigmoid(x)
+	Relu
+)
+
 // Causal is how a mask that hides later tokens is written.
 type Causal int
 
@@ -60,8 +74,8 @@ type BERT struct {
 	// NormFirst normalizes before attention and feed-forward network instead of
 	// behind their residuals, and once behind the last layer, as ViT and CLIP do.
 	NormFirst bool
-	// QuickGelu is x sigmoid(1.702 x) instead of GELU, as in CLIP.
-	QuickGelu bool
+	// Act is the activation of the feed-forward network.
+	Act Act
 	// Causal hides later tokens too.
 	Causal Causal
 	Seed   uint64
@@ -304,13 +318,50 @@ func (b *bert) layer(p, x, mask string) string {
 	return b.norm(f, f+"residual")
 }
 
-// gelu is x (1 + erf(x / sqrt 2)) / 2, decomposed as exporters do below opset 20.
+// gelu is the activation of x, decomposed as exporters do.
 func (b *bert) gelu(p, x string) string {
-	if b.QuickGelu {
+	if b.Act == GeluTanh || b.Act == GeluTanhProduct {
+		b.scalar("half", .5)
+		b.scalar("cube", .044715)
+		b.scalar("root_2_pi", float32(math.Sqrt(2/math.Pi)))
+	}
+	switch b.Act {
+	case Gelu:
+	case QuickGelu:
 		b.scalar("quick", 1.702)
 		b.op("Mul", p+"gelu.scaled", x+" quick")
 		b.op("Sigmoid", p+"gelu.sigmoid", p+"gelu.scaled")
 		return b.op("Mul", p+"gelu", x+" "+p+"gelu.sigmoid")
+	case GeluTanh:
+		b.scalar("three", 3)
+		b.op("Mul", p+"gelu.half", x+" half")
+		b.op("Pow", p+"gelu.cube", x+" three")
+		b.op("Mul", p+"gelu.cubed", p+"gelu.cube cube")
+		b.op("Add", p+"gelu.sum", x+" "+p+"gelu.cubed")
+		b.op("Mul", p+"gelu.inner", p+"gelu.sum root_2_pi")
+		b.op("Tanh", p+"gelu.tanh", p+"gelu.inner")
+		b.op("Add", p+"gelu.shifted", p+"gelu.tanh one_f")
+		return b.op("Mul", p+"gelu", p+"gelu.half "+p+"gelu.shifted")
+	case GeluTanhProduct:
+		b.op("Mul", p+"gelu.square", x+" "+x)
+		b.op("Mul", p+"gelu.cube", x+" "+p+"gelu.square")
+		b.op("Mul", p+"gelu.cubed", "cube "+p+"gelu.cube")
+		b.op("Add", p+"gelu.sum", x+" "+p+"gelu.cubed")
+		b.op("Mul", p+"gelu.inner", "root_2_pi "+p+"gelu.sum")
+		b.op("Tanh", p+"gelu.tanh", p+"gelu.inner")
+		b.op("Add", p+"gelu.shifted", "one_f "+p+"gelu.tanh")
+		b.op("Mul", p+"gelu.product", x+" "+p+"gelu.shifted")
+		return b.op("Mul", p+"gelu", "half "+p+"gelu.product")
+	case FastGelu:
+		b.op("FastGelu", p+"gelu", x)
+		b.m.Graph.Nodes[len(b.m.Graph.Nodes)-1].Domain = graph.DomainMS
+		b.m.Require(graph.DomainMS, 1)
+		return p + "gelu"
+	case Silu:
+		b.op("Sigmoid", p+"gelu.sigmoid", x)
+		return b.op("Mul", p+"gelu", x+" "+p+"gelu.sigmoid")
+	case Relu:
+		return b.op("Relu", p+"gelu", x)
 	}
 	b.scalar("root2", math.Sqrt2)
 	b.scalar("half", .5)
