@@ -74,8 +74,8 @@ ifneq ($(CMAKE),)
 	@$(CMAKE) --build build/cpu-asan --parallel $(shell nproc) --target fewbit_cpu_test
 	build/cpu-asan/fewbit_cpu_test
 # The lower levels that this processor has; one that it lacks runs the highest again.
-	FEWBIT_CPU_LEVEL=avx2-vnni build/cpu-asan/fewbit_cpu_test int8
-	FEWBIT_CPU_LEVEL=avx2 build/cpu-asan/fewbit_cpu_test int8
+	FEWBIT_CPU_LEVEL=avx2-vnni build/cpu-asan/fewbit_cpu_test int
+	FEWBIT_CPU_LEVEL=avx2 build/cpu-asan/fewbit_cpu_test int
 else
 	@echo "test-cpu: needs cmake; left out"
 endif
@@ -100,9 +100,9 @@ else
 	@mkdir -p build
 	@$(CMAKE) -S cpu -B build/cpu-arm -DCMAKE_BUILD_TYPE=Release -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(ARM_CXX) -DCMAKE_EXE_LINKER_FLAGS=-static >build/cpu-arm.log 2>&1 || { cat build/cpu-arm.log; exit 1; }
 	@$(CMAKE) --build build/cpu-arm --parallel $(shell nproc) --target fewbit_cpu_test
-	qemu-aarch64 -cpu max build/cpu-arm/fewbit_cpu_test int8
+	qemu-aarch64 -cpu max build/cpu-arm/fewbit_cpu_test int
 # A processor without dot products.
-	qemu-aarch64 -cpu cortex-a72 build/cpu-arm/fewbit_cpu_test int8
+	qemu-aarch64 -cpu cortex-a72 build/cpu-arm/fewbit_cpu_test int
 	qemu-aarch64 -cpu max build/cpu-arm/fewbit_cpu_test bf16
 	qemu-aarch64 -cpu max build/cpu-arm/fewbit_cpu_test attention_
 	qemu-aarch64 -cpu max build/cpu-arm/fewbit_cpu_test encoder_

@@ -156,7 +156,7 @@ struct Run {
   struct Ahead {
     const void *at = nullptr;
     int64_t bytes = 0;
-    static Ahead of(const Int8Weight &w, int64_t panel) { return {w.panel(panel), w.padded_k() * kPanel}; }
+    static Ahead of(const Int8Weight &w, int64_t panel) { return {w.panel(panel), w.panel_bytes()}; }
   };
   void multiply(const Projection &p, const uint8_t *codes, const RowScale *scales, int64_t count, int64_t p0, int64_t p1, Activation act,
                 const float *residual, float *to, Ahead after) const {

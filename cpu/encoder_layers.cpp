@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "encoder.hpp"
+#include "int4.hpp"
 #include "operators.hpp"
 
 namespace fewbit {
@@ -18,6 +19,7 @@ const char *const kNames[kOfLayer] = {"QKV",    "QKV divisor",  "QKV bias",  "Ou
 // Reads the constants of one layer after the other.
 struct Reader {
   const Node &node;
+  std::vector<std::vector<int8_t>> &expanded;
   size_t next = kFirst;
 
   std::string name() const { return "EncoderLayers: layer " + std::to_string((next - kFirst) / kOfLayer) + ": " + kNames[(next - kFirst) % kOfLayer]; }
@@ -37,7 +39,7 @@ struct Reader {
     const std::string what = name();
     const Tensor t = node.constant(next++, what.c_str());
     if (t.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8) refuse(what + " must be UINT8");
-    if (const char *why = int8_view(t.data, size_t(t.count()), &p.w)) refuse(what + " " + why);
+    if (const char *why = weight_view(t.data, size_t(t.count()), &p.w, &expanded.emplace_back())) refuse(what + " " + why);
     if (p.w.k != k || (n && p.w.n != n)) refuse(what + " has other dimensions than the layer");
     p.divisor = vector(p.w.k, true), p.bias = vector(p.w.n, true);
     return p;
@@ -46,6 +48,7 @@ struct Reader {
 
 struct EncoderLayers final : Kernel {
   Encoder e;
+  std::vector<std::vector<int8_t>> expanded;
   int threads = 1;
   std::mutex mutex;
   std::vector<std::unique_ptr<EncoderMemory>> idle; // of calls that have ended
@@ -67,7 +70,7 @@ struct EncoderLayers final : Kernel {
     if (!std::isfinite(e.epsilon) || e.epsilon < 0) refuse("EncoderLayers: epsilon must be a number from 0 on");
     const size_t constants = node.inputs() < kFirst ? 0 : node.inputs() - kFirst, layers = constants / kOfLayer;
     if (constants % kOfLayer != 0 || layers < 1 || layers > size_t(kEncoderMaxLayers)) refuse("EncoderLayers: needs X, Bias and " + std::to_string(kOfLayer) + " constants for each of 1 to " + std::to_string(kEncoderMaxLayers) + " layers");
-    Reader in{node};
+    Reader in{node, expanded};
     for (size_t i = 0; i < layers; i++) {
       EncoderLayer l;
       l.qkv = in.projection(hidden, 3 * e.heads * e.padded_size());

@@ -12,7 +12,7 @@
 
 // Changes whenever a function here, a packed layout or an operator changes, and
 // kernelsABI in internal/engine/ort/kernels.go with it.
-#define FEWBIT_CPU_ABI 9
+#define FEWBIT_CPU_ABI 10
 
 #ifdef __cplusplus
 extern "C" {
@@ -43,10 +43,19 @@ typedef struct fewbit_cpu_api {
   // most FEWBIT_CPU_INT8_MAX_K.
   size_t (*int8_packed_size)(int64_t k, int64_t n);
   void (*int8_pack)(const int8_t *w, const float *scales, int64_t k, int64_t n, int64_t first, int64_t last, void *to);
+  // The same for 4-bit weights, whose values are (code - 8) * step; k is a multiple
+  // of FEWBIT_CPU_INT4_BLOCK. Byte [b,i,c] of codes [k/32,16,n] has those of rows
+  // 32 b + i (low bits) and 32 b + 16 + i of column c; steps are [k/32,n],
+  // -FEWBIT_CPU_INT4_MAX_STEP..FEWBIT_CPU_INT4_MAX_STEP.
+  size_t (*int4_packed_size)(int64_t k, int64_t n);
+  void (*int4_pack)(const uint8_t *codes, const int8_t *steps, const float *scales, int64_t k, int64_t n, int64_t first, int64_t last,
+                    void *to);
 } fewbit_cpu_api;
 
 #define FEWBIT_CPU_MAX_DIM (1 << 20)
 #define FEWBIT_CPU_INT8_MAX_K 65792
+#define FEWBIT_CPU_INT4_BLOCK 32
+#define FEWBIT_CPU_INT4_MAX_STEP 15
 #define FEWBIT_CPU_PANEL 48
 
 // The functions of this process's processor, NULL when the library has another

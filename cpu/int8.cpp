@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "int4.hpp"
 #include "level.hpp"
 
 namespace fewbit {
@@ -53,10 +54,13 @@ void multiply(const Int8Product &p, int64_t r0, int64_t r1, int64_t p0, int64_t 
     for (int64_t r = r0; r < r1; r++) {
       int32_t sum[kPanel] = {};
       const uint8_t *a = codes + (r - r0) * kp;
-      const int8_t *b = p.w.panel(panel);
-      for (int64_t k = 0; k < kp; k += 4, b += 4 * kPanel)
+      const int8_t *b = p.w.four ? nullptr : p.w.panel(panel);
+      int8_t block[kInt4Block * kPanel];
+      for (int64_t k = 0; k < kp; k += 4, b += 4 * kPanel) {
+        if (p.w.four && k % kInt4Block == 0) int4_expand(p.w, panel, k, k + kInt4Block, block), b = block;
         for (int64_t c = 0; c < columns; c++)
           for (int64_t i = 0; i < 4; i++) sum[c] += int32_t(a[k + i]) * b[4 * c + i];
+      }
       int8_finish(p, r, panel, columns, sum, scales[r - r0]);
     }
   }

@@ -33,13 +33,15 @@ inline constexpr char kInt8Magic[16] = "fewbit int8 1";
 // A packed weight where it lies.
 struct Int8Weight {
   int64_t k = 0, n = 0;
+  bool four = false; // the panels are those of int4.hpp, which int8_plain and int8_avx512 take
   const int8_t *panels = nullptr;
   const int32_t *sums = nullptr; // [n padded]
   const float *scales = nullptr; // [n padded]
 
   int64_t padded_k() const { return (k + kInt8Step - 1) / kInt8Step * kInt8Step; }
   int64_t panel_count() const { return (n + kPanel - 1) / kPanel; }
-  const int8_t *panel(int64_t i) const { return panels + i * padded_k() * kPanel; }
+  int64_t panel_bytes() const;
+  const int8_t *panel(int64_t i) const { return panels + i * panel_bytes(); }
 };
 
 size_t int8_packed_size(int64_t k, int64_t n);

@@ -1,4 +1,7 @@
 // Compiled for AVX-512 with VNNI; runs only where level() says so.
+#include <type_traits>
+
+#include "int4.hpp"
 #include "int8_x86.hpp"
 #include "math_avx512.hpp"
 
@@ -51,20 +54,30 @@ struct Prefetch {
   }
 };
 
+// The rows of a panel that a tile is multiplied by: all of them, or some of a panel
+// in 4 bits. Then the sums lie in between until the last.
+struct Part {
+  const int8_t *b;
+  int64_t k;
+  int32_t *sums; // [tile's rows, kPanel]
+  bool first, last;
+};
+
 template <int R>
 FEWBIT_INLINE void tile(const Int8Product &p, const uint8_t *codes, const RowScale *scales, int64_t row, int64_t panel,
-                        Prefetch &next) {
+                        Prefetch &next, const Part &part) {
   const int64_t kp = p.w.padded_k(), c0 = panel * kPanel;
-  const int8_t *b = p.w.panel(panel);
+  const int8_t *b = part.b;
   __m512i acc[R][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++) {
     const __m512i zero = _mm512_set1_epi32(-scales[r].zero);
 #pragma GCC unroll 3
     for (int v = 0; v < kVectors; v++)
-      acc[r][v] = _mm512_mullo_epi32(zero, _mm512_loadu_si512(p.w.sums + c0 + 16 * v));
+      acc[r][v] = part.first ? _mm512_mullo_epi32(zero, _mm512_loadu_si512(p.w.sums + c0 + 16 * v))
+                             : _mm512_load_si512(part.sums + r * kPanel + 16 * v);
   }
-  for (int64_t k = 0; k < kp; k += kInt8Step) {
+  for (int64_t k = 0; k < part.k; k += kInt8Step) {
     next.step();
 #pragma GCC unroll 4
     for (int i = 0; i < kInt8Step / 4; i++, b += 4 * kPanel) {
@@ -82,6 +95,13 @@ FEWBIT_INLINE void tile(const Int8Product &p, const uint8_t *codes, const RowSca
                      : "m"(*four), "v"(w[0]), "v"(w[1]), "v"(w[2]));
       }
     }
+  }
+  if (!part.last) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 3
+      for (int v = 0; v < kVectors; v++) _mm512_store_si512(part.sums + r * kPanel + 16 * v, acc[r][v]);
+    return;
   }
 #pragma GCC unroll 3
   for (int v = 0; v < kVectors; v++) {
@@ -109,29 +129,89 @@ FEWBIT_INLINE void tile(const Int8Product &p, const uint8_t *codes, const RowSca
   }
 }
 
+// Calls f(rows, r) for the tiles of rows [0,n).
+template <class F> FEWBIT_INLINE void tiles(int64_t n, const F &f) {
+  int64_t r = 0;
+  for (; r + kRows <= n; r += kRows) f(std::integral_constant<int, kRows>{}, r);
+  switch (n - r) {
+  case 1: f(std::integral_constant<int, 1>{}, r); break;
+  case 2: f(std::integral_constant<int, 2>{}, r); break;
+  case 3: f(std::integral_constant<int, 3>{}, r); break;
+  case 4: f(std::integral_constant<int, 4>{}, r); break;
+  case 5: f(std::integral_constant<int, 5>{}, r); break;
+  case 6: f(std::integral_constant<int, 6>{}, r); break;
+  case 7: f(std::integral_constant<int, 7>{}, r); break;
+  default: break;
+  }
+}
+
+// int4_expand of `rows` rows from steps and codes on: a word of two codes 0..15 times
+// a magnitude up to 15 has both products in its bytes, and (code - 8) * step is that
+// product less 8 steps, or 7 where codes are turned around.
+void expand(const uint8_t *steps, const uint8_t *codes, int64_t rows, int8_t *to) {
+  const __m512i nibble = _mm512_set1_epi8(15);
+  const __m512i everywhere = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+  for (int64_t k = 0; k < rows; k += kInt4Block, steps += kPanel, codes += kInt4BlockBytes, to += kInt4Block * kPanel) {
+    __m512i step[kVectors], zero[kVectors];
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; v++) {
+      const __m512i s = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(steps + 16 * v)));
+      const __m512i magnitude = _mm512_and_si512(s, nibble);
+      const __m512i turned = _mm512_srli_epi32(_mm512_and_si512(s, _mm512_set1_epi32(kInt4Negative)), 4);
+      const __m512i shift = _mm512_sub_epi32(_mm512_slli_epi32(magnitude, 3), _mm512_mullo_epi16(magnitude, turned));
+      step[v] = _mm512_shuffle_epi8(magnitude, everywhere);
+      step[v] = _mm512_and_si512(step[v], _mm512_set1_epi16(15)); // of a word
+      zero[v] = _mm512_shuffle_epi8(shift, everywhere);
+    }
+#pragma GCC unroll 4
+    for (int g = 0; g < kInt4Block / 8; g++)
+#pragma GCC unroll 3
+      for (int v = 0; v < kVectors; v++) {
+        const __m512i pair = _mm512_loadu_si512(codes + (g * kVectors + v) * 64);
+        const __m512i low = _mm512_and_si512(pair, nibble), high = _mm512_and_si512(_mm512_srli_epi16(pair, 4), nibble);
+        int8_t *const at = to + (g * kVectors + v) * 64;
+        _mm512_store_si512(at, _mm512_sub_epi8(_mm512_mullo_epi16(low, step[v]), zero[v]));
+        _mm512_store_si512(at + kInt4Block / 2 * kPanel, _mm512_sub_epi8(_mm512_mullo_epi16(high, step[v]), zero[v]));
+      }
+  }
+}
+
+// Rows of a panel in 4 bits that are expanded at a time, and rows of the product
+// that take them: both lie in the first-level cache.
+constexpr int64_t kPartK = 256, kPartRows = 64;
+static_assert(kPartK % kInt4Block == 0);
+
+void multiply4(const Int8Product &p, int64_t rows, int64_t row, int64_t panel, const uint8_t *codes, const RowScale *scales, Prefetch &next) {
+  alignas(64) int8_t expanded[kPartK * kPanel];
+  alignas(64) int32_t sums[kPartRows * kPanel];
+  const int64_t k = p.w.k;
+  const auto *const of_step = reinterpret_cast<const uint8_t *>(p.w.panel(panel)), *const of_codes = of_step + int4_steps_bytes(k);
+  for (int64_t r0 = 0; r0 < rows; r0 += kPartRows)
+    for (int64_t k0 = 0; k0 < k; k0 += kPartK) {
+      const int64_t n = std::min(kPartK, k - k0), block = k0 / kInt4Block;
+      expand(of_step + block * kPanel, of_codes + block * kInt4BlockBytes, n, expanded);
+      tiles(std::min(kPartRows, rows - r0), [&](auto height, int64_t r) __attribute__((always_inline)) {
+        tile<height>(p, codes + (r0 + r) * k + k0, scales + r0 + r, row + r0 + r, panel, next, {expanded, n, sums + r * kPanel, k0 == 0, k0 + n == k});
+      });
+    }
+}
+
 void multiply(const Int8Product &p, int64_t r0, int64_t r1, int64_t p0, int64_t p1, const uint8_t *codes,
               const RowScale *scales) {
-  const int64_t kp = p.w.padded_k(), bytes = kp * kPanel;
+  const int64_t kp = p.w.padded_k(), bytes = p.w.panel_bytes();
   const int64_t steps = (r1 - r0 + kRows - 1) / kRows * (kp / kInt8Step);
   for (int64_t panel = p0; panel < p1; panel++) {
     const bool after = panel + 1 == p1 && p.after;
     const char *at = after ? static_cast<const char *>(p.after) : reinterpret_cast<const char *>(p.w.panel(panel + 1));
     const int64_t ahead = after ? p.after_bytes : panel + 1 < p.w.panel_count() ? bytes : 0;
     Prefetch next{at, at + ahead, int((ahead / 64 + steps - 1) / steps)};
-    int64_t r = r0;
-    for (; r + kRows <= r1; r += kRows) tile<kRows>(p, codes + (r - r0) * kp, scales + (r - r0), r, panel, next);
-    const uint8_t *rest = codes + (r - r0) * kp;
-    const RowScale *s = scales + (r - r0);
-    switch (r1 - r) {
-    case 1: tile<1>(p, rest, s, r, panel, next); break;
-    case 2: tile<2>(p, rest, s, r, panel, next); break;
-    case 3: tile<3>(p, rest, s, r, panel, next); break;
-    case 4: tile<4>(p, rest, s, r, panel, next); break;
-    case 5: tile<5>(p, rest, s, r, panel, next); break;
-    case 6: tile<6>(p, rest, s, r, panel, next); break;
-    case 7: tile<7>(p, rest, s, r, panel, next); break;
-    default: break;
+    if (p.w.four) {
+      multiply4(p, r1 - r0, r0, panel, codes, scales, next);
+      continue;
     }
+    tiles(r1 - r0, [&](auto height, int64_t r) __attribute__((always_inline)) {
+      tile<height>(p, codes + r * kp, scales + r, r0 + r, panel, next, {p.w.panel(panel), kp, nullptr, true, true});
+    });
   }
 }
 

@@ -1,6 +1,6 @@
 // fewbit.LinearRows(X, W, Divisor, B, Residual) -> Y: a projection of the native
 // form (docs/ops.md) with all that stands around it; see int8.hpp.
-#include "int8.hpp"
+#include "int4.hpp"
 #include "operators.hpp"
 #include "tasks.hpp"
 
@@ -21,12 +21,13 @@ namespace {
 
 struct LinearRows final : Kernel {
   Int8Weight w;
+  std::vector<int8_t> expanded;
   Activation act = Activation::none;
   int threads = 1;
 
   explicit LinearRows(const Node &node) : threads(node.threads()) {
     const Tensor t = node.constant(1, "LinearRows: W");
-    if (const char *why = int8_view(t.data, size_t(t.count()), &w)) refuse(std::string("LinearRows: W ") + why);
+    if (const char *why = weight_view(t.data, size_t(t.count()), &w, &expanded)) refuse(std::string("LinearRows: W ") + why);
     if (node.integer("N", -1) != w.n) refuse("LinearRows: attribute N is not the number of W's columns");
     act = activation_of(node, "LinearRows");
   }

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "encoder.hpp"
+#include "int4.hpp"
 #include "level.hpp"
 #include "test.hpp"
 
@@ -25,6 +26,7 @@ struct Made {
   Encoder e;
   std::vector<std::unique_ptr<void, decltype(&std::free)>> packed;
   std::vector<std::vector<float>> floats;
+  std::vector<std::vector<int8_t>> expanded;
 
   const float *vector(int64_t n, float center, float scale) {
     floats.push_back(gauss(size_t(n), uint32_t(floats.size() + 1), scale));
@@ -37,11 +39,16 @@ struct Made {
     std::vector<int8_t> w(size_t(k * n));
     for (size_t i = 0; i < w.size(); i++) w[i] = int64_t(i) % n % step < used ? int8_t(int(r() % 255) - 127) : int8_t(0);
     const std::vector<float> scales(size_t(n), 0.015f / std::sqrt(float(k)));
-    const size_t bytes = int8_packed_size(k, n);
+    // Every second weight is in 4 bits, where its rows make whole blocks.
+    const bool four = packed.size() % 2 == 1 && int4_packed_size(k, n) > 0;
+    const size_t bytes = four ? int4_packed_size(k, n) : int8_packed_size(k, n);
     packed.emplace_back(std::aligned_alloc(64, (bytes + 63) / 64 * 64), std::free);
-    int8_pack(w.data(), scales.data(), k, n, 0, n, packed.back().get());
+    if (four)
+      int4_pack(reinterpret_cast<const uint8_t *>(w.data()), std::vector<int8_t>(size_t(k / kInt4Block * n), 13).data(), scales.data(), k, n, 0, n, packed.back().get());
+    else
+      int8_pack(w.data(), scales.data(), k, n, 0, n, packed.back().get());
     Projection p;
-    CHECK(int8_view(packed.back().get(), bytes, &p.w) == nullptr);
+    CHECK(weight_view(packed.back().get(), bytes, &p.w, &expanded.emplace_back()) == nullptr);
     if (layer % 2 == 0) p.divisor = vector(k, 0.4f, 0.3f);
     if (layer != 2) {
       p.bias = vector(n, 0, 0.1f);

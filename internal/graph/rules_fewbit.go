@@ -15,6 +15,7 @@ func init() {
 	shapeRules[DomainFewbit] = map[string]shapeRule{
 		"QuantizeRows":    (*inferrer).quantizeRows,
 		"MatMulQuantized": (*inferrer).matMulQuantized,
+		"ExpandBlocks":    (*inferrer).expandBlocks,
 	}
 }
 
@@ -32,4 +33,11 @@ func (f *inferrer) quantizeRows(n *Node) {
 
 func (f *inferrer) matMulQuantized(n *Node) {
 	f.set(n.out(0), tensor.Float32, matmulDims(f.in(n, 0).Dims, f.in(n, 3).Dims))
+}
+
+// expandBlocks: an INT8 weight of two rows for each byte of codes [blocks,16,n].
+func (f *inferrer) expandBlocks(n *Node) {
+	if c := f.in(n, 0).Dims; len(c) == 3 && c[0].N >= 0 && c[1].N >= 0 {
+		f.set(n.out(0), tensor.Int8, []Dim{{N: c[0].N * c[1].N * 2}, c[2]})
+	}
 }

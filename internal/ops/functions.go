@@ -3,6 +3,7 @@ package ops
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
 
@@ -32,12 +33,16 @@ var (
 
 // Install gives the model the functions of the domain, with bodies of standard
 // operators, so that a runtime without kernels for them computes the same.
-func Install(m *graph.Model) error {
+// Of OpExpandBlocks it does only when more names it.
+func Install(m *graph.Model, more ...string) error {
 	fs, err := functions(m.Opset())
 	if err != nil {
 		return err
 	}
 	for _, f := range fs {
+		if f.GetName() == OpExpandBlocks && !slices.Contains(more, OpExpandBlocks) {
+			continue
+		}
 		if have := m.Function(Domain, f.GetName()); have != nil {
 			if !proto.Equal(have, f) {
 				return fmt.Errorf("%w: %s.%s", ErrBody, Domain, f.GetName())
@@ -80,12 +85,12 @@ func Verify(m *graph.Model) error {
 	return nil
 }
 
-// functions returns both operators with bodies for the given opset.
+// functions returns all operators with bodies for the given opset.
 func functions(opset int64) ([]*pb.FunctionProto, error) {
 	if opset < MinOpset {
 		return nil, fmt.Errorf("%w: opset %d; the %s operators need %d or above", ErrOpset, opset, Domain, MinOpset)
 	}
-	return []*pb.FunctionProto{quantizeRows(opset), matMulQuantized(opset)}, nil
+	return []*pb.FunctionProto{quantizeRows(opset), matMulQuantized(opset), expandBlocks(opset)}, nil
 }
 
 // body collects the nodes of a function.

@@ -38,7 +38,7 @@ func (a *awqPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error) 
 		if seen < quant.AWQRows {
 			return quant.Stats{}, fmt.Errorf("input %q: %w: awq saw %d rows and needs %d; give more samples, or use weights %s", ops[0].X[0], ErrFewSamples, seen, quant.AWQRows, quant.HQQ)
 		}
-		g, err := a.solved.SolveAWQ(ctx, a.lab, m.Graph, ops, rows)
+		g, err := a.solved.SolveAWQ(ctx, a.lab, a.plan.Config, m.Graph, ops, rows)
 		if err != nil {
 			return quant.Stats{}, fmt.Errorf("input %q: %w", ops[0].X[0], err)
 		}

@@ -51,7 +51,11 @@ func (r *run) bodies(ctx context.Context) (int, error) {
 			switch {
 			case err == nil:
 				if err = r.m.SetBody(r.m.Graph.Nodes[at], attr, sub.m); err == nil && sub.m.Function(ops.Domain, ops.OpMatMulQuantized) != nil {
-					err = ops.Install(r.m)
+					var more []string
+					if sub.m.Function(ops.Domain, ops.OpExpandBlocks) != nil {
+						more = append(more, ops.OpExpandBlocks)
+					}
+					err = ops.Install(r.m, more...)
 				}
 				if err == nil {
 					err = r.m.Check()

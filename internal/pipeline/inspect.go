@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/ops"
 	"github.com/fewbit/fewbit/internal/quant"
 	"github.com/fewbit/fewbit/internal/report"
 )
@@ -152,7 +153,11 @@ func integerWork(m *graph.Model, shapes map[string][]int64) []report.Operator {
 		}
 		switch {
 		case integerOps[n.Op]:
-			out = append(out, operatorFacts(n, macs[n], true, ""))
+			op := operatorFacts(n, macs[n], true, "")
+			if w := ix.Producer(n.In(3)); w != nil && w.Op == ops.OpExpandBlocks {
+				op.Precision = "int4"
+			}
+			out = append(out, op)
 		case fusedToInteger[n.Op] && dequantized(n.In(0)) && dequantized(n.In(1)):
 			out = append(out, operatorFacts(n, macs[n], true, ""))
 		case n.Op == "MatMulNBits":

@@ -142,6 +142,9 @@ func (k *keeping) want(g *graph.Graph, p *quant.Plan, op *quant.Op, choices quan
 			fmt.Fprintf(h, "%s %d %q %d\n", name, a.GetI(), a.GetS(), a.GetInts())
 		}
 	}
+	if c.Steps() {
+		fmt.Fprintln(h, "steps")
+	}
 	fmt.Fprintf(h, "smooth %d\n", len(smooth))
 	h.Write(floatBytes(smooth))
 	out := want{key: digest(h.Sum(nil)), eight: c.Scheme != quant.INT4, dims: t.Dims, axis: op.OutAxis}

@@ -25,8 +25,8 @@ const (
 // rows are a sample, to 4 bits and puts them into s, with the divisors of the input
 // where they gain more than their multiplication costs. The gain is against no
 // divisors.
-func (s *Solved) SolveAWQ(ctx context.Context, gemm GEMM, g *graph.Graph, ops []*Op, rows *Rows) (Gain, error) {
-	t := &trial{gemm: gemm, x: rows.Values(), m: rows.Len(), k: rows.K}
+func (s *Solved) SolveAWQ(ctx context.Context, gemm GEMM, c Config, g *graph.Graph, ops []*Op, rows *Rows) (Gain, error) {
+	t := &trial{cfg: c, gemm: gemm, x: rows.Values(), m: rows.Len(), k: rows.K}
 	if err := t.weights(g, ops); err != nil {
 		return Gain{}, err
 	}
@@ -49,7 +49,8 @@ func (s *Solved) SolveAWQ(ctx context.Context, gemm GEMM, g *graph.Graph, ops []
 	least := math.Inf(1)
 	for step := range awqSteps {
 		d := awqDivisors(mean, float64(step)/awqSteps)
-		q, err := nearestInt4(multiplied(t.w, d, t.n), t.k, t.n)
+		v := multiplied(t.w, d, t.n)
+		q, err := nearestInt4(v, t.k, t.n, t.cfg.units(v, t.k, t.n))
 		if err != nil {
 			return Gain{}, err
 		}
@@ -117,7 +118,8 @@ func (t *trial) clipped(ctx context.Context, d, power []float32) (*BlockWeight, 
 		}
 		imp[j] = max(imp[j], 1e-12) // a channel that was never active still rounds to its nearest code
 	}
-	q, err := QuantizeInt4(multiplied(t.w, d, t.n), t.k, t.n, imp)
+	v := multiplied(t.w, d, t.n)
+	q, err := quantizeInt4(v, t.k, t.n, imp, bestScale, t.cfg.units(v, t.k, t.n))
 	if err != nil {
 		return nil, 0, err
 	}

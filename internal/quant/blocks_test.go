@@ -43,7 +43,7 @@ func readBlocks(t *testing.T) (c blockCases) {
 // that of rounding to nearest.
 func TestHQQ(t *testing.T) {
 	c := readBlocks(t).HQQ
-	q, err := quantizeInt4(c.W, c.K, c.N, nil, hqqBlock)
+	q, err := quantizeInt4(c.W, c.K, c.N, nil, hqqBlock, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func TestHQQ(t *testing.T) {
 		}
 		return sum
 	}
-	near, err := nearestInt4(c.W, c.K, c.N)
+	near, err := nearestInt4(c.W, c.K, c.N, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +127,7 @@ func TestAWQ(t *testing.T) {
 	m, ops, rows := awqModel(c)
 	s := NewSolved()
 	ctx := context.Background()
-	gain, err := s.SolveAWQ(ctx, PlainAlgebra{}, m.Graph, ops, rows)
+	gain, err := s.SolveAWQ(ctx, PlainAlgebra{}, Config{}, m.Graph, ops, rows)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,14 +181,14 @@ func TestAWQRefuses(t *testing.T) {
 	c.AWQ.X[3] = float32(math.Inf(1))
 	m, ops, rows := awqModel(c)
 	s := NewSolved()
-	if _, err := s.SolveAWQ(context.Background(), PlainAlgebra{}, m.Graph, ops, rows); !errors.Is(err, ErrSingular) || s.Len() > 0 {
+	if _, err := s.SolveAWQ(context.Background(), PlainAlgebra{}, Config{}, m.Graph, ops, rows); !errors.Is(err, ErrSingular) || s.Len() > 0 {
 		t.Errorf("infinite input: %v", err)
 	}
 	c.AWQ.X[3] = 0
 	c.AWQ.W = slices.Clone(c.AWQ.W)
 	c.AWQ.W[5] = float32(math.NaN())
 	m, ops, rows = awqModel(c)
-	if _, err := s.SolveAWQ(context.Background(), PlainAlgebra{}, m.Graph, ops, rows); !errors.Is(err, tensor.ErrShape) || s.Len() > 0 {
+	if _, err := s.SolveAWQ(context.Background(), PlainAlgebra{}, Config{}, m.Graph, ops, rows); !errors.Is(err, tensor.ErrShape) || s.Len() > 0 {
 		t.Errorf("NaN: %v", err)
 	}
 }

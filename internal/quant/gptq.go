@@ -116,6 +116,9 @@ type grid struct {
 	group  int
 	scales []float32
 	fit    func(x, importance []float32) float32
+	// units, one a column: the scales of groups are steps of them (stepScale); nil:
+	// they are any.
+	units []float32
 }
 
 // rounded is a weight [k,n] as codes and scales: one a column, or [groups,n].
@@ -275,6 +278,9 @@ func (s *strip) refit(r, c0, width int) {
 			s.x[q] = free[q*width+c]
 		}
 		scales[c] = s.fit(s.x, s.imp)
+		if s.units != nil {
+			scales[c] = stepScale(s.x, s.imp, scales[c], s.units[c0+c])
+		}
 	}
 }
 

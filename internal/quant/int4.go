@@ -40,15 +40,17 @@ func (q *BlockWeight) Blocks() int { return (q.K + Int4Block - 1) / Int4Block }
 // for the least squared error, each row weighted by importance (mean x^2 of its
 // input channel; nil weighs all alike).
 func QuantizeInt4(w []float32, k, n int, importance []float32) (*BlockWeight, error) {
-	return quantizeInt4(w, k, n, importance, bestScale)
+	return quantizeInt4(w, k, n, importance, bestScale, nil)
 }
 
 // nearestInt4 takes the scale of each block's value of largest magnitude.
-func nearestInt4(w []float32, k, n int) (*BlockWeight, error) {
-	return quantizeInt4(w, k, n, nil, func(x, _ []float32) float32 { return extremeScale(x) })
+func nearestInt4(w []float32, k, n int, units []float32) (*BlockWeight, error) {
+	return quantizeInt4(w, k, n, nil, func(x, _ []float32) float32 { return extremeScale(x) }, units)
 }
 
-func quantizeInt4(w []float32, k, n int, importance []float32, scale func(x, importance []float32) float32) (*BlockWeight, error) {
+// quantizeInt4 rounds w with the scale that a block's values and their importance
+// give. With units, one a column, it is a step of that unit.
+func quantizeInt4(w []float32, k, n int, importance []float32, scale func(x, importance []float32) float32, units []float32) (*BlockWeight, error) {
 	if k <= 0 || n <= 0 || len(w) != k*n || (importance != nil && len(importance) != k) {
 		return nil, fmt.Errorf("%w: %d weights for [%d,%d]", tensor.ErrShape, len(w), k, n)
 	}
@@ -71,6 +73,9 @@ func quantizeInt4(w []float32, k, n int, importance []float32, scale func(x, imp
 					}
 				}
 				s := scale(x[:rows], imp[:rows])
+				if units != nil {
+					s = stepScale(x[:rows], imp[:rows], s, units[col])
+				}
 				at := col*blocks + b
 				q.Scales[at] = s
 				codes := q.Codes[at*Int4Block/2 : (at+1)*Int4Block/2]
@@ -111,16 +116,20 @@ func bestScale(x, imp []float32) float32 {
 	for step := range clipSteps {
 		// From 1 downwards, so that the plain scale wins ties.
 		s := full * float32(1-(1-clipLeast)*float64(step)/(clipSteps-1))
-		var e float64
-		for i, v := range x {
-			d := v - nearest(v, s, -8, 7)*s
-			e += float64(d * d * imp[i])
-		}
-		if e < least {
+		if e := blockError(x, imp, s); e < least {
 			best, least = s, e
 		}
 	}
 	return best
+}
+
+// blockError is the weighted squared error of x with scale s.
+func blockError(x, imp []float32, s float32) (e float64) {
+	for i, v := range x {
+		d := v - nearest(v, s, -8, 7)*s
+		e += float64(d * d * imp[i])
+	}
+	return e
 }
 
 func code4(v, s float32) byte { return byte(nearest(v, s, -8, 7) + 8) }
@@ -158,6 +167,9 @@ func (p *BlockWeights) Name() string { return "int4-weights" }
 // Run implements Pass.
 func (p *BlockWeights) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 	g := m.Graph
+	if p.Plan.Config.Steps() {
+		return p.native(ctx, m)
+	}
 	drop := map[*graph.Node]bool{}
 	done := map[string]bool{} // weights written; tied ones share a copy
 	var added []*graph.Node

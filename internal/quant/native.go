@@ -21,7 +21,7 @@ func (c Config) byRow(op *Op) bool { return c.rows() && op.Kind == Linear }
 // checkOpset refuses models whose standard operators are too old for the
 // operators' bodies.
 func (b *planner) checkOpset(m *graph.Model) error {
-	if !b.Config.rows() || m.Opset() >= ops.MinOpset {
+	if !b.Config.rows() && !b.Config.Steps() || m.Opset() >= ops.MinOpset {
 		return nil
 	}
 	for _, op := range b.Ops {

@@ -222,7 +222,7 @@ func TestZerosSurvive(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if q4, _, err = solveInt4(ctx, PlainAlgebra{}, f, sparse, n); err != nil {
+		if q4, _, err = solveInt4(ctx, PlainAlgebra{}, f, sparse, n, nil); err != nil {
 			t.Fatal(err)
 		}
 		forms["gptq int4"] = q4.Dequantize()

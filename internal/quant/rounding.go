@@ -68,14 +68,14 @@ func (c Config) weight4(s *Solved, stats Statistics, op *Op, v []float32, k, n i
 	}
 	var q *BlockWeight
 	var err error
-	by := c.Rounds(op.Precision)
+	by, units := c.Rounds(op.Precision), c.units(v, k, n)
 	switch by {
 	case RTN:
-		q, err = nearestInt4(v, k, n)
+		q, err = nearestInt4(v, k, n, units)
 	case HQQ:
-		q, err = quantizeInt4(v, k, n, nil, hqqBlock)
+		q, err = quantizeInt4(v, k, n, nil, hqqBlock, units)
 	default:
-		q, err = QuantizeInt4(v, k, n, importance(stats, op, k))
+		q, err = quantizeInt4(v, k, n, importance(stats, op, k), bestScale, units)
 	}
 	return q, by, err
 }

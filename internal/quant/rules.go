@@ -13,7 +13,7 @@ type Precision string
 const (
 	PrecisionINT8    = Precision(INT8)        // static: range of the input from calibration data
 	PrecisionDynamic = Precision(INT8Dynamic) // range of the input measured when it runs
-	PrecisionINT4    = Precision(INT4)        // weight in 4-bit blocks, input in float
+	PrecisionINT4    = Precision(INT4)        // weight in 4-bit blocks, input in float or, for target cpu, with a range for each row
 	PrecisionFP16    = Precision(FP16)        // weight stored in half precision
 	PrecisionBF16    = Precision(BF16)        // weight stored in bfloat16
 	PrecisionFP32    = Precision("fp32")      // as it is

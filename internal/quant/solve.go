@@ -84,7 +84,7 @@ func (s *Solved) SolveGPTQ(ctx context.Context, alg Algebra, p *Plan, g *graph.G
 			v = transpose2D(v, n, k)
 		}
 		if int4 {
-			q, gain, err := solveInt4(ctx, alg, shared, v, n)
+			q, gain, err := solveInt4(ctx, alg, shared, v, n, p.Config.units(v, k, n))
 			if err != nil {
 				return nil, fmt.Errorf("operator %q: %w", op.Node.Name, err)
 			}
@@ -196,14 +196,14 @@ func solveConv(ctx context.Context, alg Algebra, c Config, v []float32, dims []i
 }
 
 // solveInt4 rounds w [k,n] in blocks of Int4Block rows, whose scales are fitted
-// when they are reached.
-func solveInt4(ctx context.Context, alg Algebra, f *factor, w []float32, n int) (*BlockWeight, Gain, error) {
-	r, err := f.round(ctx, alg, w, n, grid{lo: -8, hi: 7, group: Int4Block, fit: bestScale})
+// when they are reached: to steps of units, where there are any.
+func solveInt4(ctx context.Context, alg Algebra, f *factor, w []float32, n int, units []float32) (*BlockWeight, Gain, error) {
+	r, err := f.round(ctx, alg, w, n, grid{lo: -8, hi: 7, group: Int4Block, units: units, fit: bestScale})
 	if err != nil {
 		return nil, Gain{}, err
 	}
 	q := packInt4(r.codes, r.scales, f.k, n)
-	near, err := QuantizeInt4(w, f.k, n, f.importance())
+	near, err := quantizeInt4(w, f.k, n, f.importance(), bestScale, units)
 	if err != nil {
 		return nil, Gain{}, err
 	}

@@ -44,7 +44,9 @@ func (l *lowering) attentions() error {
 // branch is one of the three projections.
 type branch struct {
 	product          *graph.Node
-	w, scale, sum, b *tensor.Tensor // b is nil without a bias
+	w, scale, sum, b *tensor.Tensor // b is nil without a bias, w of a weight in 4 bits
+	four             *ops.Blocks
+	rows, width      int64
 }
 
 func (l *lowering) attention(n *graph.Node, heads int64, names graph.Namer) {
@@ -55,11 +57,12 @@ func (l *lowering) attention(n *graph.Node, heads int64, names graph.Namer) {
 			return
 		}
 		parts[i] = p
-		if !slices.Equal(p.product.Inputs[:3], parts[0].product.Inputs[:3]) || !slices.Equal(p.w.Dims, parts[0].w.Dims) {
+		first := parts[0]
+		if !slices.Equal(p.product.Inputs[:3], first.product.Inputs[:3]) || p.rows != first.rows || p.width != first.width || (p.four == nil) != (first.four == nil) {
 			return
 		}
 	}
-	rows, width := parts[0].w.Dims[0], parts[0].w.Dims[1]
+	rows, width := parts[0].rows, parts[0].width
 	if width%heads != 0 || width/heads > maxHeadSize {
 		return
 	}
@@ -80,12 +83,19 @@ func (l *lowering) attention(n *graph.Node, heads int64, names graph.Namer) {
 	var scales, biases [3][]float32
 	var sums [3][]int32
 	for i, p := range parts {
-		codes[i], scales[i], sums[i] = tensor.View[int8](p.w), tensor.View[float32](p.scale), tensor.View[int32](p.sum)
+		if p.four == nil {
+			codes[i] = tensor.View[int8](p.w)
+		}
+		scales[i], sums[i] = tensor.View[float32](p.scale), tensor.View[int32](p.sum)
 		if p.b != nil {
 			biases[i] = tensor.View[float32](p.b)
 		}
 	}
-	g.SetInit(in[3], tensor.From(graph.JoinColumns(codes, rows, width), rows, 3*width))
+	if parts[0].four != nil {
+		g.Nodes = append(g.Nodes, joinBlocks(g, parts, in[3], fresh))
+	} else {
+		g.SetInit(in[3], tensor.From(graph.JoinColumns(codes, rows, width), rows, 3*width))
+	}
 	g.SetInit(in[4], tensor.From(graph.JoinColumns(scales, 1, width), 3*width))
 	g.SetInit(in[5], tensor.From(graph.JoinColumns(sums, 1, width), 3*width))
 	g.SetInit(bias, tensor.From(graph.JoinColumns(biases, 1, width), 3*width))
@@ -126,11 +136,16 @@ func (l *lowering) branch(value string) (p branch, ok bool) {
 		return p, false
 	}
 	p.product, p.w, p.scale, p.sum = n, g.Init(n.In(3)), g.Init(n.In(4)), g.Init(n.In(5))
-	if p.w == nil || p.w.Type != tensor.Int8 || len(p.w.Dims) != 2 || p.sum == nil || p.sum.Type != tensor.Int32 {
+	switch p.four = l.blocks(n.In(3)); {
+	case p.four != nil:
+		p.rows, p.width = int64(p.four.K), int64(p.four.N)
+	case p.w == nil || p.w.Type != tensor.Int8 || len(p.w.Dims) != 2:
 		return p, false
+	default:
+		p.rows, p.width = p.w.Dims[0], p.w.Dims[1]
 	}
-	cols := p.w.Dims[1]
-	if !l.vector(n.In(4), cols) || p.sum.Len() != cols || p.b != nil && p.b.Len() != cols {
+	cols := p.width
+	if p.sum == nil || p.sum.Type != tensor.Int32 || !l.vector(n.In(4), cols) || p.sum.Len() != cols || p.b != nil && p.b.Len() != cols {
 		return p, false
 	}
 	return p, true

@@ -236,7 +236,12 @@ func (l *lowering) constants(e *encoderLayer, none string, names graph.Namer) ([
 	size, padded := e.width/e.heads, e.paddedSize()
 	w := l.weights[e.qkv]
 	w.name += "_by_head"
-	w.codes, w.scales = byHead(w.codes, w.k, e.heads, size, padded), byHead(w.scales, 1, e.heads, size, padded)
+	w.scales = byHead(w.scales, 1, e.heads, size, padded)
+	if w.four != nil {
+		w.four = blocksByHead(w.four, e.heads, size, padded)
+	} else {
+		w.codes = byHead(w.codes, w.k, e.heads, size, padded)
+	}
 	w.n = 3 * e.heads * padded
 	bias := none
 	if b := g.Init(e.qkv.In(inBias)); b != nil {

@@ -48,6 +48,7 @@ type weight struct {
 	codes  []int8
 	scales []float32
 	k, n   int64
+	four   *ops.Blocks // of the weight in 4 bits; codes is nil then
 }
 
 func (l *lowering) free() {
@@ -60,6 +61,11 @@ func (l *lowering) free() {
 // run returns the number of projections rewritten. A projection that is not as
 // docs/ops.md says keeps its form, in which ONNX Runtime computes what it says.
 func (l *lowering) run(ctx context.Context) (int, error) {
+	if !l.e.Kernels().BF16 { // whose kernels take weights in 4 bits
+		if err := ops.ExpandWeights(l.m); err != nil {
+			return 0, nil // what is not as docs/ops.md says runs as it stands
+		}
+	}
 	graph.InferShapes(l.m)
 	g := l.m.Graph
 	l.ix, l.gone, l.weights, l.packed = g.Index(), map[*graph.Node]bool{}, map[*graph.Node]weight{}, map[string]string{}
@@ -151,6 +157,9 @@ func (l *lowering) projection(n *graph.Node) bool {
 func (l *lowering) weight(n *graph.Node) (v weight, ok bool) {
 	g := l.m.Graph
 	w, scale, sum := g.Init(n.In(3)), g.Init(n.In(4)), g.Init(n.In(5))
+	if b := l.blocks(n.In(3)); b != nil {
+		return l.weight4(n, b)
+	}
 	if w == nil || w.Type != tensor.Int8 || len(w.Dims) != 2 || scale == nil || sum == nil || sum.Type != tensor.Int32 {
 		return v, false
 	}
@@ -169,12 +178,20 @@ func (l *lowering) pack(w weight) (string, error) {
 		return p, nil
 	}
 	size := l.e.Int8Size(int(w.k), int(w.n))
+	if w.four != nil {
+		size = l.e.Int4Size(int(w.k), int(w.n))
+	}
 	b, err := alloc(size)
 	if err != nil {
 		return "", err
 	}
 	l.maps = append(l.maps, b)
-	if err := l.e.PackInt8(w.codes, w.scales, int(w.k), int(w.n), b, l.threads); err != nil {
+	if w.four != nil {
+		err = l.e.PackInt4(w.four.Codes, w.four.Steps, w.scales, int(w.k), int(w.n), b, l.threads)
+	} else {
+		err = l.e.PackInt8(w.codes, w.scales, int(w.k), int(w.n), b, l.threads)
+	}
+	if err != nil {
 		return "", err
 	}
 	l.packed[w.name] = w.name

@@ -15,6 +15,7 @@ import (
 
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/onnx/pb"
+	"github.com/fewbit/fewbit/internal/ops"
 	"github.com/fewbit/fewbit/internal/tensor"
 )
 
@@ -174,7 +175,7 @@ func (c *bentCase) node(op string, in []string, attrs ...*pb.AttributeProto) {
 }
 
 // size is a small size around the edges of vectors, steps and panels.
-func (c *bentCase) size() int { return pick(&c.src, 1, 2, 7, 8, 15, 16, 17, 33, 48, 49, 96, 101) }
+func (c *bentCase) size() int { return pick(&c.src, 1, 2, 7, 8, 15, 16, 17, 32, 33, 48, 49, 96, 101) }
 
 // rows are the leading dimensions of an activation.
 func (c *bentCase) rows() []int64 {
@@ -216,17 +217,50 @@ type int8Weight struct {
 }
 
 func (c *bentCase) int8Weight(t *testing.T, k, n int) int8Weight {
+	return c.paddedWeight(t, k, n, 1, 1)
+}
+
+// paddedWeight has zeros in the columns of each step behind those used, and 4 bits
+// in one case of two where its rows make whole blocks.
+func (c *bentCase) paddedWeight(t *testing.T, k, n, used, step int) int8Weight {
 	w := int8Weight{k: k, n: n, codes: make([]int8, k*n), scales: make([]float32, n), packed: make([]byte, c.e.Int8Size(k, n))}
 	for i := range w.codes {
-		w.codes[i] = int8(c.r.IntN(255) - 127)
+		if i%n%step < used {
+			w.codes[i] = int8(c.r.IntN(255) - 127)
+		}
 	}
 	for i := range w.scales {
 		w.scales[i] = .015 / float32(math.Sqrt(float64(k)))
+	}
+	if size := c.e.Int4Size(k, n); size > 0 && c.src.of(2) == 1 {
+		c.int4Weight(t, &w, size, used, step)
+		return w
 	}
 	if err := c.e.PackInt8(w.codes, w.scales, k, n, w.packed, 2); err != nil {
 		t.Fatal(err)
 	}
 	return w
+}
+
+// int4Weight makes w one in 4 bits.
+func (c *bentCase) int4Weight(t *testing.T, w *int8Weight, size, used, step int) {
+	codes, steps := make([]uint8, w.k/2*w.n), make([]int8, w.k/ops.BlockRows*w.n)
+	for i := range codes {
+		codes[i] = uint8(c.r.Uint32())
+	}
+	for i := range steps {
+		if i%w.n%step < used {
+			steps[i] = int8(c.r.IntN(2*ops.MaxStep+1) - ops.MaxStep)
+		}
+	}
+	var err error
+	if w.codes, err = ops.ExpandBlocks(codes, steps, w.k, w.n); err != nil {
+		t.Fatal(err)
+	}
+	w.packed = make([]byte, size)
+	if err := c.e.PackInt4(codes, steps, w.scales, w.k, w.n, w.packed, 2); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (c *bentCase) optional(n int, f func(v []float32)) (string, []float32) {

@@ -35,7 +35,7 @@ const (
 // kernelsABI is FEWBIT_CPU_ABI once more. Go's build cache does not see changes
 // of a header outside the package: without a change here it would go on with the
 // old number, and leave the new library out.
-const kernelsABI = 9
+const kernelsABI = 10
 
 // It does not compile when they differ.
 var _ = [1]struct{}{}[kernelsABI-C.FEWBIT_CPU_ABI]
@@ -219,6 +219,26 @@ func (e *Engine) PackInt8(w []int8, scales []float32, k, n int, to []byte, threa
 	}
 	inPanels(n, threads, func(first, last C.int64_t) {
 		C.fbort_int8_pack((*C.int8_t)(unsafe.Pointer(unsafe.SliceData(w))), (*C.float)(unsafe.Pointer(unsafe.SliceData(scales))),
+			C.int64_t(k), C.int64_t(n), first, last, unsafe.Pointer(unsafe.SliceData(to)))
+	})
+	return nil
+}
+
+// Int4Size returns the size in bytes of a weight [k,n] in 4 bits packed for
+// fewbit.LinearRows, 0 when it cannot be: k has to be a multiple of ops.BlockRows.
+func (e *Engine) Int4Size(k, n int) int {
+	return int(C.fbort_int4_packed_size(C.int64_t(k), C.int64_t(n)))
+}
+
+// PackInt4 packs the operands of ExpandBlocks, codes [k/32,16,n] and steps [k/32,n],
+// with one scale a column, into to, which has Int4Size(k, n) bytes, on as many
+// threads.
+func (e *Engine) PackInt4(codes []uint8, steps []int8, scales []float32, k, n int, to []byte, threads int) error {
+	if size := e.Int4Size(k, n); size == 0 || size != len(to) || len(codes) != k/2*n || len(steps) != k/C.FEWBIT_CPU_INT4_BLOCK*n || len(scales) != n {
+		return fmt.Errorf("%w: a weight [%d,%d] of %d bytes of codes and %d steps with %d scales does not pack into %d bytes", engine.ErrModel, k, n, len(codes), len(steps), len(scales), len(to))
+	}
+	inPanels(n, threads, func(first, last C.int64_t) {
+		C.fbort_int4_pack((*C.uint8_t)(unsafe.Pointer(unsafe.SliceData(codes))), (*C.int8_t)(unsafe.Pointer(unsafe.SliceData(steps))), (*C.float)(unsafe.Pointer(unsafe.SliceData(scales))),
 			C.int64_t(k), C.int64_t(n), first, last, unsafe.Pointer(unsafe.SliceData(to)))
 	})
 	return nil

@@ -175,6 +175,10 @@ size_t fbort_int8_packed_size(int64_t k, int64_t n) { return kernels ? kernels->
 void fbort_int8_pack(const int8_t *w, const float *scales, int64_t k, int64_t n, int64_t first, int64_t last, void *to) {
   kernels->int8_pack(w, scales, k, n, first, last, to);
 }
+size_t fbort_int4_packed_size(int64_t k, int64_t n) { return kernels ? kernels->int4_packed_size(k, n) : 0; }
+void fbort_int4_pack(const uint8_t *codes, const int8_t *steps, const float *scales, int64_t k, int64_t n, int64_t first, int64_t last, void *to) {
+  kernels->int4_pack(codes, steps, scales, k, n, first, last, to);
+}
 void fbort_bf16_pack(const float *w, int64_t k, int64_t n, int64_t first, int64_t last, void *to) {
   kernels->bf16_pack(w, k, n, first, last, to);
 }

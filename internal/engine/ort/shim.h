@@ -57,6 +57,8 @@ int fbort_kernels_load(const char *lib, int *level, char *name, size_t name_len,
 OrtStatus *fbort_kernels_register(OrtSessionOptions *o);
 size_t fbort_int8_packed_size(int64_t k, int64_t n);
 void fbort_int8_pack(const int8_t *w, const float *scales, int64_t k, int64_t n, int64_t first, int64_t last, void *to);
+size_t fbort_int4_packed_size(int64_t k, int64_t n);
+void fbort_int4_pack(const uint8_t *codes, const int8_t *steps, const float *scales, int64_t k, int64_t n, int64_t first, int64_t last, void *to);
 size_t fbort_bf16_packed_size(int64_t k, int64_t n);
 void fbort_bf16_pack(const float *w, int64_t k, int64_t n, int64_t first, int64_t last, void *to);
 

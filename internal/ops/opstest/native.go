@@ -26,7 +26,13 @@ import (
 // and [-6, 6] elsewhere. The result is the same on every machine.
 func Native(t testing.TB, m *graph.Model, scheme quant.Scheme) *graph.Model {
 	t.Helper()
-	c, err := quant.Config{Scheme: scheme, Target: quant.CUDA}.WithDefaults()
+	return NativeFor(t, m, scheme, quant.CUDA)
+}
+
+// NativeFor is Native for one of the two native targets, which differ in int4.
+func NativeFor(t testing.TB, m *graph.Model, scheme quant.Scheme, target quant.Target) *graph.Model {
+	t.Helper()
+	c, err := quant.Config{Scheme: scheme, Target: target}.WithDefaults()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -150,6 +150,9 @@ func New(m *graph.Model) (*Source, error) {
 	}
 	m = m.Clone()
 	graph.LiftConstants(m)
+	if err := ops.ExpandWeights(m); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnsupported, err)
+	}
 	graph.DropIdentities(m)
 	expand(m)
 	graph.FoldConstants(m)
