@@ -33,8 +33,8 @@ def sentences(part, n):
     return out
 
 
-def embed(path, encoded):
-    s = c.session(path)
+def embed(path, encoded, session=c.session):
+    s = session(path)
     names = [i.name for i in s.get_inputs()]
     order = [next(n for n in names if key in n) for key in ("input_ids", "mask", "type")]
     return np.stack([s.run(None, c.ids_feeds(ids, order))[0][0].mean(0) for ids in encoded])

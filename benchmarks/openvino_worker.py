@@ -1,4 +1,4 @@
-"""Runs in OpenVINO's environment: quantizes a model with NNCF, or answers lines
+"""Runs in OpenVINO's environment: quantizes a model with NNCF, profiles one, or answers lines
 "BATCHES THREADS SECONDS [STREAMS]" on standard input with one JSON line of run times
 in ms. BATCHES are the lengths of made-up texts, "128" or "16,32/48,64": a slash ends a
 batch, which is padded to its longest, with a mask; "-" is one sample of the shapes that
@@ -90,8 +90,29 @@ def serve(path):
         print(json.dumps(ms), flush=True)
 
 
+def profile(path, length, threads, runs):
+    """Prints {operator and kernel: [ms a run, nodes]} by OpenVINO's own counters."""
+    core = ov.Core()
+    model = core.read_model(path)
+    given = feeds(model.inputs, [length], np.random.default_rng(1))
+    model.reshape({k: v.shape for k, v in given.items()})
+    r = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERF_COUNT": True}).create_infer_request()
+    found = {}
+    for _ in range(runs):
+        r.infer(given)
+        for p in r.profiling_info:
+            ms = p.real_time.total_seconds() * 1e3
+            if ms > 0:
+                of = found.setdefault(p.node_type + " " + p.exec_type, [0, 0])
+                of[0] += ms / runs
+                of[1] += 1 / runs
+    print(json.dumps(found))
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "quantize":
         quantize(*sys.argv[2:])
+    elif sys.argv[1] == "profile":
+        profile(sys.argv[2], *map(int, sys.argv[3:]))
     else:
         serve(sys.argv[2])

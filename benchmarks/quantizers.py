@@ -9,10 +9,15 @@ blocks of 32 with zero points; its SmoothQuant and AWQ end with an error on thes
 setting for transformers, which smooths; for images asymmetric activations and exact bias correction; the ONNX form that NNCF also writes was closer there, 12.9 dB
 and .78 of 100 images in one try with onnxruntime). Texts calibrate and judge as in accuracy.py, one sentence each, of documents that the other set has none
 of; BERT-base gets 128 of them, the others 64. Images as in vision.py. The judge is onnxruntime in Python, for
-NNCF's files OpenVINO in FP32 between the integers. A tool that takes longer than 15 minutes is ended.
+NNCF's files OpenVINO in FP32 between the integers, for PyTorch's its eager mode. PyTorch's quantizers (PT2E with the
+settings of its x86 backend, whose observers are histograms; torchao by row, with SmoothQuant, and in 4 bits to nearest and
+by HQQ, blocks of 32) get the model as a module with the same weights (quantizers_torch.py); their files keep embeddings in
+FP32. Their environment is 5.4 GB, since PyTorch brings CUDA: they run in full counts, or once it is there.
+A tool that takes longer than 15 minutes is ended.
 """
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,11 +32,15 @@ from vision import scores
 HERE = Path(__file__).parent
 LIMIT_SECONDS = 900
 CALIB, BERT_CALIB, TOKENS = 64, 128, 128
-ENVIRONMENT = {"ort": None, "onc": "onc", "nncf": "openvino"}
+ENVIRONMENT = {"ort": None, "onc": "onc", "nncf": "openvino", "torch": "torch"}
+TORCH_BYTES = 10e9  # to fetch and install it
 PLAIN = ("INT8 static, Min-Max", ("--target", "qdq", "--method", "minmax", "--no-smooth", "--no-bias-correction", "--weights", "rtn"), {"onnxruntime": "ort-static", "onnx-neural-compressor": "onc-static"})
-DEFAULT = ("INT8 static, fewbit's default", ("--target", "ort-cpu"), {"NNCF": "nncf"})
+DEFAULT = ("INT8 static, fewbit's default", ("--target", "ort-cpu"), {"NNCF": "nncf", "PyTorch PT2E": "torch-static"})
+ROWS = ("INT8 by row, dynamic, native form", ("--scheme", "int8-dynamic", "--target", "cpu"), {"torchao": "torch-row"})
+SMOOTH = ("INT8 by row, smoothed, native form", ("--target", "cpu"), {"torchao SmoothQuant": "torch-smooth"})
 DYNAMIC = ("INT8 dynamic", ("--scheme", "int8-dynamic", "--target", "ort-cpu"), {"onnxruntime": "ort-dynamic"})
-NEAREST = ("INT4 weights, to nearest", ("--scheme", "int4", "--target", "ort-cpu", "--weights", "rtn", "--operators", "@embeddings=fp32"), {"onnx-neural-compressor": "onc-rtn"})
+NEAREST = ("INT4 weights, to nearest", ("--scheme", "int4", "--target", "ort-cpu", "--weights", "rtn", "--operators", "@embeddings=fp32"), {"onnx-neural-compressor": "onc-rtn", "torchao": "torch-int4"})
+HQQ = ("INT4 weights, HQQ", ("--scheme", "int4", "--target", "ort-cpu", "--weights", "hqq", "--operators", "@embeddings=fp32"), {"torchao": "torch-hqq"})
 SOLVED = ("INT4 weights, GPTQ", ("--scheme", "int4", "--target", "ort-cpu", "--weights", "gptq", "--operators", "@embeddings=fp32"), {"onnx-neural-compressor": "onc-gptq"})
 
 
@@ -60,11 +69,16 @@ def peer(method, model, out, calibration, judged):
     """Makes a file and, where only its own runtime reads it, the answers as well."""
     seconds, rss, _ = work("make", method, model, calibration, out)
     answers = None
-    if method == "nncf":
+    if method == "nncf" or method.startswith("torch"):
         to = out.with_suffix(".npy")
         work("judge", method, out, judged, to)
         answers = np.load(to)
     return {"seconds": seconds, "rss": rss, "bytes": size(out)}, answers
+
+
+def torch_here():
+    there = (c.DEPS / "venv-torch/requirements.sha256").exists()
+    return there or c.FULL and shutil.disk_usage(c.DEPS).free > TORCH_BYTES
 
 
 def words(f):
@@ -75,10 +89,13 @@ def compare(r, name, schemes, model, ours_data, their_data, judged, judge, quali
     for scheme, args, peers in schemes:
         out = c.WORK / "quantizers-fewbit.onnx"
         own = fewbit(model, out, ours_data, args)
-        own.update(judge(answers_of(out)))
+        own.update(judge(answers_of(out, c.packed if "cpu" in args else c.session)))
         own["quality"] = quality(own)
         for tool, method in peers.items():
-            what, theirs = "%s, %s, against %s" % (name, scheme, tool), c.WORK / ("quantizers-%s.%s" % (method, "xml" if method == "nncf" else "onnx"))
+            what, theirs = "%s, %s, against %s" % (name, scheme, tool), c.WORK / ("quantizers-%s.%s" % (method, {"nncf": "xml", "torch": "pt2"}.get(method.split("-")[0], "onnx")))
+            if method.startswith("torch") and not torch_here():
+                r.row(what, words(own), "not measured: its environment is 5.4 GB; FEWBIT_BENCH=full installs it where 10 GB are free", None, "", None, n=n, fewbit_facts=own)
+                continue
             try:
                 made, answers = peer(method, model, theirs, their_data, judged)
                 made.update(judge(answers_of(theirs) if answers is None else answers))
@@ -104,9 +121,9 @@ def texts(r, name, folder, calibrate, judges):
         return {"mean": float(cos.mean()), "min": float(cos.min()), "neighbours": float((neighbours(v) == nearest).mean())}
 
     # Four bits on the small encoder only: the peer's GPTQ takes hours on BERT-base.
-    schemes = (PLAIN, DEFAULT, DYNAMIC) + ((NEAREST, SOLVED) if name == "MiniLM" else ())
+    schemes = (PLAIN, DEFAULT, DYNAMIC, ROWS, SMOOTH) + ((NEAREST, HQQ, SOLVED) if name == "MiniLM" else ())
     compare(r, name, schemes, model, data, ids, judged, judge, lambda f: "cosine %.4f, min %.4f, neighbours %.3f" % (f["mean"], f["min"], f["neighbours"]),
-            lambda a, b: a["mean"] >= b["mean"], lambda path: embed(path, held), judges)
+            lambda a, b: a["mean"] >= b["mean"], lambda path, session=c.session: embed(path, held, session), judges)
 
 
 def images(r):
@@ -120,7 +137,7 @@ def images(r):
         return {"agreement": agree / len(y), "interval95": c.wilson(agree, len(y)), "sqnr_db": float(10 * np.log10((reference ** 2).sum() / ((y - reference) ** 2).sum()))}
 
     compare(r, "EfficientNet-lite0", (PLAIN, DEFAULT), model, c.STAMPS / "calib.npz", c.STAMPS / "calib.npz", judged, judge,
-            lambda f: "agreement %.3f [%.3f, %.3f], %.1f dB" % (f["agreement"], *f["interval95"], f["sqnr_db"]), lambda a, b: a["sqnr_db"] >= b["sqnr_db"], lambda path: scores(path, unseen), len(unseen))
+            lambda f: "agreement %.3f [%.3f, %.3f], %.1f dB" % (f["agreement"], *f["interval95"], f["sqnr_db"]), lambda a, b: a["sqnr_db"] >= b["sqnr_db"], lambda path, _=None: scores(path, unseen), len(unseen))
 
 
 def main():

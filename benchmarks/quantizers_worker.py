@@ -105,5 +105,14 @@ MAKE = {"ort-static": ort_static, "ort-dynamic": ort_dynamic, "onc-static": onc_
         "nncf": nncf}
 JUDGE = {"nncf": nncf_judge}
 
+
+
+def torch(what, method):
+    import quantizers_torch as q
+    run = q.MAKE[method] if what == "make" else q.judge
+    return lambda model, samples, out: run(model, feeds(samples, ["input_ids", "attention_mask", "token_type_ids"]), out)
+
+
 if __name__ == "__main__":
-    {"make": MAKE, "judge": JUDGE}[sys.argv[1]][sys.argv[2]](*sys.argv[3:6])
+    what, method = sys.argv[1:3]
+    (torch(what, method) if method.startswith("torch") else {"make": MAKE, "judge": JUDGE}[what][method])(*sys.argv[3:6])
