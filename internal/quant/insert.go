@@ -470,20 +470,25 @@ func (w *inserter) fitBias(op *Op, q *Weight, vals []float32) bool {
 	if err != nil {
 		return false
 	}
-	raised := false
+	raised := map[int]bool{}
 	for i, v := range b {
 		i = min(i, len(q.Scales)-1)
 		need := float32(math.Abs(float64(v)) / (float64(c.Params.Scale) * biasCodes))
 		if need > q.Scales[i] {
 			q.Scales[i] = need
-			raised = true
+			raised[i] = true
 		}
 	}
-	if raised {
-		_, top := w.Plan.Config.weightScheme().Codes()
-		q.each(func(i, ch int) { q.Codes[i] = roundCode(float64(vals[i])/float64(q.Scales[ch]), top) })
+	if len(raised) == 0 {
+		return false
 	}
-	return raised
+	_, top := w.Plan.Config.weightScheme().Codes()
+	q.each(func(i, ch int) {
+		if raised[ch] { // the codes of the others may have been solved for
+			q.Codes[i] = roundCode(float64(vals[i])/float64(q.Scales[ch]), top)
+		}
+	})
+	return true
 }
 
 // biasCodes is the largest INT32 code that a bias may get: half the range,

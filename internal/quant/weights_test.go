@@ -1,12 +1,15 @@
 package quant
 
 import (
+	"context"
 	"errors"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/fewbit/fewbit/internal/calib"
+	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/tensor"
 )
 
@@ -190,5 +193,40 @@ func TestFakeQuantize(t *testing.T) {
 				t.Fatalf("%v: %v, want %v", v, got[i], want)
 			}
 		}
+	}
+}
+
+// A channel whose weights vanish beside its bias gets another scale; the codes of the
+// other channels, which were solved for, stay.
+func TestRaisedScalesLeaveOtherChannels(t *testing.T) {
+	m := model([]*graph.Value{value("x", 1, 1, 4, 4)}, []*graph.Value{value("y", 1, 2, 3, 3)}, node("Conv", "conv", "x w b", "c"), node("Relu", "relu", "c", "r"), node("Identity", "out", "r", "y"))
+	w := []float32{1e-15, 0, -1e-15, 0, 0.4, -1, 0.26, 0.1}
+	m.Graph.SetInit("w", tensor.From(w, 2, 1, 2, 2))
+	m.Graph.SetInit("b", tensor.From([]float32{5, 0.1}, 2))
+	cfg, err := Config{}.WithDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := NewPlan(m, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q, err := QuantizeWeight(w, []int64{2, 1, 2, 2}, 0, PerChannel, calib.S8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	solved := []int8{52, -126, 32, 14} // none is the nearest
+	copy(q.Codes[4:], solved)
+	s := NewSolved()
+	s.Int8["c"] = q
+	if _, err := (&Insert{Plan: p, Choices: fixed(p, ""), Solved: s}).Run(context.Background(), m); err != nil {
+		t.Fatal(err)
+	}
+	got := tensor.View[int8](m.Graph.Init("w_quantized"))
+	if scales := tensor.View[float32](m.Graph.Init("w_scale")); scales[0] <= q.Scales[0] {
+		t.Errorf("the first channel's scale is %g still: its bias does not fit", scales[0])
+	}
+	if !slices.Equal(got[4:], solved) {
+		t.Errorf("codes %v became %v", solved, got[4:])
 	}
 }
