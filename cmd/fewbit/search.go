@@ -31,7 +31,7 @@ type searchFlags struct {
 	operators                                                    rulesValue
 	samples, evalSamples, maxTokens                              int
 	maxLoss                                                      lossValue
-	maxSize                                                      app.Bytes
+	maxSize, maxMemory                                           app.Bytes
 	slo, timeLimit                                               time.Duration
 	noSmooth, noBias, equalize, restart, asJSON                  bool
 	engine                                                       engineFlags
@@ -83,6 +83,7 @@ next start and other forms read them. Exit status 1 when nothing meets what was 
 	f.Var(&q.maxLoss, "max-loss", "accuracy budget, relative to FP32 (1% or 0.01); without labels: of the mean cosine, or of few classes' expected accuracy")
 	f.DurationVar(&q.slo, "slo", 0, "latency target for the 99th percentile (0: none)")
 	f.Var(&q.maxSize, "max-size", "largest file, with its external data (0: any)")
+	f.Var(&q.maxMemory, "max-memory", "stay below this much resident memory, in smaller steps that take longer; trials that do not fit are refused (0: no ceiling)")
 	f.DurationVar(&q.timeLimit, "time-limit", pipeline.DefaultTimeLimit, "end after this long; what was found stays")
 	f.StringSliceVar(&q.targets, "targets", nil, "graph forms to choose from: ort-cpu, cpu or cuda (the native form, which is fast in fewbit only), qdq, qoperator (default ort-cpu)")
 	f.StringVar(&q.method, "method", "", "range method: auto, minmax, entropy, percentile[:P], mse or moving-average (default auto)")
@@ -185,6 +186,8 @@ func (q *searchFlags) request(model string) (req pipeline.SearchRequest, err err
 		return req, usagef("search: --calib DATA is missing: give samples to calibrate with")
 	case q.samples < 0 || q.evalSamples < 0 || q.maxTokens < 0:
 		return req, usagef("search: --samples %d, --eval-samples %d, --max-tokens %d: none may be negative", q.samples, q.evalSamples, q.maxTokens)
+	case q.maxMemory != 0 && q.maxMemory < pipeline.MinCeiling:
+		return req, usagef("search: --max-memory %s: expected 0 (no ceiling) or at least %d MiB", q.maxMemory.String(), pipeline.MinCeiling>>20)
 	case q.slo < 0 || q.timeLimit <= 0:
 		return req, usagef("search: --slo %v, --time-limit %v: expected a target of 0 or more and a limit above 0", q.slo, q.timeLimit)
 	}
@@ -193,8 +196,8 @@ func (q *searchFlags) request(model string) (req pipeline.SearchRequest, err err
 		Config: quant.Config{Method: q.method, Weights: quant.WeightMethod(q.weights), Exclude: q.exclude, Rules: q.operators.rules,
 			NoSmooth: q.noSmooth, NoBiasCorrection: q.noBias, Equalize: q.equalize, ReduceRange: pipeline.SaturatesU8S8()},
 		MaxLoss: float64(q.maxLoss), SLO: q.slo, MaxBytes: int64(q.maxSize), Samples: q.samples, EvalSamples: q.evalSamples, MaxTokens: q.maxTokens,
-		Precision: pipeline.Precision(q.precision), TimeLimit: q.timeLimit, Restart: q.restart, Command: os.Args,
-		Words: pipeline.Words{Calib: "--calib DATA", Eval: "--eval DATA"},
+		MaxMemory: int64(q.maxMemory), Precision: pipeline.Precision(q.precision), TimeLimit: q.timeLimit, Restart: q.restart, Command: os.Args,
+		Words: pipeline.Words{Calib: "--calib DATA", Eval: "--eval DATA", MaxMemory: "--max-memory"},
 	}
 	for _, t := range q.targets {
 		if slices.Contains(req.Targets, quant.Target(t)) {

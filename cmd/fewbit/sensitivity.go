@@ -15,7 +15,7 @@ import (
 func newSensitivityCommand() *cobra.Command {
 	var (
 		calib, eval, out, scheme, target, weights string
-		asJSON                                    bool
+		asJSON, equalize                          bool
 		top, evalSamples                          int
 		exclude                                   []string
 		operators                                 rulesValue
@@ -67,7 +67,7 @@ operator quantized, and with all but this one. Bias correction and embeddings st
 			m := newMeter()
 			rep, err := p.Sensitivity(cmd.Context(), pipeline.SensitivityRequest{
 				Model: args[0], Calib: calib, Eval: eval, Samples: data.samples, EvalSamples: evalSamples, MaxTokens: data.maxTokens, Top: top, Precision: pipeline.Precision(precision), Command: os.Args,
-				Config: quant.Config{Scheme: quant.Scheme(scheme), Target: quant.Target(target), Weights: quant.WeightMethod(weights), Exclude: exclude, Rules: operators.rules, ReduceRange: pipeline.SaturatesU8S8()},
+				Config: quant.Config{Scheme: quant.Scheme(scheme), Target: quant.Target(target), Weights: quant.WeightMethod(weights), Exclude: exclude, Rules: operators.rules, Equalize: equalize, ReduceRange: pipeline.SaturatesU8S8()},
 				Words:  pipeline.Words{Calib: "--calib DATA", Eval: "--eval DATA"},
 			}, m.show)
 			m.done()
@@ -86,6 +86,7 @@ operator quantized, and with all but this one. Bias correction and embeddings st
 	f.StringVar(&weights, "weights", "", "how weights are rounded: auto, rtn, mse, gptq, adaround, hqq or, in 4 bits, awq (default auto)")
 	f.StringSliceVar(&exclude, "exclude", nil, "operator names or types that stay in float")
 	f.Var(&operators, "operators", "precision of single operators, MATCH=int8|int8-dynamic|int4|fp16|bf16|fp32")
+	f.BoolVar(&equalize, "equalize", false, equalizeHelp)
 	f.IntVar(&top, "top", 0, fmt.Sprintf("measure this many operators, the worst by the proxy (0: %d; -1: all)", pipeline.DefaultSensitivityTop))
 	f.IntVar(&evalSamples, "eval-samples", 0, fmt.Sprintf("judge on this many samples (0: %d)", pipeline.DefaultSensitivitySamples))
 	f.StringVar(&precision, "precision", "", precisionHelp)

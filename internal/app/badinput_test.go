@@ -259,6 +259,12 @@ func TestBadJobs(t *testing.T) {
 		{"operators in an unknown precision", job(func(s *jobs.Spec) { s.Operators = []string{"MatMul=fp8"} }), 400, []string{`"fp8"`, "int8-dynamic"}},
 		{"equalize without calibration", job(func(s *jobs.Spec) { s.Scheme, s.Calibration, s.Equalize = "int8-dynamic", nil, true }), 400, []string{"equalization", `"calibration": {"dataset": NAME}`}},
 		{"gptq without calibration", job(func(s *jobs.Spec) { s.Scheme, s.Calibration, s.Weights = "int4", nil, "gptq" }), 400, []string{"gptq", `"calibration": {"dataset": NAME}`}},
+		{"rules that leave something, without calibration", job(func(s *jobs.Spec) { s.Calibration, s.Operators = nil, []string{"/h1=fp32"} }), 400, []string{"calibration data", `"calibration": {"dataset": NAME}`}},
+		{"a search of embeddings alone", job(func(s *jobs.Spec) {
+			s.Scheme, s.Calibration, s.Operators = schemeSearch, nil, []string{"*=fp32", "@embeddings=int4"}
+		}), 400, []string{"calibration"}},
+		{"a negative ceiling", job(func(s *jobs.Spec) { s.MaxMemoryMB = -1 }), 400, []string{"max_memory_mb", "no ceiling"}},
+		{"a ceiling below the program", job(func(s *jobs.Spec) { s.MaxMemoryMB = 1 }), 400, []string{`"max_memory_mb" is 1`, "at least 135"}},
 		{"wrong name", calib("wrong-name"), 400, []string{`"x"`, "pixels"}},
 		{"wrong rank", calib("wrong-rank"), 400, []string{"x"}},
 		{"wrong width", calib("wrong-width"), 400, []string{"5", fmt.Sprint(mlpInputs)}},

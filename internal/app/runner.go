@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path"
 	"path/filepath"
@@ -117,7 +118,11 @@ func (a *App) request(ctx context.Context, spec jobs.Spec, in *jobs.Inputs, src 
 			Symmetric: spec.Symmetric, Method: spec.Method, Weights: quant.WeightMethod(spec.Weights), Exclude: spec.Exclude, Equalize: spec.Equalize, ReduceRange: pipeline.SaturatesU8S8(),
 		},
 		Samples: spec.Samples, MaxLoss: spec.MaxLoss, SLO: time.Duration(spec.SLOms * float64(time.Millisecond)), Force: spec.Force,
-		Words: pipeline.Words{Calib: `"calibration": {"dataset": NAME}`, Eval: `"evaluation": {"dataset": NAME}`, Force: `"force": true`},
+		Words:     pipeline.Words{Calib: `"calibration": {"dataset": NAME}`, Eval: `"evaluation": {"dataset": NAME}`, Force: `"force": true`, MaxMemory: `"max_memory_mb"`},
+		MaxMemory: int64(math.Ceil(spec.MaxMemoryMB * 1e6)),
+	}
+	if req.MaxMemory > 0 && req.MaxMemory < pipeline.MinCeiling {
+		return req, fmt.Errorf("%w: \"max_memory_mb\" is %g: give 0 for no ceiling, or at least %d", quant.ErrConfig, spec.MaxMemoryMB, int(math.Ceil(pipeline.MinCeiling/1e6)))
 	}
 	if spec.Scheme == schemeSearch {
 		req.Config.Scheme = quant.INT8 // in which what all trials have in common is checked

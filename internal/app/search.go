@@ -51,7 +51,7 @@ func (a *App) search(ctx context.Context, id string, p pipeline.Pipeline, req pi
 	}
 	found, err := p.Search(ctx, pipeline.SearchRequest{
 		Model: req.Model, Out: best, Journal: filepath.Join(dir, "search.jsonl"), Calib: req.Calib, Eval: req.Eval, Config: req.Config, Targets: targets,
-		MaxLoss: req.MaxLoss, SLO: req.SLO, MaxBytes: int64(math.Ceil(spec.MaxSizeMB * 1e6)), Samples: req.Samples, TimeLimit: limit, Command: req.Command, Words: req.Words,
+		MaxLoss: req.MaxLoss, SLO: req.SLO, MaxBytes: int64(math.Ceil(spec.MaxSizeMB * 1e6)), Samples: req.Samples, MaxMemory: req.MaxMemory, TimeLimit: limit, Command: req.Command, Words: req.Words,
 	}, said)
 	if err != nil && ctx.Err() != nil {
 		return nil, err // what was tried stays for the next attempt; pruneSearches removes it when there is none

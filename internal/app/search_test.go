@@ -3,10 +3,13 @@ package app
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
+	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/jobs"
+	"github.com/fewbit/fewbit/internal/tensor"
 )
 
 // searchJob looks for a model of mlp within a loss.
@@ -95,6 +98,65 @@ func TestCancelASearch(t *testing.T) {
 		spec := searchJob()
 		change(&spec)
 		next.refused(t, next.do("POST", "/quantize", spec), 400, what)
+	}
+}
+
+// TestEmbeddingsJob: a job whose rules leave nothing but tables of embeddings needs no
+// calibration data.
+func TestEmbeddingsJob(t *testing.T) {
+	t.Parallel()
+	s := start(t, "", nil)
+	m := textGraph()
+	const rows = 2048 // as many as are worth a table in 8 bits
+	table, err := tensor.New(tensor.Float32, rows, wordDims)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(table.Data, m.Graph.Init("embeddings").Data)
+	m.Graph.SetInit("embeddings", table)
+	s.do("PUT", "/models/text", zipOf(t, map[string][]byte{"model.onnx": onnxBytes(t, m), "tokenizer.json": tokenizer(t)})).into(t, 201, nil)
+	id := s.submit(jobs.Spec{Model: "text", Scheme: "int8", Force: true, Operators: []string{"*=fp32", "@embeddings=int8"}})
+	if st := s.finished(id); st.Status != jobs.Succeeded {
+		t.Fatalf("job: %+v", st)
+	}
+}
+
+// TestCeilingJob: a job within a ceiling reports what it took, a search too; one that
+// cannot fit fails and says what would do.
+func TestCeilingJob(t *testing.T) {
+	now, err := engine.ReadMemory()
+	if err != nil {
+		t.Skip(err)
+	}
+	s := start(t, "", nil)
+	s.seed()
+	spec := longJob()
+	spec.MaxMemoryMB = float64(now.RSS+4<<30) / 1e6
+	id := s.submit(spec)
+	if st := s.finished(id); st.Status != jobs.Succeeded {
+		t.Fatalf("job: %+v", st)
+	}
+	var rep struct {
+		Memory struct {
+			Ceiling int64 `json:"ceiling_bytes"`
+			Peak    int64 `json:"run_peak_bytes"`
+		}
+	}
+	s.do("GET", "/quantize/"+id+"/report", nil).into(t, 200, &rep)
+	if m := rep.Memory; m.Peak == 0 || m.Ceiling < m.Peak {
+		t.Errorf("memory %+v", m)
+	}
+	held := make([]byte, 150e6) // as a served model would
+	for i := 0; i < len(held); i += os.Getpagesize() {
+		held[i] = 1
+	}
+	defer runtime.KeepAlive(held)
+	for _, low := range []jobs.Spec{longJob(), searchJob()} {
+		low.MaxMemoryMB = 140
+		st := s.finished(s.submit(low))
+		if st.Status != jobs.Failed || !strings.Contains(st.Error, "the memory ceiling is too low") || !strings.Contains(st.Error, "140 MB") {
+			t.Errorf("job: %+v", st)
+		}
 	}
 }
 

@@ -34,6 +34,7 @@ const (
 	maxSLOMillis = 3_600_000
 	maxJobKey    = 256
 	maxSizeMB    = 1e9
+	maxMemoryMB  = 1e9
 	maxTimeLimit = 7 * 24 * 3600 // seconds
 	maxMethod    = 64            // bytes of a name; CheckJob knows the names
 )
@@ -123,6 +124,8 @@ func (s *Server) checkSpec(spec *jobs.Spec) error {
 		return badf("field \"max_loss\" is %g, expected a fraction of 0 to 1 (0.01 is one in a hundred)", spec.MaxLoss)
 	case spec.SLOms < 0 || spec.SLOms > maxSLOMillis:
 		return badf("field \"slo_ms\" is %g, expected 0 to %d", spec.SLOms, maxSLOMillis)
+	case !(spec.MaxMemoryMB >= 0 && spec.MaxMemoryMB <= maxMemoryMB):
+		return badf("field \"max_memory_mb\" is %g, expected 0 (no ceiling) to %g", spec.MaxMemoryMB, float64(maxMemoryMB))
 	case len(spec.Key) > maxJobKey:
 		return badf("field \"key\" has %d bytes, at most %d are allowed", len(spec.Key), maxJobKey)
 	}
@@ -142,7 +145,9 @@ func (s *Server) checkSpec(spec *jobs.Spec) error {
 			}
 		}
 	}
-	if slices.Contains(needCalibration, spec.Scheme) && (spec.Calibration == nil || *spec.Calibration == jobs.Calibration{}) {
+	// Rules may leave nothing that needs data, tables of embeddings alone: CheckJob knows.
+	ruled := len(spec.Operators) > 0 && spec.Scheme != schemeSearch && s.cfg.CheckJob != nil
+	if slices.Contains(needCalibration, spec.Scheme) && !ruled && (spec.Calibration == nil || *spec.Calibration == jobs.Calibration{}) {
 		return badf("scheme %q needs field \"calibration\": {\"dataset\": NAME} or {\"captured\": {}}; upload one with PUT /datasets/NAME, capture live inputs with PUT /models/NAME/capture, or use scheme int8-dynamic", spec.Scheme)
 	}
 	if err := s.checkCalibration(spec); err != nil {

@@ -60,8 +60,10 @@ type Spec struct {
 	SLOms       float64      `json:"slo_ms,omitempty"`       // latency target; 0 is 50 ms
 	MaxSizeMB   float64      `json:"max_size_mb,omitempty"`  // of a search: largest file, in 10^6 bytes
 	TimeLimitS  float64      `json:"time_limit_s,omitempty"` // of a search; 0 is 600 s
-	Promote     bool         `json:"promote,omitempty"`
-	Force       bool         `json:"force,omitempty"`
+	// MaxMemoryMB is a ceiling on the resident memory of the server's process while the job runs, with the models that it serves; 0 is none.
+	MaxMemoryMB float64 `json:"max_memory_mb,omitempty"`
+	Promote     bool    `json:"promote,omitempty"`
+	Force       bool    `json:"force,omitempty"`
 	// Key makes the submission idempotent: the same key returns the same job.
 	Key string `json:"key,omitempty"`
 }

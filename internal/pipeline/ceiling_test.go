@@ -16,6 +16,7 @@ import (
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/quant"
+	"github.com/fewbit/fewbit/internal/search"
 	"github.com/fewbit/fewbit/internal/tensor"
 )
 
@@ -118,6 +119,55 @@ func TestCeiling(t *testing.T) {
 	}
 	if got := debug.SetMemoryLimit(-1); got != limit {
 		t.Errorf("Go's memory limit is %d, was %d", got, limit)
+	}
+}
+
+// TestSearchCeiling: a search stays below its ceiling and says what it took; what
+// does not fit as it is served is refused with the figure, and other ceilings are other
+// searches.
+func TestSearchCeiling(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short")
+	}
+	now, err := engine.ReadMemory()
+	if err != nil {
+		t.Skip(err)
+	}
+	p := testPipeline(t)
+	dir, limit := t.TempDir(), debug.SetMemoryLimit(-1)
+	req := SearchRequest{Model: save(t, mlp()), Calib: npy(t, 3, 96, 9, 64), Out: filepath.Join(dir, "q.onnx"), Journal: filepath.Join(dir, "j"), Samples: 32, EvalSamples: 32, MaxLoss: .5,
+		MaxMemory: now.RSS + 1<<30}
+	s, err := p.Search(t.Context(), req, nil)
+	if err != nil && !errors.Is(err, ErrGoal) { // it may be slower than FP32
+		t.Fatal(err)
+	}
+	if m := s.Memory; m == nil || m.RunPeak == 0 || m.RunPeak > m.Ceiling || len(s.Trials) == 0 {
+		t.Errorf("memory %+v of %d trials", s.Memory, len(s.Trials))
+	}
+	for _, trial := range s.Trials {
+		if strings.Contains(trial.Why, "as they are served") {
+			t.Errorf("%s: %s", trial.Label, trial.Why)
+		}
+	}
+	if got := debug.SetMemoryLimit(-1); got != limit {
+		t.Errorf("Go's memory limit is %d, was %d", got, limit)
+	}
+	other := req
+	other.MaxMemory++
+	if _, err := p.Search(t.Context(), other, nil); !errors.Is(err, search.ErrOther) {
+		t.Errorf("another ceiling in the same journal: %v", err)
+	}
+	// What is opened as it is served is counted three times beside what is resident.
+	served := &searching{req: SearchRequest{MaxMemory: now.RSS + 4<<30}}
+	if need := served.served(&run{lab: &Lab{}}, 1<<20); need != 0 {
+		t.Errorf("a small model needs %d bytes of a large ceiling", need)
+	}
+	if need := served.served(&run{lab: &Lab{}}, 2<<30); need < 6<<30 {
+		t.Errorf("a model of 2 GiB needs %d bytes", need)
+	}
+	req.MaxMemory = 1
+	if _, err := p.Search(t.Context(), req, nil); !errors.Is(err, quant.ErrConfig) {
+		t.Errorf("no ceiling at all: %v", err)
 	}
 }
 

@@ -42,13 +42,21 @@ func (r *run) govern(ctx context.Context, phase *atomic.Value) (context.Context,
 	if r.req.MaxMemory == 0 {
 		return ctx, nil
 	}
+	r.lab.release = r.unmap
+	return govern(ctx, r.req.MaxMemory, r.unmap, phase)
+}
+
+// unmap lets go of what r has mapped.
+func (r *run) unmap() {
+	r.source.Unload()
+	dropMapped(r.lab.dir.path)
+}
+
+// govern keeps the process below ceiling until end is called; drop lets go of what is
+// mapped, from several goroutines.
+func govern(ctx context.Context, ceiling int64, drop func(), phase *atomic.Value) (context.Context, *governor) {
 	ctx, stop := context.WithCancelCause(ctx)
-	g := &governor{ceiling: r.req.MaxMemory, stop: stop, phase: phase, ended: make(chan struct{}), before: debug.SetMemoryLimit(-1)}
-	g.drop = func() {
-		r.source.Unload()
-		dropMapped(r.lab.dir.path)
-	}
-	r.lab.release = g.drop
+	g := &governor{ceiling: ceiling, drop: drop, stop: stop, phase: phase, ended: make(chan struct{}), before: debug.SetMemoryLimit(-1)}
 	// Before there is a prediction, Go collects as if half were its own.
 	debug.SetMemoryLimit(min(g.before, g.ceiling/2))
 	_ = engine.ResetPeakMemory() // else the peak may be of an earlier time

@@ -26,7 +26,7 @@ const (
 	keptMark = "fewbit.weight/1\n"
 	// keptBytes bounds all files together; those that were not read for longest go first.
 	keptBytes = 1 << 30
-	// keptHead is what stands before the codes: mark, key, seconds, two errors, scales.
+	// keptHead is what stands before the codes: mark, key, seconds, two errors, number of scales.
 	keptHead = len(keptMark) + sha256.Size + 3*8 + 4
 	// keptPart begins the name of a file that is being written.
 	keptPart = ".part-"
@@ -97,10 +97,11 @@ func (k *kept) files() (own []os.DirEntry, err error) {
 
 // entry is one solved weight: one of the two.
 type entry struct {
-	eight   *quant.Weight
-	four    *quant.BlockWeight
-	gain    quant.Gain
-	seconds float64
+	eight    *quant.Weight
+	four     *quant.BlockWeight
+	divisors []float32 // of its input, by AWQ; nil is none
+	gain     quant.Gain
+	seconds  float64
 }
 
 // want is what is looked for: the key, and the sizes that a file must have, so that
@@ -114,6 +115,8 @@ type want struct {
 	k, n   int  // of 4-bit codes
 	codes  int
 	scales int
+	// divisors may lie behind the scales, so many; all of them are 0 for none.
+	divisors int
 }
 
 // keeping keeps the weights of one prepared model, whose values have digests.
@@ -122,8 +125,9 @@ type keeping struct {
 	values *digests
 }
 
-// want says what the weight of op depends on and looks like.
-func (k *keeping) want(g *graph.Graph, p *quant.Plan, op *quant.Op, choices quant.Choices) (want, error) {
+// want says what the weight of op depends on and looks like; with are the operators
+// that are solved for together with it, for one input.
+func (k *keeping) want(g *graph.Graph, p *quant.Plan, op *quant.Op, choices quant.Choices, with ...*quant.Op) (want, error) {
 	smooth := p.Smoothing(op, choices)
 	x, err := k.values.of(op.X[0])
 	if err != nil {
@@ -147,6 +151,13 @@ func (k *keeping) want(g *graph.Graph, p *quant.Plan, op *quant.Op, choices quan
 	}
 	fmt.Fprintf(h, "smooth %d\n", len(smooth))
 	h.Write(floatBytes(smooth))
+	for _, o := range with {
+		d, err := k.values.of(o.W)
+		if err != nil {
+			return want{}, err
+		}
+		fmt.Fprintf(h, "with %x %v %d\n", d, g.Init(o.W).Dims, o.OutAxis)
+	}
 	out := want{key: digest(h.Sum(nil)), eight: c.Scheme != quant.INT4, dims: t.Dims, axis: op.OutAxis}
 	if out.eight {
 		out.codes, out.scales = int(t.Len()), int(t.Dims[op.OutAxis])
@@ -158,11 +169,14 @@ func (k *keeping) want(g *graph.Graph, p *quant.Plan, op *quant.Op, choices quan
 	out.k, out.n = int(t.Dims[op.InAxis]), int(t.Dims[op.OutAxis])
 	blocks := (&quant.BlockWeight{K: out.k}).Blocks()
 	out.codes, out.scales = out.n*blocks*quant.Int4Block/2, out.n*blocks
+	if p.Solves() == quant.AWQ {
+		out.divisors = out.k
+	}
 	return out, nil
 }
 
 func (w want) size() int64 {
-	return int64(keptHead) + int64(w.codes) + 4*int64(w.scales) + sha256.Size
+	return int64(keptHead) + int64(w.codes) + perFloat*int64(w.scales+w.divisors) + sha256.Size
 }
 
 func (k *kept) path(w want) string { return filepath.Join(k.dir, hex.EncodeToString(w.key[:])) }
@@ -241,7 +255,8 @@ func (k *kept) room(size int64) error {
 }
 
 // encodeKept writes, little-endian: the mark, the key, the seconds and both errors as
-// float64, the number of scales, codes, scales as float32, and SHA-256 of all that.
+// float64, the number of scales, codes, scales and divisors as float32, and SHA-256 of
+// all that.
 func encodeKept(w want, e entry) []byte {
 	b := make([]byte, 0, w.size())
 	b = append(append(b, keptMark...), w.key[:]...)
@@ -253,6 +268,13 @@ func encodeKept(w want, e entry) []byte {
 		b = append(append(b, tensor.From(e.eight.Codes).Data...), floatBytes(e.eight.Scales)...)
 	} else {
 		b = append(append(b, e.four.Codes...), floatBytes(e.four.Scales)...)
+	}
+	if w.divisors > 0 {
+		d := e.divisors
+		if d == nil {
+			d = make([]float32, w.divisors)
+		}
+		b = append(b, floatBytes(d)...)
 	}
 	sum := sha256.Sum256(b)
 	return append(b, sum[:]...)
@@ -278,12 +300,19 @@ func decodeKept(b []byte, w want) (e entry, ok bool) {
 		return e, false
 	}
 	codes, at := at[4:4+w.codes], at[4+w.codes:]
-	scales := make([]float32, w.scales)
-	for i := range scales {
-		scales[i] = math.Float32frombits(binary.LittleEndian.Uint32(at[4*i:]))
-		if !(math.Abs(float64(scales[i])) <= math.MaxFloat32) {
+	floats := make([]float32, w.scales+w.divisors)
+	for i := range floats {
+		floats[i] = math.Float32frombits(binary.LittleEndian.Uint32(at[perFloat*i:]))
+		if !(math.Abs(float64(floats[i])) <= math.MaxFloat32) {
 			return e, false
 		}
+	}
+	scales, divisors := floats[:w.scales:w.scales], floats[w.scales:]
+	if slices.ContainsFunc(divisors, func(d float32) bool { return math.Float32bits(d) != 0 }) {
+		if slices.ContainsFunc(divisors, func(d float32) bool { return d <= 0 }) {
+			return e, false
+		}
+		e.divisors = divisors
 	}
 	if w.eight {
 		e.eight = &quant.Weight{Codes: make([]int8, w.codes), Dims: w.dims, Scales: scales, Axis: w.axis}

@@ -29,7 +29,10 @@ func keptCase(four bool, key byte) (want, entry) {
 	w := want{key: digest{0: key}, eight: !four}
 	e := entry{gain: quant.Gain{Solved: .5, Nearest: 2}, seconds: 1.5}
 	if four {
-		w.k, w.n, w.codes, w.scales = 40, 3, 3*2*quant.Int4Block/2, 3*2
+		w.k, w.n, w.codes, w.scales, w.divisors = 40, 3, 3*2*quant.Int4Block/2, 3*2, 40
+		if key%2 == 1 {
+			e.divisors = slices.Repeat([]float32{.5, 2}, 20)
+		}
 		e.four = &quant.BlockWeight{K: 40, N: 3, Codes: make([]byte, w.codes), Scales: gauss(r, w.scales, 1)}
 		for i := range e.four.Codes {
 			e.four.Codes[i] = byte(r.Int())
@@ -51,7 +54,7 @@ func sameEntry(a, b entry) bool {
 	if a.eight != nil {
 		return slices.Equal(a.eight.Codes, b.eight.Codes) && slices.Equal(a.eight.Scales, b.eight.Scales) && slices.Equal(a.eight.Dims, b.eight.Dims) && a.eight.Axis == b.eight.Axis
 	}
-	return a.four.K == b.four.K && a.four.N == b.four.N && bytes.Equal(a.four.Codes, b.four.Codes) && slices.Equal(a.four.Scales, b.four.Scales)
+	return slices.Equal(a.divisors, b.divisors) && (a.divisors == nil) == (b.divisors == nil) && a.four.K == b.four.K && a.four.N == b.four.N && bytes.Equal(a.four.Codes, b.four.Codes) && slices.Equal(a.four.Scales, b.four.Scales)
 }
 
 // TestKeptFiles: what was put comes back; what is damaged anywhere, cut off or
@@ -62,7 +65,7 @@ func TestKeptFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, four := range []bool{false, true} {
+	for i, four := range []bool{false, true, true} { // the last without divisors
 		w, e := keptCase(four, byte(i))
 		if _, ok := k.get(w); ok {
 			t.Fatal("something is there before it was put")
@@ -96,7 +99,7 @@ func TestKeptFiles(t *testing.T) {
 			}
 		}
 	}
-	if k.Hits != 2 || k.Saved != 3 || len(warned) == 0 {
+	if k.Hits != 3 || k.Saved != 4.5 || len(warned) == 0 {
 		t.Errorf("%d hits, %v s, warnings %q", k.Hits, k.Saved, warned)
 	}
 }
@@ -247,6 +250,77 @@ func TestKeptAcrossForms(t *testing.T) {
 	}
 }
 
+// TestKeptAWQ: weights with divisors are taken from disk the second time, all that
+// read an input or none, and the model is the same.
+func TestKeptAWQ(t *testing.T) {
+	p := testPipeline(t)
+	ctx := context.Background()
+	m := mlp() // whose output has two readers of one input
+	m.Graph.Nodes = append(m.Graph.Nodes, node("MatMul", "beside", "a w3", "more"), node("Concat", "both", "down_out more", "logits", graph.AttrInt("axis", -1)))
+	m.Graph.Nodes[3].Outputs[0] = "down_out"
+	m.Graph.SetInit("w3", tensor.From(gauss(rand.New(rand.NewPCG(4, 0)), 256*32, .1), 256, 32))
+	m.Graph.Outputs[0].Dims[2].N = 64
+	req := SearchRequest{Model: save(t, m), Calib: npy(t, 3, 48, 9, 64), Journal: filepath.Join(t.TempDir(), "j"), Samples: 48}
+	var err error
+	if req.Config, err = (quant.Config{Weights: quant.AWQ, Scheme: quant.INT4}).WithDefaults(); err != nil {
+		t.Fatal(err)
+	}
+	var files [3][]byte
+	for i := range files {
+		s := &searching{Pipeline: p, req: req, bases: map[quant.Target]*run{}}
+		base, err := s.base(ctx, quant.ORTCPU)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.close()
+		if err := s.openKept(ctx, base); err != nil {
+			t.Fatal(err)
+		}
+		want := 3 * min(i, 1)
+		if i == 2 { // one of the two that go together is lost
+			all, err := s.kept.files()
+			if err != nil || len(all) != 3 {
+				t.Fatalf("%d files: %v", len(all), err)
+			}
+			cfg := base.req.Config
+			cfg.Scheme = quant.INT4
+			c, err := quant.NewPlan(base.m, cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			group := c.Linears()[1]
+			w, err := base.reuse.keeping.want(base.m.Graph, c, group[0], nil, group...)
+			if err != nil || len(group) != 2 {
+				t.Fatalf("%d operators, %v", len(group), err)
+			}
+			if err := os.Remove(s.kept.path(w)); err != nil {
+				t.Fatal(err)
+			}
+			want = 1
+		}
+		r, err := s.build(ctx, search.Candidate{Scheme: quant.INT4, Target: quant.ORTCPU})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.kept.Hits != want {
+			t.Errorf("start %d: %d weights from disk, want %d", i, s.kept.Hits, want)
+		}
+		if len(r.solved.Divisors) == 0 {
+			t.Error("nothing is divided: the test shows nothing")
+		}
+		path := filepath.Join(t.TempDir(), "q.onnx")
+		if err := r.m.Save(path, onnx.SaveOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if files[i], err = os.ReadFile(path); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(files[i], files[0]) {
+			t.Errorf("start %d: another model", i)
+		}
+	}
+}
+
 // keptChild makes this test binary the process that is killed: the variable holds
 // model, data and folder.
 const keptChild = "FEWBIT_TEST_KEPT_CHILD"
@@ -365,6 +439,7 @@ func TestKeptKey(t *testing.T) {
 		base    string
 		choices quant.Choices
 		op      string
+		with    []string
 	}
 	key := func(change func(*state)) digest {
 		t.Helper()
@@ -381,7 +456,13 @@ func TestKeptKey(t *testing.T) {
 		k := keeping{&kept{base: s.base}, newDigests(s.m, "file")}
 		for _, op := range p.Ops {
 			if op.Node.Name == s.op {
-				w, err := k.want(s.m.Graph, p, op, s.choices)
+				var with []*quant.Op
+				for _, o := range p.Ops {
+					if slices.Contains(s.with, o.Node.Name) {
+						with = append(with, o)
+					}
+				}
+				w, err := k.want(s.m.Graph, p, op, s.choices, with...)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -418,7 +499,11 @@ func TestKeptKey(t *testing.T) {
 		"seven bits":        func(s *state) { s.c.ReduceRange = true },
 		"data or machine":   func(s *state) { s.base = "c" },
 		"opset":             func(s *state) { s.m.Opsets[""] = 16 },
-		"smoothing":         smooth(2), "other smoothing": smooth(3),
+		"awq":               func(s *state) { s.m, s.op, s.c.Scheme, s.c.Weights = mlp(), "down", quant.INT4, quant.AWQ },
+		"awq with another": func(s *state) {
+			s.m, s.op, s.c.Scheme, s.c.Weights, s.with = mlp(), "down", quant.INT4, quant.AWQ, []string{"up"}
+		},
+		"smoothing": smooth(2), "other smoothing": smooth(3),
 	} {
 		k := key(change)
 		if other, ok := seen[k]; ok {

@@ -261,7 +261,7 @@ func (r *run) choosing(known map[*quant.Plan]quant.Choices) []quant.Pass {
 		}
 		switch by := p.Solves(); {
 		case by == quant.AWQ:
-			late = append(late, &awqPass{r.lab, p, r.evidence, r.solved, r.progress})
+			late = append(late, &awqPass{r.lab, p, r.evidence, r.solved, r.progress, r.reuse.onDisk()})
 		case by != "" && !r.tabled:
 			late = append(late, &weightsPass{lab: r.lab, plan: p, choices: r.choices, samples: r.openCalib, progress: r.progress, solved: r.solved, keeping: r.reuse.onDisk(),
 				strict: cfg.Weights == by, warn: func(s string) { r.rep.Warnings = append(r.rep.Warnings, s) }})

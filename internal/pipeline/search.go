@@ -12,6 +12,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fewbit/fewbit/internal/bare"
@@ -45,6 +47,9 @@ type SearchRequest struct {
 	// Samples calibrate; EvalSamples judge, 0 is as many as the time allows.
 	Samples, EvalSamples, MaxTokens int
 	Precision                       Precision
+	// MaxMemory is the ceiling in bytes on the resident memory of this process while
+	// the search goes on; 0 is none. FP32 and a trial must fit as they are served.
+	MaxMemory int64
 	// TimeLimit of this start; 0 is DefaultTimeLimit.
 	TimeLimit time.Duration
 	// Restart forgets what the journal holds.
@@ -87,12 +92,34 @@ func (p *Pipeline) Search(ctx context.Context, req SearchRequest, progress Progr
 	s := &searching{Pipeline: p, req: req, progress: progress, begin: time.Now(), bases: map[quant.Target]*run{},
 		goal: report.Goal{MaxLoss: req.MaxLoss, SLOMS: float64(req.SLO) / float64(time.Millisecond), MaxBytes: req.MaxBytes}}
 	defer s.close()
-	limited, cancel := context.WithTimeout(ctx, req.TimeLimit)
+	var gov *governor
+	governed := ctx
+	if req.MaxMemory > 0 {
+		if req.MaxMemory < MinCeiling {
+			return nil, fmt.Errorf("%w: %s is %s: give 0 for none, or at least %s", quant.ErrConfig, req.Words.maxMemory(), report.Bytes(req.MaxMemory), report.Bytes(MinCeiling))
+		}
+		s.progress = func(phase string, f float64) {
+			s.phase.Store(phase)
+			progress.say(phase, f)
+		}
+		governed, gov = govern(ctx, req.MaxMemory, s.unmap, &s.phase)
+		defer func() { _, _, _ = gov.end(governed, nil) }()
+	}
+	limited, cancel := context.WithTimeout(governed, req.TimeLimit)
 	defer cancel()
 	if err := s.open(limited); err != nil {
+		if cause := context.Cause(governed); errors.Is(cause, ErrCeiling) {
+			err = cause
+		}
 		return nil, s.ended(ctx, err)
 	}
 	err = s.search.Run(limited)
+	if gov != nil {
+		s.out.Memory = &report.Memory{Ceiling: req.MaxMemory}
+		if s.out.Memory.RunPeak, s.out.Memory.RunAnonymous, err = gov.end(governed, err); s.out.Memory.RunPeak > req.MaxMemory {
+			s.warn(fmt.Sprintf("the search took %s for a moment, between two looks at its memory: more than %s", report.Bytes(s.out.Memory.RunPeak), req.Words.maxMemory()))
+		}
+	}
 	switch {
 	case err == nil:
 		if err := s.kept.remove(); err != nil { // nothing is left to solve for
@@ -100,6 +127,8 @@ func (p *Pipeline) Search(ctx context.Context, req SearchRequest, progress Progr
 		}
 	case ctx.Err() != nil:
 		s.out.Stopped = "interrupted"
+	case errors.Is(err, ErrCeiling):
+		s.out.Stopped = "memory ceiling"
 	case limited.Err() != nil && errors.Is(err, limited.Err()):
 		s.out.Stopped, err = "time limit", nil
 	}
@@ -127,10 +156,12 @@ type searching struct {
 	goal     report.Goal
 	journal  *search.Journal
 	search   *search.Search
+	mapped   sync.Mutex            // of bases, which the governor looks at
 	bases    map[quant.Target]*run // prepared
 	kept     *kept                 // solved weights, beside the journal
 	judge    *judge
 	best     *report.Trial // whose file lies at req.Out
+	phase    atomic.Value  // for who passes the ceiling
 	out      report.Search
 }
 
@@ -140,9 +171,12 @@ func (s *searching) close() {
 	if s.judge != nil {
 		s.judge.close()
 	}
+	s.mapped.Lock()
 	for _, r := range s.bases {
 		r.close()
 	}
+	clear(s.bases)
+	s.mapped.Unlock()
 	if s.journal != nil {
 		s.journal.Close()
 	}
@@ -273,7 +307,8 @@ func (s *searching) key(ctx context.Context, model string) (string, error) {
 		Goal                        report.Goal
 		Samples, Eval, Tokens, Lots int
 		Precision                   Precision
-	}{s.Version, model, data, c, s.req.Targets, s.goal, s.req.Samples, s.req.EvalSamples, s.req.MaxTokens, s.Threads, s.req.Precision})
+		Memory                      int64 `json:",omitempty"` // which refuses some trials
+	}{s.Version, model, data, c, s.req.Targets, s.goal, s.req.Samples, s.req.EvalSamples, s.req.MaxTokens, s.Threads, s.req.Precision, s.req.MaxMemory})
 	if err != nil {
 		return "", fmt.Errorf("digest of the options: %w", err)
 	}
@@ -315,18 +350,35 @@ func (s *searching) base(ctx context.Context, t quant.Target) (*run, error) {
 	cfg := s.req.Config
 	cfg.Scheme, cfg.Target, cfg.Rules = quant.INT8, t, nil
 	r, err := s.start(ctx, Request{Model: s.req.Model, Config: cfg, Calib: s.req.Calib, Eval: s.req.Eval, Samples: s.req.Samples,
-		EvalSamples: s.req.EvalSamples, Precision: s.req.Precision, MaxTokens: s.req.MaxTokens, MaxLoss: s.req.MaxLoss, Words: s.req.Words}, s.progress)
+		EvalSamples: s.req.EvalSamples, Precision: s.req.Precision, MaxTokens: s.req.MaxTokens, MaxLoss: s.req.MaxLoss, MaxMemory: s.req.MaxMemory, Words: s.req.Words}, s.progress)
 	if err != nil {
 		return nil, err
 	}
-	if err := r.prepare(ctx); err != nil {
+	if s.req.MaxMemory > 0 {
+		r.lab.release = s.unmap
+	}
+	if err = r.prepare(ctx); err == nil {
+		err = r.spill()
+	}
+	if err != nil {
 		r.close()
 		return nil, err
 	}
 	r.reuse = newReuse()
 	s.keep(r)
+	s.mapped.Lock()
+	defer s.mapped.Unlock()
 	s.bases[t] = r
 	return r, nil
+}
+
+// unmap lets go of what the prepared models have mapped.
+func (s *searching) unmap() {
+	s.mapped.Lock()
+	defer s.mapped.Unlock()
+	for _, r := range s.bases {
+		r.unmap()
+	}
 }
 
 // fork returns a run of the prepared model with settings of its own. It shares the

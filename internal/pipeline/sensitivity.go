@@ -74,7 +74,7 @@ func (p *Pipeline) Sensitivity(ctx context.Context, req SensitivityRequest, prog
 		return nil, err
 	}
 	s := &sensitivity{run: r, top: req.Top}
-	s.out = &report.Sensitivity{Created: time.Now().UTC(), Command: req.Command, Model: r.rep.Model, Machine: r.rep.Machine, Recipe: r.rep.Recipe, Warnings: r.rep.Warnings}
+	s.out = &report.Sensitivity{Created: time.Now().UTC(), Command: req.Command, Model: r.rep.Model, Machine: r.rep.Machine, Recipe: r.rep.Recipe, Equalized: cfg.Equalize, Warnings: r.rep.Warnings}
 	if err := s.measure(ctx); err != nil {
 		return nil, err
 	}

@@ -47,7 +47,7 @@ var (
 )
 
 // wrongCandidate are errors that speak against one candidate, not against the search.
-var wrongCandidate = []error{quant.ErrConfig, quant.ErrNothing, quant.ErrSingular, ErrFewSamples}
+var wrongCandidate = []error{quant.ErrConfig, quant.ErrNothing, quant.ErrSingular, ErrFewSamples, ErrCeiling}
 
 // Try implements search.Lab.
 func (s *searching) Try(ctx context.Context, number int, c search.Candidate) (report.Trial, error) {
@@ -59,7 +59,7 @@ func (s *searching) Try(ctx context.Context, number int, c search.Candidate) (re
 	}
 	r, err := s.build(ctx, c)
 	for _, w := range wrongCandidate {
-		if errors.Is(err, w) {
+		if errors.Is(err, w) && ctx.Err() == nil {
 			t.Why, t.Seconds = err.Error(), time.Since(begin).Seconds()
 			return t, nil
 		}
@@ -83,6 +83,10 @@ func (s *searching) Try(ctx context.Context, number int, c search.Candidate) (re
 	if share, ok := r.rep.Integer.Share(); ok {
 		t.Integer = report.Num(share)
 	}
+	if need := s.served(r, t.Bytes); need > 0 {
+		t.Why, t.Seconds = fmt.Sprintf("it and FP32 as they are served take about %s: more than %s", report.Bytes(need), s.req.Words.maxMemory()), time.Since(begin).Seconds()
+		return t, nil
+	}
 	if err := s.judge.measure(ctx, &t, st.path, c.Safe); err != nil {
 		return t, err
 	}
@@ -94,6 +98,19 @@ func (s *searching) Try(ctx context.Context, number int, c search.Candidate) (re
 		s.best = &t
 	}
 	return t, nil
+}
+
+// served returns 0 when a model of so many bytes can be opened as it is served
+// beside what is resident now, and else what that would take.
+func (s *searching) served(r *run, bytes int64) int64 {
+	ceiling := s.req.MaxMemory
+	if ceiling == 0 {
+		return 0
+	}
+	if need := r.settle() + judgedCopies*bytes + slack(ceiling); need > ceiling {
+		return need
+	}
+	return 0
 }
 
 // publish puts a result where the best lies. Weights of the one before that had a
@@ -138,7 +155,9 @@ func (s *searching) Units(ctx context.Context, t quant.Target) ([]search.Unit, e
 	if err != nil {
 		return nil, err
 	}
-	r := base.fork(base.req.Config)
+	cfg := base.req.Config
+	cfg.NoBiasCorrection = true // it belongs to the whole, and would hide what a unit loses
+	r := base.fork(cfg)
 	r.req.EvalSamples = min(searchRankSamples, s.journal.Head.First)
 	if err := r.choose(ctx); err != nil {
 		return nil, err
@@ -240,6 +259,9 @@ func (s *searching) reference(ctx context.Context) error {
 		return nil
 	}
 	base := s.bases[s.req.Targets[0]]
+	if need := s.served(base, weightBytes(base.m)); need > 0 {
+		return fmt.Errorf("%w: a search measures FP32 as it is served, which takes about %s, and %s is %s: give more", ErrCeiling, report.Bytes(need), s.req.Words.maxMemory(), report.Bytes(s.req.MaxMemory))
+	}
 	ref, err := s.Engine.OpenFile(ctx, s.req.Model, engine.Options{Threads: s.Threads})
 	if err != nil {
 		return fmt.Errorf("open the float model: %w", err)

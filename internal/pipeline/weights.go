@@ -70,7 +70,7 @@ func (w *weightsPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, err
 		return quant.Stats{}, err
 	}
 	var why error // of the first operator that is left to rounding
-	done, left, known := gain.ops, 0, gain.ops
+	done, left := gain.ops, 0
 	for from := 0; from < len(all); {
 		to, bytes, taps := from, int64(0), int64(0)
 		for to < len(all) && (to == from || bytes+all[to].gram.Bytes() <= w.lab.gramBytes() && taps+w.lab.tapBytes(all[to].tensor) <= w.lab.tapLimit()) {
@@ -117,9 +117,7 @@ func (w *weightsPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, err
 	}
 	rounds := string(w.plan.Rounds())
 	note := fmt.Sprintf("%d weights by their inputs' Hessian%s", done, gain.words("of "+rounds))
-	if known > 0 {
-		note += fmt.Sprintf("; %d of them were solved before and kept, which spares %.1f s", known, gain.seconds)
-	}
+	note += gain.spared()
 	if left > 0 {
 		// A pooled head sees one row a sample and is often alone in this.
 		note += fmt.Sprintf("; %d have seen too little and are left to %s", left, rounds)
@@ -298,6 +296,14 @@ func (t *tally) add(gains []quant.Gain) {
 			t.n++
 		}
 	}
+}
+
+// spared words what was kept on disk.
+func (t *tally) spared() string {
+	if t.ops == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; %d of them were solved before and kept, which spares %.1f s", t.ops, t.seconds)
 }
 
 // words compares with the error of what else could have been done.

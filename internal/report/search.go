@@ -41,7 +41,9 @@ type Search struct {
 	// another form, and Saved the seconds that solving for them took.
 	Kept  int     `json:"kept_weights,omitempty"`
 	Saved float64 `json:"saved_seconds,omitempty"`
-	// Stopped says what ended the search early: "time limit", "interrupted".
+	// Memory is what the search itself took, under a ceiling.
+	Memory *Memory `json:"memory,omitempty"`
+	// Stopped says what ended the search early: "time limit", "memory ceiling", "interrupted".
 	Stopped string  `json:"stopped,omitempty"`
 	Trials  []Trial `json:"trials"`
 	// Front holds the numbers of the trials that no other beats in loss, speed and

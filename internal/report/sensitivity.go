@@ -23,6 +23,8 @@ type Sensitivity struct {
 	Model   Model     `json:"model"`
 	// Samples judged each loss.
 	Samples int `json:"samples"`
+	// Equalized: the channels between convolutions were scaled.
+	Equalized bool `json:"equalized,omitempty"`
 	// Whole is the loss with all operators quantized.
 	Whole Loss `json:"whole"`
 	// Operators are ranked, the worst first: those measured by Only, then the
@@ -99,14 +101,14 @@ func (s *Sensitivity) Rank() {
 	for i := range s.Operators {
 		o := &s.Operators[i]
 		if share := loss(*o) / sum; sum > 0 && share >= remedyShare {
-			o.Remedy = o.remedy(share, float64(o.MACs)/max(macs, 1))
+			o.Remedy = o.remedy(share, float64(o.MACs)/max(macs, 1), s.Equalized)
 		}
 	}
 }
 
 // remedy names the first thing to try.
-func (o OperatorLoss) remedy(share, work float64) string {
-	float := fmt.Sprintf("keep it in float: operators: {%s: fp32} (%.1f %% of the work)", o.Name, 100*work)
+func (o OperatorLoss) remedy(share, work float64, equalized bool) string {
+	float := fmt.Sprintf("keep it in float: operators: {%s: fp32} (%.1f %% of the work), or as few as suffice: --min-sqnr", o.Name, 100*work)
 	switch {
 	case o.Precision == "int4":
 		return fmt.Sprintf("8 bits for it: operators: {%s: int8-dynamic}", o.Name)
@@ -116,6 +118,8 @@ func (o OperatorLoss) remedy(share, work float64) string {
 		return fmt.Sprintf("outlier channels in its input: leave smoothing on, or measure the range at run time: operators: {%s: int8-dynamic}", o.Name)
 	case share >= floatShare:
 		return float
+	case o.Op == "Conv" && !equalized:
+		return "channels of unlike ranges: --equalize; then " + float
 	case o.Op == "Conv":
 		return "another range for its input: --method mse, or minmax; then " + float
 	}

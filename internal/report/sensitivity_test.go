@@ -34,10 +34,17 @@ func TestSensitivityRank(t *testing.T) {
 	if got := strings.Join(names, " "); got != "<b>loud</b> small weight outlier quiet rest" {
 		t.Errorf("order %s", got)
 	}
-	for name, want := range map[string]string{"<b>loud</b>": "fp32} (25.0 % of the work)", "small": "int8-dynamic", "weight": "its weight loses most by hqq", "outlier": "outlier channels"} {
+	for name, want := range map[string]string{"<b>loud</b>": "fp32} (25.0 % of the work), or as few as suffice: --min-sqnr", "small": "int8-dynamic", "weight": "its weight loses most by hqq", "outlier": "outlier channels"} {
 		if !strings.Contains(remedies[name], want) {
 			t.Errorf("%s: %q", name, remedies[name])
 		}
+	}
+	conv := OperatorLoss{Name: "c", Op: "Conv", Precision: "int8", Weight: WeightFacts{SQNR: 40}}
+	if got := conv.remedy(.1, .2, false); !strings.Contains(got, "--equalize; then keep it") {
+		t.Errorf("a convolution: %q", got)
+	}
+	if got := conv.remedy(.1, .2, true); !strings.Contains(got, "--method mse") || strings.Contains(got, "--equalize") {
+		t.Errorf("an equalized convolution: %q", got)
 	}
 	if remedies["quiet"] != "" || remedies["rest"] != "" {
 		t.Errorf("remedies without need: %q", remedies)
