@@ -73,9 +73,8 @@ ifneq ($(CMAKE),)
 	@$(CMAKE) -S cpu -B build/cpu-asan -DCMAKE_BUILD_TYPE=Release -DFEWBIT_SANITIZE=ON >build/cpu-asan.log 2>&1 || { cat build/cpu-asan.log; exit 1; }
 	@$(CMAKE) --build build/cpu-asan --parallel $(shell nproc) --target fewbit_cpu_test
 	build/cpu-asan/fewbit_cpu_test
-# The lower levels that this processor has; one that it lacks runs the highest again.
-	FEWBIT_CPU_LEVEL=avx2-vnni build/cpu-asan/fewbit_cpu_test int
-	FEWBIT_CPU_LEVEL=avx2 build/cpu-asan/fewbit_cpu_test int
+# 4-bit weights and the encoder on the lower levels that this processor has; one that it lacks runs the highest again.
+	@for l in avx512-vnni avx2-vnni avx2 plain; do FEWBIT_CPU_LEVEL=$$l build/cpu-asan/fewbit_cpu_test int4 encoder_close encoder_not threads_encoder || exit 1; done
 else
 	@echo "test-cpu: needs cmake; left out"
 endif

@@ -31,7 +31,10 @@ uint16_t &value(const Attention &a, const AttentionMemory &m, int64_t s, int64_t
   return m.values[(d / 16 * a.length_pairs() + s / 2) * 32 + d % 16 * 2 + s % 2];
 }
 
-void pack(const Attention &a, int64_t b, int64_t h, const AttentionMemory &m) {
+size_t bytes(const Attention &a) { return AttentionMemory(a, nullptr).bytes; }
+
+void pack(const Attention &a, int64_t b, int64_t h, void *memory) {
+  const AttentionMemory m(a, memory);
   for (int64_t s = 0; s < a.length; s++)
     for (int64_t d = 0; d < a.size; d++) {
       key(a, m, s, d) = bf16_round(a.row(b, s, 1, h)[d]);
@@ -39,7 +42,8 @@ void pack(const Attention &a, int64_t b, int64_t h, const AttentionMemory &m) {
     }
 }
 
-void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, const AttentionMemory &m) {
+void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, void *memory) {
+  const AttentionMemory m(a, memory);
   int64_t end = attention_end(a.bias_of(b, h, 0), a.length);
   for (int64_t r = r0; r < r1; r++) {
     const float *q = a.row(b, r, 0, h), *bias = a.bias_of(b, h, r);
@@ -73,13 +77,19 @@ void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, cons
 
 } // namespace
 
-const AttentionKernels attention_plain = {pack, rows};
+const AttentionKernels attention_plain = {bytes, pack, rows};
 
 const AttentionKernels &attention_kernels() {
-#if defined(FEWBIT_AVX512)
-  if (level() >= FEWBIT_CPU_AVX512_BF16) return attention_avx512;
+#if defined(FEWBIT_AVX512_BF16)
+  if (level() >= FEWBIT_CPU_AVX512_BF16) return attention_bf16;
 #endif
-  return attention_plain;
+#if defined(FEWBIT_AVX512)
+  if (level() >= FEWBIT_CPU_AVX512_VNNI) return attention_avx512;
+#endif
+#if defined(FEWBIT_AVX2)
+  if (level() >= FEWBIT_CPU_AVX2) return attention_avx2;
+#endif
+  return attention_portable;
 }
 
 } // namespace fewbit

@@ -1,6 +1,7 @@
 // Attention of an encoder: Y = softmax(scale Q K' + bias) V by heads, of the
-// three projections as they stand side by side. Q, K, V and the weights behind
-// the softmax are rounded to BF16; sums, softmax and division are FP32.
+// three projections as they stand side by side. Sums, softmax and division are
+// FP32; where the processor multiplies in BF16, Q, K, V and the weights behind the
+// softmax are rounded to it.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -44,8 +45,8 @@ inline constexpr float kMasked = 10000;
 // half of a causal mask, and padding.
 int64_t attention_end(const float *bias, int64_t length);
 
-// What one thread works in: the keys and values of a head, then the queries,
-// scores and weights of kAttentionRows rows. All lie on 64 bytes.
+// What one thread works in where operands are BF16: the keys and values of a head,
+// then the queries, scores and weights of kAttentionRows rows. All lie on 64 bytes.
 //
 //   keys    [vector of 16 keys][pair of a head's size][key][2]
 //   values  [vector of a head's size][pair of keys][column][2]
@@ -69,19 +70,26 @@ struct AttentionMemory {
   }
 };
 
-inline size_t attention_bytes(const Attention &a) { return AttentionMemory(a, nullptr).bytes; }
-
 struct AttentionKernels {
+  // Of memory, aligned to 64, that pack fills and rows works in.
+  size_t (*bytes)(const Attention &a);
   // Converts the keys and values of head h of sample b.
-  void (*pack)(const Attention &a, int64_t b, int64_t h, const AttentionMemory &m);
+  void (*pack)(const Attention &a, int64_t b, int64_t h, void *memory);
   // Rows [r0,r1) of its output. Other cuts than at multiples of kAttentionRows
   // change what a hidden key or value that is no number reaches, and nothing else.
-  void (*rows)(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, const AttentionMemory &m);
+  void (*rows)(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, void *memory);
 };
 
-extern const AttentionKernels attention_plain;
+extern const AttentionKernels attention_plain;    // in BF16, the reference of attention_bf16
+extern const AttentionKernels attention_portable; // in FP32
+#if defined(FEWBIT_AVX512_BF16)
+extern const AttentionKernels attention_bf16;
+#endif
 #if defined(FEWBIT_AVX512)
 extern const AttentionKernels attention_avx512;
+#endif
+#if defined(FEWBIT_AVX2)
+extern const AttentionKernels attention_avx2;
 #endif
 const AttentionKernels &attention_kernels(); // the level's
 

@@ -57,7 +57,7 @@ void multiply(const Bf16Product &p, int64_t r0, int64_t r1, int64_t p0, int64_t 
 const Bf16Kernels bf16_plain = {convert, multiply};
 
 const Bf16Kernels &bf16_kernels() {
-#if defined(FEWBIT_AVX512)
+#if defined(FEWBIT_AVX512_BF16)
   if (level() >= FEWBIT_CPU_AVX512_BF16) return bf16_avx512;
 #endif
   return bf16_plain;

@@ -85,7 +85,7 @@ struct Bf16Kernels {
 };
 
 extern const Bf16Kernels bf16_plain;
-#if defined(FEWBIT_AVX512)
+#if defined(FEWBIT_AVX512_BF16)
 extern const Bf16Kernels bf16_avx512;
 #endif
 const Bf16Kernels &bf16_kernels(); // the level's

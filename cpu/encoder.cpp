@@ -21,6 +21,16 @@ void normalize_plain(const float *x, const float *gamma, const float *beta, floa
   }
 }
 
+Normalize normalize_kernel() {
+#if defined(FEWBIT_AVX512)
+  if (level() >= FEWBIT_CPU_AVX512_VNNI) return normalize_avx512;
+#endif
+#if defined(FEWBIT_AVX2)
+  if (level() >= FEWBIT_CPU_AVX2) return normalize_avx2;
+#endif
+  return normalize_portable;
+}
+
 void *EncoderMemory::reserve(size_t bytes) {
   if (bytes > bytes_) {
     std::free(data_);
@@ -139,11 +149,7 @@ struct Run {
   const bool packed = rows < a.batch * a.length;
   const Int8Kernels &int8 = int8_kernels();
   const AttentionKernels &attend = attention_kernels();
-  const Normalize normalize =
-#if defined(FEWBIT_AVX512)
-      level() >= FEWBIT_CPU_AVX512_BF16 ? normalize_avx512 :
-#endif
-                                        normalize_plain;
+  const Normalize normalize = normalize_kernel();
 
   static int64_t padded(int64_t k) { return (k + kInt8Step - 1) / kInt8Step * kInt8Step; }
 
@@ -175,7 +181,7 @@ struct Run {
       Carve c{reinterpret_cast<uintptr_t>(memory)};
       qkv = c.take<float>(a.length * 3 * a.size);
       y = c.take<float>(a.length * a.size);
-      attention = c.take<char>(int64_t(attention_bytes(a)));
+      attention = c.take<char>(int64_t(attention_kernels().bytes(a)));
       bytes = c.used;
     }
   };
@@ -235,9 +241,8 @@ struct Run {
     one.batch = one.heads = 1, one.length = length;
     one.qkv = m.qkv, one.y = m.y;
     one.bias = a.bias_of(b, h, 0);
-    const AttentionMemory memory(one, m.attention);
-    attend.pack(one, 0, 0, memory);
-    attend.rows(one, 0, 0, 0, length, memory);
+    attend.pack(one, 0, 0, m.attention);
+    attend.rows(one, 0, 0, 0, length, m.attention);
     for (int64_t i = 0; i < length; i++) std::copy_n(m.y + i * a.size, e.size, context + (r + i) * e.hidden() + h * e.size);
   }
 

@@ -92,9 +92,14 @@ void encode(const Encoder &e, const Attention &a, const float *x, float *y, Enco
 
 // y = (x - mean) / sqrt(variance + epsilon) * gamma + beta of each row; y may be x
 using Normalize = void (*)(const float *x, const float *gamma, const float *beta, float epsilon, int64_t rows, int64_t n, float *y);
-void normalize_plain(const float *x, const float *gamma, const float *beta, float epsilon, int64_t rows, int64_t n, float *y);
+Normalize normalize_kernel(); // the level's
+void normalize_plain(const float *x, const float *gamma, const float *beta, float epsilon, int64_t rows, int64_t n, float *y); // the reference, in FP64
+extern const Normalize normalize_portable;
 #if defined(FEWBIT_AVX512)
-void normalize_avx512(const float *x, const float *gamma, const float *beta, float epsilon, int64_t rows, int64_t n, float *y);
+extern const Normalize normalize_avx512;
+#endif
+#if defined(FEWBIT_AVX2)
+extern const Normalize normalize_avx2;
 #endif
 
 } // namespace fewbit

@@ -51,10 +51,10 @@ struct EncoderAttention final : Kernel {
     const int64_t rows = ((a.length + parts - 1) / parts + kAttentionRows - 1) / kAttentionRows * kAttentionRows;
     const AttentionKernels &kernels = attention_kernels();
     run_blocks(
-        call, a.batch * a.heads, parts, attention_bytes(a),
-        [&](int64_t head, void *memory) { kernels.pack(a, head / a.heads, head % a.heads, AttentionMemory(a, memory)); },
+        call, a.batch * a.heads, parts, kernels.bytes(a),
+        [&](int64_t head, void *memory) { kernels.pack(a, head / a.heads, head % a.heads, memory); },
         [&](int64_t head, int64_t part, void *memory) {
-          kernels.rows(a, head / a.heads, head % a.heads, std::min(part * rows, a.length), std::min((part + 1) * rows, a.length), AttentionMemory(a, memory));
+          kernels.rows(a, head / a.heads, head % a.heads, std::min(part * rows, a.length), std::min((part + 1) * rows, a.length), memory);
         });
   }
 };

@@ -93,7 +93,7 @@ const char *weight_view(const void *data, size_t bytes, Int8Weight *w, std::vect
   if (bytes < sizeof(Int8Header) || std::memcmp(data, kInt4Magic, sizeof kInt4Magic) != 0) return int8_view(data, bytes, w);
   if (reinterpret_cast<uintptr_t>(data) % alignof(int32_t) != 0) return "does not lie on a multiple of 4 bytes";
   if (const char *why = view(data, bytes, w)) return why;
-  if (level() >= FEWBIT_CPU_AVX512_BF16) return nullptr;
+  if (level() >= FEWBIT_CPU_AVX512_VNNI) return nullptr;
   Int8Weight eight = *w;
   eight.four = false;
   memory->resize(size_t(w->panel_count() * eight.panel_bytes()));

@@ -91,7 +91,7 @@ const Int8Kernels int8_plain = {quantize, multiply};
 
 const Int8Kernels &int8_kernels() {
 #if defined(FEWBIT_AVX512)
-  if (level() >= FEWBIT_CPU_AVX512_BF16) return int8_avx512;
+  if (level() >= FEWBIT_CPU_AVX512_VNNI) return int8_avx512;
 #endif
 #if defined(FEWBIT_AVX2_VNNI)
   if (level() >= FEWBIT_CPU_AVX2_VNNI) return int8_avx2_vnni;

@@ -7,7 +7,7 @@
 #include <limits>
 
 #include "int8.hpp"
-#include "math_x86.hpp"
+#include "math_constants.hpp"
 
 namespace fewbit {
 namespace {

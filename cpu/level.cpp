@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 
 #if defined(FEWBIT_ARM_DOT)
 #include <asm/hwcap.h>
@@ -12,57 +13,47 @@ namespace fewbit {
 
 namespace {
 
-fewbit_cpu_level detect() {
-#if defined(FEWBIT_AVX512) || defined(FEWBIT_AVX2) || defined(FEWBIT_AVX2_VNNI)
-  // libgcc asks the operating system as well (XGETBV) before it says avx512f or
-  // avx2.
-  __builtin_cpu_init();
-#endif
-#if defined(FEWBIT_AVX512)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16"))
-    return FEWBIT_CPU_AVX512_BF16;
-#endif
-#if defined(FEWBIT_AVX2_VNNI)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avxvnni")) return FEWBIT_CPU_AVX2_VNNI;
-#endif
-#if defined(FEWBIT_AVX2)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return FEWBIT_CPU_AVX2;
-#endif
-#if defined(FEWBIT_ARM_DOT)
-  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) return FEWBIT_CPU_ARM_DOT;
-#endif
-  return FEWBIT_CPU_PLAIN;
-}
-
-constexpr const char *names[] = {"plain", "arm-dot", "avx2", "avx2-vnni", "avx512-bf16"}; // by level
-
-// A processor of a higher level has the instructions of the lower ones, but that
-// AVX2 with VNNI is not part of AVX-512 on every one.
-bool has(fewbit_cpu_level l) {
-#if defined(FEWBIT_AVX2_VNNI)
-  if (l == FEWBIT_CPU_AVX2_VNNI) return __builtin_cpu_supports("avxvnni");
-#else
-  if (l == FEWBIT_CPU_AVX2_VNNI) return false;
-#endif
-#if !defined(FEWBIT_AVX2)
-  if (l == FEWBIT_CPU_AVX2) return false;
-#endif
-#if !defined(FEWBIT_ARM_DOT)
-  if (l == FEWBIT_CPU_ARM_DOT) return false;
-#endif
-  return true;
-}
+constexpr const char *names[] = {"plain", "arm-dot", "avx2", "avx2-vnni", "avx512-vnni", "avx512-bf16"}; // by level
 
 } // namespace
 
+// AVX2 with VNNI is not part of AVX-512 on every processor.
+bool has_level(int l) {
+#if defined(FEWBIT_AVX2)
+  __builtin_cpu_init();
+#endif
+  switch (l) {
+  // libgcc asks the operating system as well (XGETBV) before it says avx512f or
+  // avx2.
+#if defined(FEWBIT_AVX512_BF16)
+  case FEWBIT_CPU_AVX512_BF16: return has_level(FEWBIT_CPU_AVX512_VNNI) && __builtin_cpu_supports("avx512bf16");
+#endif
+#if defined(FEWBIT_AVX512)
+  case FEWBIT_CPU_AVX512_VNNI:
+    return has_level(FEWBIT_CPU_AVX2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+#endif
+#if defined(FEWBIT_AVX2_VNNI)
+  case FEWBIT_CPU_AVX2_VNNI: return has_level(FEWBIT_CPU_AVX2) && __builtin_cpu_supports("avxvnni");
+#endif
+#if defined(FEWBIT_AVX2)
+  case FEWBIT_CPU_AVX2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+#if defined(FEWBIT_ARM_DOT)
+  case FEWBIT_CPU_ARM_DOT: return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#endif
+  default: return l == FEWBIT_CPU_PLAIN;
+  }
+}
+
 fewbit_cpu_level level() {
   static const fewbit_cpu_level l = [] {
-    const fewbit_cpu_level best = detect();
+    int best = int(std::size(names)) - 1;
+    while (!has_level(best)) best--;
     const char *wanted = std::getenv("FEWBIT_CPU_LEVEL");
     for (int i = FEWBIT_CPU_PLAIN; wanted && i < best; i++)
-      if (std::strcmp(wanted, names[i]) == 0 && has(fewbit_cpu_level(i))) return fewbit_cpu_level(i);
-    return best;
+      if (std::strcmp(wanted, names[i]) == 0 && has_level(i)) return fewbit_cpu_level(i);
+    return fewbit_cpu_level(best);
   }();
   return l;
 }

@@ -8,6 +8,10 @@ namespace fewbit {
 // where that is lower and the processor has it. Decided once.
 fewbit_cpu_level level();
 
+// Whether this library and this processor have the level: all that lie below the best
+// one, but for a few.
+bool has_level(int l);
+
 const char *level_name(fewbit_cpu_level l);
 
 } // namespace fewbit

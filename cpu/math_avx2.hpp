@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "math_x86.hpp"
+#include "math_constants.hpp"
 
 namespace fewbit {
 namespace {
@@ -18,7 +18,7 @@ FEWBIT_INLINE __m256i first8(int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n >= 8 ? 8 : n > 0 ? int(n) : 0), lanes);
 }
 
-// erf by the approximation of math_x86.hpp. NaN stays NaN.
+// erf by the approximation of math_constants.hpp. NaN stays NaN.
 FEWBIT_INLINE __m256 erf8(__m256 x) {
   // The operands' order keeps NaN: min and max return their second one then.
   x = _mm256_max_ps(splat8(-4.f), _mm256_min_ps(splat8(4.f), x));
@@ -37,7 +37,7 @@ FEWBIT_INLINE __m256 gelu8(__m256 x) {
   return _mm256_fmadd_ps(h, erf8(_mm256_mul_ps(x, splat8(0.70710678118654752f))), h);
 }
 
-// x / (1 + exp(t)), with the exponential of math_x86.hpp; 0 where that passes
+// x / (1 + exp(t)), with the exponential of math_constants.hpp; 0 where that passes
 // exp(88). NaN stays NaN.
 FEWBIT_INLINE __m256 gated8(__m256 x, __m256 t) {
   const __m256 most = splat8(88.f);

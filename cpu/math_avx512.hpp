@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "math_x86.hpp"
+#include "math_constants.hpp"
 
 namespace fewbit {
 
@@ -14,7 +14,7 @@ FEWBIT_INLINE __m512 splat(float v) { return _mm512_set1_ps(v); }
 // The first n of 16 lanes, all or none beyond.
 FEWBIT_INLINE __mmask16 first(int64_t n) { return n >= 16 ? 0xffff : n > 0 ? __mmask16((1u << n) - 1) : 0; }
 
-// erf by the approximation of math_x86.hpp, with an approximate inverse refined
+// erf by the approximation of math_constants.hpp, with an approximate inverse refined
 // once. NaN stays NaN.
 FEWBIT_INLINE __m512 erf16(__m512 x) {
   // The operands' order keeps NaN: min and max return their second one then.

@@ -58,13 +58,18 @@ struct Memory {
   }
 #if defined(FEWBIT_AVX512)
 FEWBIT_PEAK(peak_int8, "vpdpbusd", 64)
+#endif
+#if defined(FEWBIT_AVX512_BF16)
 FEWBIT_PEAK(peak_bf16, "vdpbf16ps", 32)
 #endif
 
 // 0 where this processor is not one of those that the peak is written for.
 double peak(bool int8) {
+#if defined(FEWBIT_AVX512_BF16)
+  if (!int8 && level() >= FEWBIT_CPU_AVX512_BF16) return peak_bf16();
+#endif
 #if defined(FEWBIT_AVX512)
-  if (level() >= FEWBIT_CPU_AVX512_BF16) return int8 ? peak_int8() : peak_bf16();
+  if (int8 && level() >= FEWBIT_CPU_AVX512_VNNI) return peak_int8();
 #endif
   (void)int8;
   return 0;

@@ -117,12 +117,11 @@ std::vector<float> step_by_step(const Encoder &e, Attention a, const std::vector
         for (int64_t part = 0; part < 3; part++)
           std::copy_n(&qkv[size_t(((r * e.heads + h) * 3 + part) * e.padded_size())], e.size, &plain[size_t(((r * 3 + part) * e.heads + h) * e.size)]);
     a.qkv = plain.data(), a.y = context.data(), a.heads = e.heads, a.size = e.size, a.scale = e.scale;
-    std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(64, (attention_bytes(a) + 63) / 64 * 64), std::free);
-    const AttentionMemory m(a, memory.get());
+    std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(64, (attend.bytes(a) + 63) / 64 * 64), std::free);
     for (int64_t b = 0; b < a.batch; b++)
       for (int64_t h = 0; h < a.heads; h++) {
-        attend.pack(a, b, h, m);
-        attend.rows(a, b, h, 0, a.length, m);
+        attend.pack(a, b, h, memory.get());
+        attend.rows(a, b, h, 0, a.length, memory.get());
       }
     auto middle = project(l.out, context, Activation::none, v.data());
     if (!e.normalize_first) middle = normal(middle, 0);
@@ -134,13 +133,6 @@ std::vector<float> step_by_step(const Encoder &e, Attention a, const std::vector
 
 bool same_bits(const std::vector<float> &a, const std::vector<float> &b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
-Normalize level_normalize() {
-#if defined(FEWBIT_AVX512)
-  if (level() >= FEWBIT_CPU_AVX512_BF16) return normalize_avx512;
-#endif
-  return normalize_plain;
 }
 
 } // namespace
@@ -166,7 +158,7 @@ TEST(encoder_equals_its_parts) {
       a.batch = s.batch, a.length = s.length;
       for (const bool masked : {false, true}) {
         a.bias = masked ? bias.data() : nullptr, a.bias_batch = s.length;
-        const auto want = step_by_step(made.e, a, x, int8_kernels(), attention_kernels(), level_normalize());
+        const auto want = step_by_step(made.e, a, x, int8_kernels(), attention_kernels(), normalize_kernel());
         bool ok = true;
         for (const int threads : {1, 2, 3, 7})
           for (const auto way : {in_order, from_behind, on_threads}) ok &= same_bits(want, run(made.e, a, x, memory, {nullptr, way, threads}));
@@ -228,7 +220,7 @@ TEST(encoder_skips_padding) {
       a.heads = made.e.heads;
       const int64_t hidden = made.e.hidden();
       auto x = gauss(size_t(batch * length * hidden), 3, 2);
-      auto want = step_by_step(made.e, a, x, int8_kernels(), attention_kernels(), level_normalize());
+      auto want = step_by_step(made.e, a, x, int8_kernels(), attention_kernels(), normalize_kernel());
       bool ok = true;
       for (int64_t b = 0; b < batch; b++) {
         ok &= unpadded_length(a, b) == c.lengths[size_t(b)];
@@ -252,7 +244,7 @@ TEST(encoder_close_to_the_plain_kernels) {
   a.batch = 2, a.length = 21;
   const auto x = gauss(size_t(2 * 21 * made.e.hidden()), 3, 2);
   EncoderMemory memory;
-  const auto y = run(made.e, a, x, memory, {nullptr, in_order, 2}), want = step_by_step(made.e, a, x, int8_plain, attention_plain, normalize_plain);
+  const auto y = run(made.e, a, x, memory, {nullptr, in_order, 2}), want = step_by_step(made.e, a, x, int8_plain, level() >= FEWBIT_CPU_AVX512_BF16 ? attention_plain : attention_portable, normalize_plain);
   double d = 0, s = 0;
   for (size_t i = 0; i < y.size(); i++) d += (y[i] - want[i]) * double(y[i] - want[i]), s += want[i] * double(want[i]);
   CHECK(std::sqrt(d / s) <= kLayerTolerance);
@@ -281,7 +273,14 @@ TEST(encoder_not_finite) {
 }
 
 TEST(normalize_rows) {
-  for (const Normalize normalize : {Normalize(normalize_plain), level_normalize()})
+  std::vector<Normalize> all = {normalize_plain, normalize_portable};
+#if defined(FEWBIT_AVX2)
+  if (has_level(FEWBIT_CPU_AVX2)) all.push_back(normalize_avx2);
+#endif
+#if defined(FEWBIT_AVX512)
+  if (has_level(FEWBIT_CPU_AVX512_VNNI)) all.push_back(normalize_avx512);
+#endif
+  for (const Normalize normalize : all)
     for (const int64_t n : {1, 2, 15, 16, 17, 31, 32, 33, 48, 100, 768, 4097}) {
       const int64_t rows = 3;
       auto x = gauss(size_t(rows * n), 1, 3);

@@ -52,6 +52,24 @@ bool same_bits(const std::vector<float> &a, const std::vector<float> &b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
+// All that this processor has.
+std::vector<const Int8Kernels *> kernels() {
+  std::vector<const Int8Kernels *> all = {&int8_plain};
+#if defined(FEWBIT_AVX512)
+  if (has_level(FEWBIT_CPU_AVX512_VNNI)) all.push_back(&int8_avx512);
+#endif
+#if defined(FEWBIT_AVX2_VNNI)
+  if (has_level(FEWBIT_CPU_AVX2_VNNI)) all.push_back(&int8_avx2_vnni);
+#endif
+#if defined(FEWBIT_AVX2)
+  if (has_level(FEWBIT_CPU_AVX2)) all.push_back(&int8_avx2);
+#endif
+#if defined(FEWBIT_ARM_DOT)
+  if (has_level(FEWBIT_CPU_ARM_DOT)) all.push_back(&int8_arm_dot);
+#endif
+  return all;
+}
+
 } // namespace
 
 TEST(int8_equal_bit_for_bit) {
@@ -78,8 +96,10 @@ TEST(int8_equal_bit_for_bit) {
       if (form & 1) p.bias = bias.data(), p.divisor = divisor.data();
       if (form & 2) p.residual = residual.data();
       const auto want = run(int8_plain, p, s.m, s.m, packed.w.panel_count());
-      CHECK(same_bits(want, run(int8_kernels(), p, s.m, s.m, packed.w.panel_count())));
-      CHECK(same_bits(want, run(int8_kernels(), p, s.m, std::min<int64_t>(s.m, 5), 1)));
+      for (const Int8Kernels *k : kernels()) {
+        CHECK(same_bits(want, run(*k, p, s.m, s.m, packed.w.panel_count())));
+        CHECK(same_bits(want, run(*k, p, s.m, std::min<int64_t>(s.m, 5), 1)));
+      }
     }
   }
 }
@@ -90,13 +110,15 @@ TEST(int8_gelu) {
   const Packed w(codes(k * n, 2), std::vector<float>(n, 0.003f), k, n);
   Int8Product p;
   p.x = x.data(), p.w = w.w;
-  const auto y = run(int8_kernels(), p, m, m, 2);
+  const auto y = run(int8_plain, p, m, m, 2);
   p.act = Activation::gelu;
-  const auto g = run(int8_kernels(), p, m, m, 2);
   constexpr double tolerance = 5e-7; // of the approximation of erf
-  for (size_t i = 0; i < y.size(); i++) {
-    const double want = y[i] * 0.5 * (1 + std::erf(y[i] / std::sqrt(2.0)));
-    CHECK(std::fabs(g[i] - want) <= tolerance * std::max(1.0, std::fabs(double(y[i]))));
+  for (const Int8Kernels *k : kernels()) {
+    const auto g = run(*k, p, m, m, 2);
+    for (size_t i = 0; i < y.size(); i++) {
+      const double want = y[i] * 0.5 * (1 + std::erf(y[i] / std::sqrt(2.0)));
+      CHECK(std::fabs(g[i] - want) <= tolerance * std::max(1.0, std::fabs(double(y[i]))));
+    }
   }
 }
 
@@ -116,9 +138,9 @@ TEST(int8_other_activations) {
     const auto x = gauss(m * k, 1, scale);
     Int8Product p;
     p.x = x.data(), p.w = w.w;
-    const auto y = run(int8_kernels(), p, m, m, 2);
+    const auto y = run(int8_plain, p, m, m, 2);
     for (const auto &a : all)
-      for (const Int8Kernels *kn : {&int8_plain, &int8_kernels()}) {
+      for (const Int8Kernels *kn : kernels()) {
         p.act = a.act;
         const auto g = run(*kn, p, m, m, 2);
         constexpr double tolerance = 1e-6; // of exp and what it takes, and two roundings
@@ -137,7 +159,7 @@ TEST(int8_rows_that_are_not_finite) {
     for (int64_t i = 2 * k; i < 3 * k; i++) x[size_t(i)] = 0;
     Int8Product p;
     p.x = x.data(), p.w = w.w;
-    for (const auto act : {Activation::none, Activation::gelu, Activation::gelu_tanh, Activation::quick_gelu, Activation::silu, Activation::relu}) for (const Int8Kernels *kn : {&int8_plain, &int8_kernels()}) {
+    for (const auto act : {Activation::none, Activation::gelu, Activation::gelu_tanh, Activation::quick_gelu, Activation::silu, Activation::relu}) for (const Int8Kernels *kn : kernels()) {
       p.act = act;
       const auto y = run(*kn, p, 3, 3, 1);
       for (int64_t i = 0; i < 3 * n; i++) {

@@ -1,5 +1,6 @@
 #include "test.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 #include "level.hpp"
@@ -22,7 +23,7 @@ bool failed(const char *file, int line, const char *what) {
 int main(int argc, char **argv) {
   std::printf("level %s\n", fewbit::level_name(fewbit::level()));
   for (const Test &t : tests()) {
-    if (argc > 1 && !std::strstr(t.name, argv[1])) continue;
+    if (argc > 1 && std::none_of(argv + 1, argv + argc, [&](const char *part) { return std::strstr(t.name, part); })) continue;
     const int before = failures;
     t.run();
     std::printf("%s %s\n", failures == before ? "ok  " : "FAIL", t.name);

@@ -15,7 +15,6 @@ import (
 // form of the mask, and give what ONNX Runtime computes from the file.
 func TestCausal(t *testing.T) {
 	e := newEngine(t)
-	needBF16(t, e)
 	for name, form := range map[string]opstest.Causal{
 		"constant": opstest.CausalConstant, "slice": opstest.CausalSlice, "Trilu": opstest.CausalTrilu, "Where": opstest.CausalWhere,
 	} {
@@ -77,7 +76,6 @@ func TestCausal(t *testing.T) {
 // and what comes before does.
 func TestCausalSeesNothingLater(t *testing.T) {
 	e := newEngine(t)
-	needBF16(t, e)
 	c := opstest.TinyBERT
 	c.Causal, c.NormFirst = opstest.CausalTrilu, true
 	path := opstest.Save(t, opstest.Native(t, c.Model(), quant.INT8Dynamic))

@@ -77,7 +77,6 @@ func TestEncoderLayersKept(t *testing.T) {
 // TestNormalizedFirstKept: the same for layers with the normalization first.
 func TestNormalizedFirstKept(t *testing.T) {
 	e := newEngine(t)
-	needBF16(t, e)
 	c := opstest.TinyBERT
 	c.Layers, c.NormFirst, c.Act = 3, true, opstest.QuickGelu
 	for name, tc := range map[string]struct {

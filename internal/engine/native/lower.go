@@ -61,7 +61,7 @@ func (l *lowering) free() {
 // run returns the number of projections rewritten. A projection that is not as
 // docs/ops.md says keeps its form, in which ONNX Runtime computes what it says.
 func (l *lowering) run(ctx context.Context) (int, error) {
-	if !l.e.Kernels().BF16 { // whose kernels take weights in 4 bits
+	if !l.e.Kernels().Int4 { // whose kernels take weights in 4 bits
 		if err := ops.ExpandWeights(l.m); err != nil {
 			return 0, nil // what is not as docs/ops.md says runs as it stands
 		}
@@ -69,10 +69,8 @@ func (l *lowering) run(ctx context.Context) (int, error) {
 	graph.InferShapes(l.m)
 	g := l.m.Graph
 	l.ix, l.gone, l.weights, l.packed = g.Index(), map[*graph.Node]bool{}, map[*graph.Node]weight{}, map[string]string{}
-	if l.e.Kernels().BF16 { // else ONNX Runtime's is faster than the plain kernel
-		if err := l.attentions(); err != nil {
-			return 0, err
-		}
+	if err := l.attentions(); err != nil {
+		return 0, err
 	}
 	count := 0
 	for _, n := range g.Nodes {

@@ -31,13 +31,6 @@ func newEngine(t testing.TB) *Engine {
 	return New(e, t.TempDir())
 }
 
-func needBF16(t *testing.T, e *Engine) {
-	t.Helper()
-	if ok, why := e.BF16(); !ok {
-		t.Skip(why)
-	}
-}
-
 // Dimensions of the projections: neither is a multiple of a tile's.
 const inner, outer = 70, 100
 
@@ -155,14 +148,15 @@ func TestBitsOfTheBodies(t *testing.T) {
 	}
 }
 
-// TestLevels: so does each lower level of x86 that this processor has.
+// TestLevels: so does each lower level of x86 that this processor has, and the
+// encoder is one operator there.
 func TestLevels(t *testing.T) {
 	e := newEngine(t)
-	for _, level := range []string{"avx2-vnni", "avx2"} {
+	for _, level := range []string{"avx512-vnni", "avx2-vnni", "avx2"} {
 		if level == e.Kernels().Name {
 			continue
 		}
-		c := exec.Command(os.Args[0], "-test.run=^(TestBitsOfTheBodies|TestEncoderProjections)$", "-test.v")
+		c := exec.Command(os.Args[0], "-test.run=^(TestBitsOfTheBodies|TestEncoder)$", "-test.v")
 		c.Env = append(os.Environ(), "FEWBIT_CPU_LEVEL="+level, envLevel+"="+level)
 		out, err := c.CombinedOutput()
 		if strings.Contains(string(out), noLevel) {
@@ -180,27 +174,6 @@ const (
 	envLevel = "FEWBIT_TEST_LEVEL"
 	noLevel  = "runs at another level"
 )
-
-// TestEncoderProjections: without the kernel for attention, ONNX Runtime's stays
-// and every projection is an operator.
-func TestEncoderProjections(t *testing.T) {
-	e := newEngine(t)
-	if want := os.Getenv(envLevel); want != "" && want != e.Kernels().Name {
-		t.Fatal(noLevel)
-	}
-	if e.Kernels().BF16 {
-		t.Skip("TestLevels runs it at lower levels")
-	}
-	c := opstest.TinyBERT
-	m := opstest.Native(t, c.Model(), quant.INT8Dynamic)
-	if got := operators(t, e, m); got[opLinearRows] != 6*c.Layers || got[opEncoderAttention] != 0 || got["MultiHeadAttention"] != c.Layers {
-		t.Errorf("%v", got)
-	}
-	path := opstest.Save(t, m)
-	if len(outputs(t, e, path, c.Feeds(3, 2, 17))) == 0 {
-		t.Error("no outputs")
-	}
-}
 
 // TestKeepsWhatDoesNotFit: projections that are not as docs/ops.md says, and
 // values that others read, stay.
@@ -237,13 +210,15 @@ func TestKeepsWhatDoesNotFit(t *testing.T) {
 	}
 }
 
-// encoderTolerance: attention rounds its operands to BF16, and a value on the
+// encoderTolerance: attention may round its operands to BF16, and a value on the
 // edge between two codes then gets the other one.
 const encoderTolerance = 1.5e-2
 
 func TestEncoder(t *testing.T) {
 	e := newEngine(t)
-	needBF16(t, e)
+	if want := os.Getenv(envLevel); want != "" && want != e.Kernels().Name {
+		t.Fatal(noLevel)
+	}
 	base := opstest.TinyBERT
 	for _, edit := range []func(c *opstest.BERT){
 		func(*opstest.BERT) {},
@@ -294,7 +269,6 @@ func TestEncoder(t *testing.T) {
 // whose parts others read, stays, and the others do not.
 func TestAttentionKept(t *testing.T) {
 	e := newEngine(t)
-	needBF16(t, e)
 	c := opstest.TinyBERT
 	bias := func(g *graph.Graph, add *graph.Node) string {
 		if g.Init(add.In(0)) != nil {

@@ -36,7 +36,6 @@ func readsPadding(m *graph.Model, value string) {
 // TestPaddingSkipped: padding is skipped where nobody reads it.
 func TestPaddingSkipped(t *testing.T) {
 	e := newEngine(t)
-	needBF16(t, e)
 	const last = "last_hidden_state"
 	node := func(op, in, out string, attrs ...any) func(m *graph.Model) {
 		return func(m *graph.Model) {
@@ -127,7 +126,6 @@ func TestPaddingSkipped(t *testing.T) {
 // that does not, bit for bit, and zeros in the rows that are padding.
 func TestPaddingChangesNothing(t *testing.T) {
 	e := newEngine(t)
-	needBF16(t, e)
 	const batch, length = 5, 40
 	for form := range 3 {
 		for _, head := range []opstest.Head{opstest.Tokens, opstest.MeanPool, opstest.Classifier} {

@@ -35,7 +35,7 @@ const (
 // kernelsABI is FEWBIT_CPU_ABI once more. Go's build cache does not see changes
 // of a header outside the package: without a change here it would go on with the
 // old number, and leave the new library out.
-const kernelsABI = 10
+const kernelsABI = 11
 
 // It does not compile when they differ.
 var _ = [1]struct{}{}[kernelsABI-C.FEWBIT_CPU_ABI]
@@ -47,14 +47,17 @@ type Kernels struct {
 	Path, Reason string
 	// ABI is the version of functions, layouts and operators: FEWBIT_CPU_ABI.
 	ABI int
-	// Name of what this processor runs: "avx512-bf16", "avx2-vnni", "avx2", "arm-dot",
-	// or "plain" for portable code that is right and slow.
+	// Name of what this processor runs: "avx512-bf16", "avx512-vnni", "avx2-vnni",
+	// "avx2", "arm-dot", or "plain" for portable code that is right and slow.
 	Name string
-	// BF16: products of floats in BF16 (operator fewbit.MatMulBF16), and
-	// attention, run in instructions of this processor.
+	// BF16: products of floats in BF16 (operator fewbit.MatMulBF16) run in
+	// instructions of this processor, and attention is in BF16.
 	BF16 bool
-	// Int8: so do projections of the native form (operator fewbit.LinearRows).
+	// Int8: so do projections and encoders of the native form (operators
+	// fewbit.LinearRows, EncoderAttention and EncoderLayers).
 	Int8 bool
+	// Int4: they take weights in 4 bits as they are.
+	Int4 bool
 }
 
 // Kernels returns what is known of fewbit's own kernels.
@@ -144,7 +147,7 @@ func openKernels(path string) (Kernels, error) {
 	if C.fbort_kernels_load(cp, &level, &buf[0][0], size, &buf[1][0], size) != 0 {
 		return Kernels{}, errors.New(oneLine(C.GoString(&buf[1][0])))
 	}
-	return Kernels{Path: path, ABI: C.FEWBIT_CPU_ABI, Name: C.GoString(&buf[0][0]), Int8: level > C.FEWBIT_CPU_PLAIN, BF16: level >= C.FEWBIT_CPU_AVX512_BF16}, nil
+	return Kernels{Path: path, ABI: C.FEWBIT_CPU_ABI, Name: C.GoString(&buf[0][0]), Int8: level > C.FEWBIT_CPU_PLAIN, Int4: level >= C.FEWBIT_CPU_AVX512_VNNI, BF16: level >= C.FEWBIT_CPU_AVX512_BF16}, nil
 }
 
 // useKernels makes the operators known to the sessions of so.

@@ -50,7 +50,10 @@ FEWBIT_INLINE void transpose(__m512i v[16]) {
   }
 }
 
-void pack(const Attention &a, int64_t b, int64_t h, const AttentionMemory &m) {
+size_t bytes(const Attention &a) { return AttentionMemory(a, nullptr).bytes; }
+
+void pack(const Attention &a, int64_t b, int64_t h, void *memory) {
+  const AttentionMemory m(a, memory);
   for (int64_t s = 0; s < a.length; s += 16)
     for (int64_t d = 0; d < a.size; d += 32) {
       __m512i v[16];
@@ -186,7 +189,8 @@ float softmax(const float *x, float largest, int64_t end, uint16_t *weights) {
   return 1 / _mm512_reduce_add_ps(sum);
 }
 
-void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, const AttentionMemory &m) {
+void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, void *memory) {
+  const AttentionMemory m(a, memory);
   const int64_t q_row = a.size_vectors() * 16, s_row = a.length_vectors() * 16;
   int64_t end = end_of(a.bias_of(b, h, 0), a.length);
   for (int64_t r = r0; r < r1; r += kRows) {
@@ -231,6 +235,6 @@ void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, cons
 
 } // namespace
 
-const AttentionKernels attention_avx512 = {pack, rows};
+const AttentionKernels attention_bf16 = {bytes, pack, rows};
 
 } // namespace fewbit

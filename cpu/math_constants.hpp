@@ -1,5 +1,5 @@
-// What the elementary functions on 8 and on 16 floats share. Included only by files
-// compiled for AVX2 or above; nothing in here has code of its own.
+// What the elementary functions on vectors of any width share. Nothing in here has
+// code of its own.
 #pragma once
 
 #define FEWBIT_INLINE inline __attribute__((always_inline))

@@ -1,0 +1,10 @@
+// Compiled for AVX2 and FMA; runs only where level() says so.
+#include "encoder_lanes.hpp"
+
+namespace fewbit {
+
+const AttentionKernels attention_avx2 = FloatAttention<Lanes<8>, 6, 1>::kernels;
+
+const Normalize normalize_avx2 = normalize_lanes<Lanes<8>>;
+
+} // namespace fewbit

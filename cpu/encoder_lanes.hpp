@@ -1,0 +1,204 @@
+// Attention in FP32 and the normalization of rows, for the processors whose files
+// include it. Nothing is rounded to BF16 here.
+#pragma once
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+#include "attention.hpp"
+#include "encoder.hpp"
+#include "lanes.hpp"
+
+namespace fewbit {
+namespace {
+
+// What one thread works in; all lie on 64 bytes. Keys and columns beyond the last
+// are 0.
+//
+//   keys    [16 keys][a head's size][key]
+//   values  [16 columns][key][column]
+//
+// and the queries and scores of kAttentionRows rows.
+struct FloatMemory {
+  float *keys, *values, *queries, *scores;
+  size_t bytes;
+
+  FloatMemory(const Attention &a, void *memory) {
+    bytes = 0;
+    const auto take = [&](int64_t n) { // without memory only counts
+      const uintptr_t at = reinterpret_cast<uintptr_t>(memory) + bytes;
+      bytes += (size_t(n) * sizeof(float) + 63) / 64 * 64;
+      return reinterpret_cast<float *>(at);
+    };
+    keys = take(a.length_vectors() * 16 * a.size);
+    values = take(a.size_vectors() * 16 * a.length);
+    queries = take(kAttentionRows * a.size);
+    scores = take(kAttentionRows * a.length_vectors() * 16);
+  }
+};
+
+// L: the vectors. R: rows of a tile, G: its most groups of 16 columns, so that its
+// sums stay in registers.
+template <class L, int R, int G> struct FloatAttention {
+  static_assert(kAttentionRows % R == 0 && 16 % L::width == 0);
+  using F = typename L::F;
+  static constexpr int W = L::width;
+
+  static size_t bytes(const Attention &a) { return FloatMemory(a, nullptr).bytes; }
+
+  static void pack(const Attention &a, int64_t b, int64_t h, void *memory) {
+    const FloatMemory m(a, memory);
+    for (int64_t s = 0; s < a.length; s += 16) {
+      const float *k[16];
+      const int64_t n = std::min<int64_t>(16, a.length - s);
+      for (int64_t i = 0; i < 16; i++) k[i] = a.row(b, s + std::min(i, n - 1), 1, h);
+      float *to = m.keys + s * a.size;
+      for (int64_t d = 0; d < a.size; d++, to += 16)
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) to[i] = k[i][d];
+    }
+    for (int64_t d = 0; d < a.size; d += 16)
+      for (int64_t s = 0; s < a.length; s++) {
+        const float *v = a.row(b, s, 2, h) + d;
+        float *to = m.values + d * a.length + 16 * s;
+        for (int i = 0; i < 16; i += W) L::store(to + i, L::load(v + i, a.size - d - i, 0));
+      }
+  }
+
+  // Calls store(r, column, sums) with the products of `depth` elements of rows 0 to
+  // R-1 of `left` and n groups of columns, which have `stride` rows.
+  template <int n, class Store>
+  static FEWBIT_INLINE void multiply(const float *left, int64_t row, const float *right, int64_t stride, int64_t depth, const Store &store) {
+    constexpr int V = n * 16 / W;
+    F acc[R][V];
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) acc[r][v] = F{};
+    for (int64_t p = 0; p < depth; p++, right += 16) {
+      F w[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) w[v] = L::load(right + v * W / 16 * stride * 16 + v * W % 16);
+#pragma GCC unroll 6
+      for (int r = 0; r < R; r++) {
+        const F x = L::splat(left[r * row + p]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) acc[r][v] = L::fma(x, w[v], acc[r][v]);
+      }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) store(r, v * W, acc[r][v]);
+  }
+
+  // Calls f(first group, a constant with their number) for all groups.
+  template <class Each> static FEWBIT_INLINE void by_groups(int64_t groups, const Each &f) {
+    int64_t g = 0;
+    for (; g + G <= groups; g += G) f(g, std::integral_constant<int, G>());
+    for (; g < groups; g++) f(g, std::integral_constant<int, 1>());
+  }
+
+  // attention_end
+  static int64_t end_of(const float *bias, int64_t length) {
+    if (!bias) return length;
+    F most = L::splat(-std::numeric_limits<float>::infinity());
+    auto strange = most != most;
+    for (int64_t s = 0; s < length; s += W) {
+      const F v = L::load(bias + s, length - s, -std::numeric_limits<float>::infinity());
+      strange |= v != v;
+      most = L::larger(v, most);
+    }
+    const float top = L::largest(most);
+    if (L::any(strange) || !std::isfinite(top)) return length;
+    while (length >= W && !(top - L::largest(L::load(bias + length - W)) < kMasked)) length -= W;
+    while (length > 0 && !(top - bias[length - 1] < kMasked)) length--;
+    return length;
+  }
+
+  // x = scale * x + bias of the first `end` keys; returns the largest.
+  static float scale_and_bias(const Attention &a, float *x, const float *bias, int64_t end) {
+    const F least = L::splat(-std::numeric_limits<float>::infinity());
+    F most = least;
+    for (int64_t s = 0; s < end; s += W) {
+      const int64_t n = end - s;
+      F v = L::load(x + s) * a.scale;
+      if (bias) v = v + L::load(bias + s, n, 0);
+      L::store(x + s, v);
+      if (n < W) L::store(x + s, v = L::load(x + s, n, -std::numeric_limits<float>::infinity()));
+      most = L::larger(v, most);
+    }
+    return L::largest(most);
+  }
+
+  // x = exp(x - largest); returns 1 / their sum. A NaN among the scores makes the sum,
+  // and with it the row, NaN.
+  static float softmax(float *x, float largest, int64_t end) {
+    F sum = F{};
+    for (int64_t s = 0; s < end; s += W) {
+      const F e = L::exp(L::load(x + s) - largest);
+      L::store(x + s, e);
+      sum = sum + L::load(x + s, end - s, 0);
+    }
+    return 1 / L::sum(sum);
+  }
+
+  static void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, void *memory) {
+    const FloatMemory m(a, memory);
+    const int64_t s_row = a.length_vectors() * 16;
+    int64_t end = end_of(a.bias_of(b, h, 0), a.length);
+    for (int64_t r = r0; r < r1; r += kAttentionRows) {
+      const int64_t count = std::min<int64_t>(kAttentionRows, r1 - r);
+      if (a.bias_row) {
+        end = 0;
+        for (int64_t i = 0; i < count; i++) end = std::max(end, end_of(a.bias_of(b, h, r + i), a.length));
+      }
+      for (int64_t i = 0; i < kAttentionRows; i++) std::copy_n(a.row(b, r + std::min(i, count - 1), 0, h), a.size, m.queries + i * a.size);
+      for (int64_t i = 0; i < count; i += R)
+        by_groups((end + 15) / 16, [&](int64_t g, auto n) {
+          float *to = m.scores + i * s_row + g * 16;
+          multiply<n>(m.queries + i * a.size, a.size, m.keys + g * 16 * a.size, a.size, a.size,
+                      [&](int row, int at, F sums) __attribute__((always_inline)) { L::store(to + row * s_row + at, sums); });
+        });
+      float largest[kAttentionRows], shares[kAttentionRows];
+      for (int64_t i = 0; i < count; i++) largest[i] = scale_and_bias(a, m.scores + i * s_row, a.bias_of(b, h, r + i), end);
+      for (int64_t i = 0; i < count; i++) shares[i] = softmax(m.scores + i * s_row, largest[i], end);
+      for (int64_t i = 0; i < count; i += R)
+        by_groups(a.size_vectors(), [&](int64_t g, auto n) {
+          float *y = a.y + (b * a.length + r + i) * a.width() + h * a.size + g * 16;
+          multiply<n>(m.scores + i * s_row, s_row, m.values + g * 16 * a.length, a.length, end,
+                      [&](int row, int at, F sums) __attribute__((always_inline)) {
+                        const int64_t columns = a.size - g * 16 - at;
+                        if (i + row < count) L::store(y + row * a.width() + at, columns, sums * shares[i + row]);
+                      });
+        });
+    }
+  }
+
+  static constexpr AttentionKernels kernels = {bytes, pack, rows};
+};
+
+template <class L> void normalize_lanes(const float *x, const float *gamma, const float *beta, float epsilon, int64_t rows, int64_t n, float *y) {
+  using F = typename L::F;
+  constexpr int W = L::width;
+  for (; rows > 0; rows--, x += n, y += n) {
+    F s[2] = {};
+    for (int64_t i = 0; i < n; i += 2 * W)
+      for (int j = 0; j < 2 && i + j * W < n; j++) s[j] = s[j] + L::load(x + i + j * W, n - i - j * W, 0);
+    const float mean = L::sum(s[0] + s[1]) / float(n);
+    s[0] = s[1] = F{};
+    for (int64_t i = 0; i < n; i += 2 * W)
+      for (int j = 0; j < 2 && i + j * W < n; j++) {
+        const F d = L::load(x + i + j * W, n - i - j * W, mean) - mean;
+        s[j] = L::fma(d, d, s[j]);
+      }
+    const float unit = 1 / std::sqrt(L::sum(s[0] + s[1]) / float(n) + epsilon);
+    for (int64_t i = 0; i < n; i += W) {
+      const F v = (L::load(x + i, n - i, 0) - mean) * unit;
+      L::store(y + i, n - i, L::fma(v, L::load(gamma + i, n - i, 0), L::load(beta + i, n - i, 0)));
+    }
+  }
+}
+
+} // namespace
+} // namespace fewbit
