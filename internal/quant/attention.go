@@ -14,10 +14,12 @@ import (
 // and needs no transposed copies:
 //
 //	Q -> Reshape -> Transpose 0213 --\
-//	K -> Reshape -> Transpose 0231 ---- MatMul -> Div|Mul c -> [Add mask] -> Softmax --\
-//	V -> Reshape -> Transpose 0213 ------------------------------------------------------ MatMul
+//	K -> Reshape -> Transpose 0231 ---- MatMul -> [Add mask] -> Softmax --\
+//	V -> Reshape -> Transpose 0213 ----------------------------------------- MatMul
 //	  -> Transpose 0213 -> Reshape -> out
 //
+// Constants may scale Q, K and the scores anywhere between, K may be turned in two
+// steps, and a Where may replace scores by a huge negative number instead of the Add.
 // Q, K and V are [batch, length, heads*size]. The mask is a value or a constant, a
 // causal one say, that is broadcast to [batch, heads, length, length]. ONNX Runtime's own fusion does
 // not apply once the projections are integer products. Arithmetic stays float.
@@ -71,124 +73,7 @@ type attention struct {
 	scale              float32
 	name               string
 	flat               *graph.Node
-}
-
-// step returns the producer of value when it is op and only the block reads it.
-func (f *attentionFuser) step(value, op string) *graph.Node {
-	n := f.ix.Producer(value)
-	if n == nil || !n.Is(op) || f.ix.Only(value) == nil || len(n.Outputs) != 1 {
-		return nil
-	}
-	return n
-}
-
-func (f *attentionFuser) match(soft *graph.Node) *attention {
-	last := int64(-1)
-	if f.m.Opset() < 13 {
-		last = 1 // the default axis then; the attribute decides
-	}
-	if axis := soft.Int("axis", last); axis != -1 && axis != 3 {
-		return nil
-	}
-	a := &attention{name: soft.Name}
-	// Behind the softmax.
-	ctx := f.ix.Only(soft.Outputs[0])
-	if ctx == nil || !ctx.Is("MatMul") || ctx.In(0) != soft.Outputs[0] {
-		return nil
-	}
-	joined := f.ix.Only(ctx.Outputs[0])
-	if joined == nil || !joined.Is("Transpose") || !slices.Equal(joined.Ints("perm"), []int64{0, 2, 1, 3}) {
-		return nil
-	}
-	// The joined value may also be read for its shape, which goes with it.
-	var flat *graph.Node
-	for _, u := range f.ix.Uses(joined.Outputs[0]) {
-		switch {
-		case u.Node.Is("Reshape") && u.Input == 0 && flat == nil:
-			flat = u.Node
-		case u.Node.Is("Shape"):
-		default:
-			return nil
-		}
-	}
-	if flat == nil || f.ix.IsOutput(joined.Outputs[0]) {
-		return nil
-	}
-	a.flat, a.out = flat, flat.Outputs[0]
-	if a.v = f.split(a, ctx.In(1), []int64{0, 2, 1, 3}); a.v == "" {
-		return nil
-	}
-	// Before the softmax.
-	x := soft.In(0)
-	if add := f.step(x, "Add"); add != nil {
-		x, a.mask = add.In(0), add.In(1)
-		if !f.scaled(x) {
-			x, a.mask = a.mask, x
-		}
-	}
-	scaled := f.step(x, "Div")
-	if scaled == nil {
-		scaled = f.step(x, "Mul")
-	}
-	if scaled == nil {
-		return nil
-	}
-	c := f.g.Init(scaled.In(1))
-	if c == nil || c.Type != tensor.Float32 || c.Len() != 1 || tensor.View[float32](c)[0] == 0 {
-		return nil
-	}
-	a.scale = tensor.View[float32](c)[0]
-	if scaled.Op == "Div" {
-		a.scale = 1 / a.scale
-	}
-	scores := f.step(scaled.In(0), "MatMul")
-	if scores == nil {
-		return nil
-	}
-	if a.q = f.split(a, scores.In(0), []int64{0, 2, 1, 3}); a.q == "" {
-		return nil
-	}
-	if a.k = f.split(a, scores.In(1), []int64{0, 2, 3, 1}); a.k == "" {
-		return nil
-	}
-	if !f.shapesFit(a) {
-		return nil
-	}
-	return a
-}
-
-// scaled reports whether value is a scores product divided or multiplied by a
-// constant: the other operand of the Add is the mask.
-func (f *attentionFuser) scaled(value string) bool {
-	n := f.ix.Producer(value)
-	if n == nil || !(n.Is("Div") || n.Is("Mul")) {
-		return false
-	}
-	p := f.ix.Producer(n.In(0))
-	return p != nil && p.Is("MatMul") && f.g.Init(n.In(1)) != nil
-}
-
-// split follows value back through Transpose(perm) and the Reshape to heads,
-// whose sizes it records, and returns the projection.
-func (f *attentionFuser) split(a *attention, value string, perm []int64) string {
-	t := f.step(value, "Transpose")
-	if t == nil || !slices.Equal(t.Ints("perm"), perm) {
-		return ""
-	}
-	r := f.step(t.In(0), "Reshape")
-	if r == nil {
-		return ""
-	}
-	heads := f.dims(r.Outputs[0])
-	if len(heads) != 4 || heads[2].N <= 0 || heads[3].N <= 0 || (a.heads != 0 && a.heads != heads[2].N) {
-		return ""
-	}
-	a.heads = heads[2].N
-	p := f.dims(r.In(0))
-	if len(p) != 3 || p[2].N != heads[2].N*heads[3].N {
-		return ""
-	}
-	return r.In(0)
+	where              *graph.Node // that masks, or nil
 }
 
 func (f *attentionFuser) dims(value string) []graph.Dim {
@@ -224,8 +109,12 @@ func (f *attentionFuser) shapesFit(a *attention) bool {
 		return true
 	}
 	mask := f.dims(a.mask)
-	if n := len(mask); n == 4 {
+	if n := len(mask); n == 0 || mask[n-1].N == 1 {
+		return false // one number for all keys
+	} else if n == 4 {
 		return mask[1].N == 1 || mask[1].N == a.heads
+	} else if a.where != nil {
+		return false
 	} else if t := f.g.Init(a.mask); t == nil || n < 2 || n > 4 {
 		return false
 	} else { // leading dimensions of 1
@@ -239,11 +128,39 @@ func (f *attentionFuser) write(a *attention) {
 	f.drop[a.flat] = true
 	in := []string{a.q, a.k, a.v}
 	if a.mask != "" {
+		f.fromCondition(a)
 		f.widen(a)
 		in = append(in, "", "", f.fullMask(a))
 	}
 	f.added = append(f.added, graph.NewNode(graph.DomainMS, "MultiHeadAttention", a.name, in, []string{a.out},
 		graph.AttrInt("num_heads", a.heads), graph.AttrFloat("scale", a.scale)))
+}
+
+// fromCondition makes the mask of a Where, in place of its condition, the number
+// that is added. Made once for all blocks.
+func (f *attentionFuser) fromCondition(a *attention) {
+	w := a.where
+	if w == nil {
+		return
+	}
+	in := []string{a.mask, w.In(1), w.In(2)}
+	hidden := 1
+	if _, ok := f.number(w.In(1)); !ok {
+		hidden = 2
+	}
+	c, _ := f.number(in[hidden])
+	key := fmt.Sprintf("%s\x00%d\x00%v", a.mask, hidden, c)
+	name, ok := f.wide[key]
+	if !ok {
+		name = f.names.Name(a.mask + "_bias")
+		zero := f.names.Name(name + "_zero")
+		f.g.SetInit(zero, tensor.From([]float32{0}, 1))
+		in[3-hidden] = zero
+		f.added = append(f.added, graph.NewNode("", "Where", name, in, []string{name}))
+		f.g.Info[name] = &graph.Value{Name: name, Type: tensor.Float32, Dims: f.dims(a.mask)}
+		f.wide[key] = name
+	}
+	a.mask = name
 }
 
 // widen gives a constant mask its leading dimensions of 1, once for all blocks.

@@ -232,6 +232,10 @@ func TestEncoder(t *testing.T) {
 		func(c *opstest.BERT) { c.Decomposed, c.Act = true, opstest.FastGelu },
 		func(c *opstest.BERT) { c.NormFirst, c.Act = true, opstest.Silu },
 		func(c *opstest.BERT) { c.Decomposed, c.Act = true, opstest.Relu },
+		func(c *opstest.BERT) { c.Scores = opstest.Halved },
+		func(c *opstest.BERT) { c.Scores, c.NormFirst, c.Act = opstest.Halved, true, opstest.QuickGelu },
+		func(c *opstest.BERT) { c.Scores, c.Decomposed = opstest.Filled, true },
+		func(c *opstest.BERT) { c.Scores = opstest.Filled },
 		func(c *opstest.BERT) { c.Hidden, c.Heads = 72, 3 },
 		func(c *opstest.BERT) { c.Hidden, c.Heads = 80, 2 },
 		func(c *opstest.BERT) { c.Hidden, c.Heads = 72, 1 },
@@ -240,7 +244,7 @@ func TestEncoder(t *testing.T) {
 	} {
 		c := base
 		edit(&c)
-		what := fmt.Sprintf("decomposed %v, normalization first %v, activation %d, %d heads of %d", c.Decomposed, c.NormFirst, c.Act, c.Heads, c.Hidden/c.Heads)
+		what := fmt.Sprintf("decomposed %v, normalization first %v, activation %d, scores %d, %d heads of %d", c.Decomposed, c.NormFirst, c.Act, c.Scores, c.Heads, c.Hidden/c.Heads)
 		m := opstest.Native(t, c.Model(), quant.INT8Dynamic)
 		got := operators(t, e, m)
 		if got[opEncoderLayers] != 1 || got[opLinearRows]+got[opEncoderAttention]+got["MultiHeadAttention"]+got["Expand"] != 0 || got[ops.OpMatMulQuantized]+got["Erf"]+got["Gelu"]+got["FastGelu"]+got["Tanh"]+got["Relu"]+got["Sigmoid"] != 0 {

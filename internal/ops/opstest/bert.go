@@ -38,6 +38,22 @@ const (
 	Relu
 )
 
+// Scores is how the scores of attention are scaled and masked.
+type Scores int
+
+// The forms of scores.
+const (
+	// Divided: the product of queries and keys is divided, and the mask is added, as
+	// in BERT, RoBERTa and ViT.
+	Divided Scores = iota
+	// Halved: queries and keys are both scaled by the root of the factor, and the
+	// keys turned in two steps, as PyTorch exports scaled_dot_product_attention.
+	Halved
+	// Filled: queries are divided before they are split into heads, and a Where puts
+	// the smallest float in the place of hidden scores, as in DistilBERT.
+	Filled
+)
+
 // Causal is how a mask that hides later tokens is written.
 type Causal int
 
@@ -76,6 +92,8 @@ type BERT struct {
 	NormFirst bool
 	// Act is the activation of the feed-forward network.
 	Act Act
+	// Scores is how the scores of attention are scaled and masked.
+	Scores Scores
 	// Causal hides later tokens too.
 	Causal Causal
 	Seed   uint64
@@ -167,6 +185,9 @@ func (b *bert) mask() string {
 	b.op("Unsqueeze", "mask4", "mask3 two")
 	b.op("Cast", "mask_f", "mask4", graph.AttrInt("to", int64(tensor.Float32)))
 	b.op("Sub", "mask_inverse", "one_f mask_f")
+	if b.Scores == Filled {
+		return b.op("Cast", "mask_hidden", "mask_inverse", graph.AttrInt("to", int64(tensor.Bool)))
+	}
 	padding := b.op("Mul", "mask", "mask_inverse lowest")
 	if b.Causal != NotCausal {
 		return b.causal(padding)
@@ -286,13 +307,36 @@ func (b *bert) layer(p, x, mask string) string {
 	if b.NormFirst {
 		in = b.norm(a, x)
 	}
-	q := b.heads(a+"query", b.dense(a+"query.dense", in, b.Hidden, b.Hidden), 0, 2, 1, 3)
-	k := b.heads(a+"key", b.dense(a+"key.dense", in, b.Hidden, b.Hidden), 0, 2, 3, 1)
+	root := math.Sqrt(float64(b.Hidden / b.Heads))
+	b.scalar("root_size", float32(root))
+	query, turned := b.dense(a+"query.dense", in, b.Hidden, b.Hidden), []int64{0, 2, 3, 1}
+	switch b.Scores {
+	case Filled:
+		query = b.op("Div", a+"query.divided", query+" root_size")
+	case Halved:
+		turned = []int64{0, 2, 1, 3}
+	}
+	q := b.heads(a+"query", query, 0, 2, 1, 3)
+	k := b.heads(a+"key", b.dense(a+"key.dense", in, b.Hidden, b.Hidden), turned...)
 	v := b.heads(a+"value", b.dense(a+"value.dense", in, b.Hidden, b.Hidden), 0, 2, 1, 3)
-	b.scalar("root_size", float32(math.Sqrt(float64(b.Hidden/b.Heads))))
-	b.op("MatMul", a+"scores", q+" "+k)
-	b.op("Div", a+"scaled", a+"scores root_size")
-	b.op("Add", a+"masked", a+"scaled "+mask)
+	switch b.Scores {
+	case Divided:
+		b.op("MatMul", a+"scores", q+" "+k)
+		b.op("Div", a+"scaled", a+"scores root_size")
+		b.op("Add", a+"masked", a+"scaled "+mask)
+	case Halved:
+		b.scalar("half_root", float32(1/math.Sqrt(root)))
+		b.op("Mul", a+"query.scaled", q+" half_root")
+		b.op("Transpose", a+"key.columns", k, graph.AttrInts("perm", 0, 1, 3, 2))
+		b.op("Mul", a+"key.scaled", a+"key.columns half_root")
+		b.op("MatMul", a+"scores", a+"query.scaled "+a+"key.scaled")
+		b.op("Add", a+"masked", a+"scores "+mask)
+	case Filled:
+		b.op("MatMul", a+"scores", q+" "+k)
+		b.op("Shape", a+"scores.shape", a+"scores")
+		b.op("Expand", a+"hidden", "mask_hidden "+a+"scores.shape")
+		b.op("Where", a+"masked", a+"hidden lowest "+a+"scores")
+	}
 	b.op("Softmax", a+"softmax", a+"masked", graph.AttrInt("axis", -1))
 	b.op("MatMul", a+"context", a+"softmax "+v)
 	b.op("Transpose", a+"joined", a+"context", graph.AttrInts("perm", 0, 2, 1, 3))
