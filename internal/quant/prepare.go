@@ -25,7 +25,7 @@ func Prepare(c Config) []Pass {
 		count("fold-batchnorm", "batch normalizations folded", graph.FoldBatchNorm),
 	}
 	if c.Target.Encoder() {
-		table = append(table, count("gemm-to-matmul", "Gemms rewritten", gemmToMatMul))
+		table = append(table, count("gemm-to-matmul", "Gemms rewritten", gemmToMatMul), count("expand-fused", "fused operators expanded", expandFused))
 	}
 	table = append(table, count("own-biases", "biases separated or added", ownBiases), count("infer-shapes", "", func(m *graph.Model) int {
 		graph.InferShapes(m)

@@ -107,6 +107,7 @@ func TestMaskOfOtherSizes(t *testing.T) {
 		"of other heads":  tensor.From(make([]float32, 3*64*64), 3, 64, 64),
 		"five dimensions": tensor.From(make([]float32, 64*64), 1, 1, 1, 64, 64),
 		"no dimensions":   tensor.From([]float32{0}),
+		"one number":      tensor.From([]float32{0}, 1, 1, 1, 1),
 	} {
 		c := opstest.TinyBERT
 		c.Causal = opstest.CausalConstant
@@ -119,6 +120,45 @@ func TestMaskOfOtherSizes(t *testing.T) {
 			if n.Op == "MultiHeadAttention" {
 				t.Errorf("%s: fused", name)
 			}
+		}
+	}
+}
+
+// TestScoresOfOtherForms: what replaces scores by a number that does not make them
+// vanish, or scales values, is no such attention.
+func TestScoresOfOtherForms(t *testing.T) {
+	scaledValues := func(m *graph.Model) {
+		g := m.Graph
+		for i, n := range g.Nodes {
+			if n.Outputs[0] == "layer.0.attention.context" {
+				g.Nodes = append(g.Nodes[:i:i], append([]*graph.Node{graph.NewNode("", "Mul", "v", []string{n.In(1), "root_size"}, []string{"v"})}, g.Nodes[i:]...)...)
+				n.Inputs[1] = "v"
+				return
+			}
+		}
+	}
+	number := func(v float32) func(m *graph.Model) {
+		return func(m *graph.Model) { m.Graph.SetInit("lowest", tensor.From([]float32{v})) }
+	}
+	for name, tc := range map[string]struct {
+		scores opstest.Scores
+		edit   func(m *graph.Model)
+		want   int
+	}{
+		"the lowest":         {opstest.Filled, number(-math.MaxFloat32), 2},
+		"minus infinity":     {opstest.Filled, number(float32(math.Inf(-1))), 2},
+		"-1000":              {opstest.Filled, number(-1000), 0},
+		"no number":          {opstest.Filled, number(float32(math.NaN())), 0},
+		"values are scaled":  {opstest.Halved, scaledValues, 1},
+		"scaled by infinity": {opstest.Halved, func(m *graph.Model) { m.Graph.SetInit("half_root", tensor.From([]float32{float32(math.Inf(1))})) }, 0},
+	} {
+		c := opstest.TinyBERT
+		c.Scores = tc.scores
+		m := c.Model()
+		tc.edit(m)
+		s, err := (quant.FuseAttention{}).Run(t.Context(), shaped(m))
+		if err != nil || s.Changed != tc.want {
+			t.Errorf("%s: %d fused, want %d: %v", name, s.Changed, tc.want, err)
 		}
 	}
 }

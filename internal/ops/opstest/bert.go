@@ -94,6 +94,9 @@ type BERT struct {
 	Act Act
 	// Scores is how the scores of attention are scaled and masked.
 	Scores Scores
+	// Fused writes the operators of com.microsoft that ONNX Runtime's optimizer for
+	// transformers does. The other forms are not for it.
+	Fused bool
 	// Causal hides later tokens too.
 	Causal Causal
 	Seed   uint64
@@ -135,10 +138,15 @@ func (c BERT) Model() *graph.Model {
 	for _, name := range []string{"input_ids", "attention_mask", "token_type_ids"} {
 		b.input(name, tensor.Int64, "batch", "length")
 	}
-	x := b.embeddings()
-	mask := b.mask()
-	for i := range c.Layers {
-		x = b.layer(fmt.Sprintf("layer.%d.", i), x, mask)
+	var x string
+	if c.Fused {
+		x = b.fused()
+	} else {
+		x = b.embeddings()
+		mask := b.mask()
+		for i := range c.Layers {
+			x = b.layer(fmt.Sprintf("layer.%d.", i), x, mask)
+		}
 	}
 	if b.NormFirst {
 		x = b.norm("final.", x)
