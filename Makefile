@@ -92,19 +92,17 @@ else
 endif
 
 ARM_CXX := aarch64-linux-gnu-g++
-test-cpu-arm: ## the CPU kernels for 64-bit Arm, in an emulator: the dot product instructions and portable code
+test-cpu-arm: ## the CPU kernels for 64-bit Arm, in an emulator: matrix products, dot products and portable code
 ifeq ($(and $(CMAKE),$(shell command -v $(ARM_CXX)),$(shell command -v qemu-aarch64)),)
-	@echo "test-cpu-arm: skipped 3: int8 kernels with dot products, int8 without, the rest; needs cmake, $(ARM_CXX) and qemu-aarch64 (Debian: g++-aarch64-linux-gnu, qemu-user)"
+	@echo "test-cpu-arm: skipped 3: the kernels with matrix products, with dot products, without; needs cmake, $(ARM_CXX) and qemu-aarch64 (Debian: g++-aarch64-linux-gnu, qemu-user)"
 else
 	@mkdir -p build
 	@$(CMAKE) -S cpu -B build/cpu-arm -DCMAKE_BUILD_TYPE=Release -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(ARM_CXX) -DCMAKE_EXE_LINKER_FLAGS=-static >build/cpu-arm.log 2>&1 || { cat build/cpu-arm.log; exit 1; }
 	@$(CMAKE) --build build/cpu-arm --parallel $(shell nproc) --target fewbit_cpu_test
-	qemu-aarch64 -cpu max build/cpu-arm/fewbit_cpu_test int
-# A processor without dot products.
-	qemu-aarch64 -cpu cortex-a72 build/cpu-arm/fewbit_cpu_test int
-	qemu-aarch64 -cpu max build/cpu-arm/fewbit_cpu_test bf16
-	qemu-aarch64 -cpu max build/cpu-arm/fewbit_cpu_test attention_
-	qemu-aarch64 -cpu max build/cpu-arm/fewbit_cpu_test encoder_
+	qemu-aarch64 -cpu max build/cpu-arm/fewbit_cpu_test
+# Processors without matrix products, and without dot products.
+	qemu-aarch64 -cpu neoverse-n1 build/cpu-arm/fewbit_cpu_test int encoder_close encoder_not
+	qemu-aarch64 -cpu cortex-a72 build/cpu-arm/fewbit_cpu_test int encoder_close encoder_not
 endif
 
 test-cuda: deps ## the CUDA kernels and their executor, emulated (part of test)

@@ -12,7 +12,7 @@
 
 // Changes whenever a function here, a packed layout or an operator changes, and
 // kernelsABI in internal/engine/ort/kernels.go with it.
-#define FEWBIT_CPU_ABI 11
+#define FEWBIT_CPU_ABI 12
 
 #ifdef __cplusplus
 extern "C" {
@@ -21,16 +21,17 @@ extern "C" {
 enum fewbit_cpu_level {
   FEWBIT_CPU_PLAIN = 0,       // portable C++: right everywhere, fast nowhere
   FEWBIT_CPU_ARM_DOT = 1,     // Arm with dot products
-  FEWBIT_CPU_AVX2 = 2,        // AVX2 and FMA
-  FEWBIT_CPU_AVX2_VNNI = 3,   // with VNNI of 256 bits
-  FEWBIT_CPU_AVX512_VNNI = 4, // AVX-512 F, BW, DQ, VL and VNNI
-  FEWBIT_CPU_AVX512_BF16 = 5  // and BF16: attention in it, and MatMulBF16
+  FEWBIT_CPU_ARM_I8MM = 2,    // and matrix products of bytes
+  FEWBIT_CPU_AVX2 = 3,        // AVX2 and FMA
+  FEWBIT_CPU_AVX2_VNNI = 4,   // with VNNI of 256 bits
+  FEWBIT_CPU_AVX512_VNNI = 5, // AVX-512 F, BW, DQ, VL and VNNI
+  FEWBIT_CPU_AVX512_BF16 = 6  // and BF16: attention in it, and MatMulBF16
 };
 
 typedef struct fewbit_cpu_api {
   uint32_t abi;     // FEWBIT_CPU_ABI of the library
   int32_t level;    // enum fewbit_cpu_level that this processor runs
-  const char *name; // of the level, for people: "avx512-bf16", "avx512-vnni", "avx2-vnni", "avx2", "arm-dot", "plain"
+  const char *name; // of the level, for people: "avx512-bf16", "avx512-vnni", "avx2-vnni", "avx2", "arm-i8mm", "arm-dot", "plain"
 
   // Size in bytes of a float weight [k,n] packed for MatMulBF16; 0 when k or n
   // is outside 1..FEWBIT_CPU_MAX_DIM.

@@ -99,6 +99,9 @@ const Int8Kernels &int8_kernels() {
 #if defined(FEWBIT_AVX2)
   if (level() >= FEWBIT_CPU_AVX2) return int8_avx2;
 #endif
+#if defined(FEWBIT_ARM_I8MM)
+  if (level() >= FEWBIT_CPU_ARM_I8MM) return int8_arm_i8mm;
+#endif
 #if defined(FEWBIT_ARM_DOT)
   if (level() >= FEWBIT_CPU_ARM_DOT) return int8_arm_dot;
 #endif

@@ -86,6 +86,9 @@ extern const Int8Kernels int8_avx2;
 #if defined(FEWBIT_AVX2_VNNI)
 extern const Int8Kernels int8_avx2_vnni;
 #endif
+#if defined(FEWBIT_ARM_I8MM)
+extern const Int8Kernels int8_arm_i8mm;
+#endif
 #if defined(FEWBIT_ARM_DOT)
 extern const Int8Kernels int8_arm_dot;
 #endif

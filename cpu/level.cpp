@@ -13,7 +13,7 @@ namespace fewbit {
 
 namespace {
 
-constexpr const char *names[] = {"plain", "arm-dot", "avx2", "avx2-vnni", "avx512-vnni", "avx512-bf16"}; // by level
+constexpr const char *names[] = {"plain", "arm-dot", "arm-i8mm", "avx2", "avx2-vnni", "avx512-vnni", "avx512-bf16"}; // by level
 
 } // namespace
 
@@ -38,6 +38,9 @@ bool has_level(int l) {
 #endif
 #if defined(FEWBIT_AVX2)
   case FEWBIT_CPU_AVX2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+#if defined(FEWBIT_ARM_I8MM)
+  case FEWBIT_CPU_ARM_I8MM: return has_level(FEWBIT_CPU_ARM_DOT) && (getauxval(AT_HWCAP2) & HWCAP2_I8MM);
 #endif
 #if defined(FEWBIT_ARM_DOT)
   case FEWBIT_CPU_ARM_DOT: return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;

@@ -64,6 +64,9 @@ std::vector<const Int8Kernels *> kernels() {
 #if defined(FEWBIT_AVX2)
   if (has_level(FEWBIT_CPU_AVX2)) all.push_back(&int8_avx2);
 #endif
+#if defined(FEWBIT_ARM_I8MM)
+  if (has_level(FEWBIT_CPU_ARM_I8MM)) all.push_back(&int8_arm_i8mm);
+#endif
 #if defined(FEWBIT_ARM_DOT)
   if (has_level(FEWBIT_CPU_ARM_DOT)) all.push_back(&int8_arm_dot);
 #endif

@@ -35,7 +35,7 @@ const (
 // kernelsABI is FEWBIT_CPU_ABI once more. Go's build cache does not see changes
 // of a header outside the package: without a change here it would go on with the
 // old number, and leave the new library out.
-const kernelsABI = 11
+const kernelsABI = 12
 
 // It does not compile when they differ.
 var _ = [1]struct{}{}[kernelsABI-C.FEWBIT_CPU_ABI]
@@ -48,7 +48,7 @@ type Kernels struct {
 	// ABI is the version of functions, layouts and operators: FEWBIT_CPU_ABI.
 	ABI int
 	// Name of what this processor runs: "avx512-bf16", "avx512-vnni", "avx2-vnni",
-	// "avx2", "arm-dot", or "plain" for portable code that is right and slow.
+	// "avx2", "arm-i8mm", "arm-dot", or "plain" for portable code that is right and slow.
 	Name string
 	// BF16: products of floats in BF16 (operator fewbit.MatMulBF16) run in
 	// instructions of this processor, and attention is in BF16.
