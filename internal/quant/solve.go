@@ -18,6 +18,9 @@ type Solved struct {
 	// Divisors are what an input of 4-bit products is divided by, which their weights
 	// are multiplied by.
 	Divisors map[string][]float32
+	// Learnt are those whose codes block reconstruction chose; the others are what it
+	// began with.
+	Learnt map[string]bool
 }
 
 // NewSolved returns an empty Solved.
