@@ -63,39 +63,37 @@ struct Part {
   bool first, last;
 };
 
+template <int R> using Sums = __m512i[R][kVectors];
+
 template <int R>
-FEWBIT_INLINE void tile(const Int8Product &p, const uint8_t *codes, const RowScale *scales, int64_t row, int64_t panel,
-                        Prefetch &next, const Part &part) {
-  const int64_t kp = p.w.padded_k(), c0 = panel * kPanel;
-  const int8_t *b = part.b;
-  __m512i acc[R][kVectors];
+FEWBIT_INLINE void begin(Sums<R> &acc, const Int8Product &p, const RowScale *scales, int64_t panel, const Part &part) {
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++) {
     const __m512i zero = _mm512_set1_epi32(-scales[r].zero);
 #pragma GCC unroll 3
     for (int v = 0; v < kVectors; v++)
-      acc[r][v] = part.first ? _mm512_mullo_epi32(zero, _mm512_loadu_si512(p.w.sums + c0 + 16 * v))
+      acc[r][v] = part.first ? _mm512_mullo_epi32(zero, _mm512_loadu_si512(p.w.sums + panel * kPanel + 16 * v))
                              : _mm512_load_si512(part.sums + r * kPanel + 16 * v);
   }
-  for (int64_t k = 0; k < part.k; k += kInt8Step) {
-    next.step();
-#pragma GCC unroll 4
-    for (int i = 0; i < kInt8Step / 4; i++, b += 4 * kPanel) {
-      __m512i w[kVectors];
-#pragma GCC unroll 3
-      for (int v = 0; v < kVectors; v++) w[v] = _mm512_loadu_si512(b + 64 * v);
+}
+
+// Adds four rows of weights times their codes.
+template <int R> FEWBIT_INLINE void add(Sums<R> &acc, const uint8_t *codes, int64_t kp, const __m512i (&w)[kVectors]) {
 #pragma GCC unroll 8
-      for (int r = 0; r < R; r++) {
-        // In assembly and in this order: left to itself the compiler hoists
-        // the broadcasts and spills accumulators.
-        __m512i a;
-        const auto *four = reinterpret_cast<const int *>(codes + r * kp + k + 4 * i);
-        asm volatile("vpbroadcastd %4, %3\n\tvpdpbusd %5, %3, %0\n\tvpdpbusd %6, %3, %1\n\tvpdpbusd %7, %3, %2"
-                     : "+v"(acc[r][0]), "+v"(acc[r][1]), "+v"(acc[r][2]), "=&v"(a)
-                     : "m"(*four), "v"(w[0]), "v"(w[1]), "v"(w[2]));
-      }
-    }
+  for (int r = 0; r < R; r++) {
+    // In assembly and in this order: left to itself the compiler hoists
+    // the broadcasts and spills accumulators.
+    __m512i a;
+    const auto *four = reinterpret_cast<const int *>(codes + r * kp);
+    asm volatile("vpbroadcastd %4, %3\n\tvpdpbusd %5, %3, %0\n\tvpdpbusd %6, %3, %1\n\tvpdpbusd %7, %3, %2"
+                 : "+v"(acc[r][0]), "+v"(acc[r][1]), "+v"(acc[r][2]), "=&v"(a)
+                 : "m"(*four), "v"(w[0]), "v"(w[1]), "v"(w[2]));
   }
+}
+
+template <int R>
+FEWBIT_INLINE void finish(const Sums<R> &acc, const Int8Product &p, const RowScale *scales, int64_t row, int64_t panel, const Part &part) {
+  const int64_t c0 = panel * kPanel;
   if (!part.last) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
@@ -129,6 +127,84 @@ FEWBIT_INLINE void tile(const Int8Product &p, const uint8_t *codes, const RowSca
   }
 }
 
+template <int R>
+FEWBIT_INLINE void tile(const Int8Product &p, const uint8_t *codes, const RowScale *scales, int64_t row, int64_t panel,
+                        Prefetch &next, const Part &part) {
+  const int64_t kp = p.w.padded_k();
+  const int8_t *b = part.b;
+  Sums<R> acc;
+  begin<R>(acc, p, scales, panel, part);
+  for (int64_t k = 0; k < part.k; k += kInt8Step) {
+    next.step();
+#pragma GCC unroll 4
+    for (int i = 0; i < kInt8Step / 4; i++, b += 4 * kPanel) {
+      __m512i w[kVectors];
+#pragma GCC unroll 3
+      for (int v = 0; v < kVectors; v++) w[v] = _mm512_loadu_si512(b + 64 * v);
+      add<R>(acc, codes + k + 4 * i, kp, w);
+    }
+  }
+  finish<R>(acc, p, scales, row, panel, part);
+}
+
+// The steps of a block as tile4 takes them: the magnitude in words, and what is
+// subtracted, in bytes, four for each column.
+struct Steps {
+  __m512i magnitude[kVectors], less[kVectors];
+};
+
+void unpack(const uint8_t *steps, int64_t blocks, Steps *to) {
+  const __m512i everywhere = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+  for (; blocks > 0; blocks--, steps += kPanel, to++)
+    for (int v = 0; v < kVectors; v++) {
+      const __m512i s = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(steps + 16 * v)));
+      const __m512i magnitude = _mm512_and_si512(s, _mm512_set1_epi32(15));
+      const __m512i turned = _mm512_srli_epi32(_mm512_and_si512(s, _mm512_set1_epi32(kInt4Negative)), 4);
+      const __m512i less = _mm512_sub_epi32(_mm512_slli_epi32(magnitude, 3), _mm512_mullo_epi16(magnitude, turned));
+      to->magnitude[v] = _mm512_and_si512(_mm512_shuffle_epi8(magnitude, everywhere), _mm512_set1_epi16(15));
+      to->less[v] = _mm512_shuffle_epi8(less, everywhere);
+    }
+}
+
+// The same for a panel in 4 bits, from steps and pairs on, which is expanded
+// meanwhile (int4_expand), and into `expanded` where that is kept for other tiles.
+// A word of two codes 0..15 times a magnitude up to 15 has both products in its
+// bytes, and (code - 8) * step is that product less 8 steps, or 7 where codes are
+// turned around.
+template <int R, bool keep>
+__attribute__((noinline)) void tile4(const Int8Product &p, const uint8_t *codes, const RowScale *scales, int64_t row, int64_t panel, Prefetch &next,
+                         const Part &part, const Steps *steps, const uint8_t *pairs, int8_t *expanded) {
+  const int64_t kp = p.w.padded_k();
+  const __m512i nibble = _mm512_set1_epi8(15);
+  Sums<R> acc;
+  begin<R>(acc, p, scales, panel, part);
+  for (int64_t k = 0; k < part.k; k += kInt4Block, steps++, pairs += kInt4BlockBytes, expanded += kInt4Block * kPanel) {
+    next.step(), next.step();
+#pragma GCC unroll 4
+    for (int g = 0; g < kInt4Block / 8; g++)
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; half++) {
+        __m512i w[kVectors];
+#pragma GCC unroll 3
+        for (int v = 0; v < kVectors; v++) {
+          // In assembly as in add().
+          const auto &pair = *reinterpret_cast<const __m512i *>(pairs + (g * kVectors + v) * 64);
+          if (half)
+            asm volatile("vpsrlw $4, %1, %0\n\tvpandd %2, %0, %0\n\tvpmullw %3, %0, %0\n\tvpsubb %4, %0, %0"
+                         : "=&v"(w[v])
+                         : "m"(pair), "v"(nibble), "m"(steps->magnitude[v]), "m"(steps->less[v]));
+          else
+            asm volatile("vpandd %1, %2, %0\n\tvpmullw %3, %0, %0\n\tvpsubb %4, %0, %0"
+                         : "=&v"(w[v])
+                         : "m"(pair), "v"(nibble), "m"(steps->magnitude[v]), "m"(steps->less[v]));
+          if (keep) _mm512_store_si512(expanded + half * (kInt4Block / 2 * kPanel) + (g * kVectors + v) * 64, w[v]);
+        }
+        add<R>(acc, codes + k + half * (kInt4Block / 2) + 4 * g, kp, w);
+      }
+  }
+  finish<R>(acc, p, scales, row, panel, part);
+}
+
 // Calls f(rows, r) for the tiles of rows [0,n).
 template <class F> FEWBIT_INLINE void tiles(int64_t n, const F &f) {
   int64_t r = 0;
@@ -145,53 +221,42 @@ template <class F> FEWBIT_INLINE void tiles(int64_t n, const F &f) {
   }
 }
 
-// int4_expand of `rows` rows from steps and codes on: a word of two codes 0..15 times
-// a magnitude up to 15 has both products in its bytes, and (code - 8) * step is that
-// product less 8 steps, or 7 where codes are turned around.
-void expand(const uint8_t *steps, const uint8_t *codes, int64_t rows, int8_t *to) {
-  const __m512i nibble = _mm512_set1_epi8(15);
-  const __m512i everywhere = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
-  for (int64_t k = 0; k < rows; k += kInt4Block, steps += kPanel, codes += kInt4BlockBytes, to += kInt4Block * kPanel) {
-    __m512i step[kVectors], zero[kVectors];
-#pragma GCC unroll 3
-    for (int v = 0; v < kVectors; v++) {
-      const __m512i s = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(steps + 16 * v)));
-      const __m512i magnitude = _mm512_and_si512(s, nibble);
-      const __m512i turned = _mm512_srli_epi32(_mm512_and_si512(s, _mm512_set1_epi32(kInt4Negative)), 4);
-      const __m512i shift = _mm512_sub_epi32(_mm512_slli_epi32(magnitude, 3), _mm512_mullo_epi16(magnitude, turned));
-      step[v] = _mm512_shuffle_epi8(magnitude, everywhere);
-      step[v] = _mm512_and_si512(step[v], _mm512_set1_epi16(15)); // of a word
-      zero[v] = _mm512_shuffle_epi8(shift, everywhere);
-    }
-#pragma GCC unroll 4
-    for (int g = 0; g < kInt4Block / 8; g++)
-#pragma GCC unroll 3
-      for (int v = 0; v < kVectors; v++) {
-        const __m512i pair = _mm512_loadu_si512(codes + (g * kVectors + v) * 64);
-        const __m512i low = _mm512_and_si512(pair, nibble), high = _mm512_and_si512(_mm512_srli_epi16(pair, 4), nibble);
-        int8_t *const at = to + (g * kVectors + v) * 64;
-        _mm512_store_si512(at, _mm512_sub_epi8(_mm512_mullo_epi16(low, step[v]), zero[v]));
-        _mm512_store_si512(at + kInt4Block / 2 * kPanel, _mm512_sub_epi8(_mm512_mullo_epi16(high, step[v]), zero[v]));
-      }
-  }
+// tile for the rows behind, a function of its own: in one with all the others the
+// compiler runs out of registers.
+template <int R>
+__attribute__((noinline)) void tile_again(const Int8Product &p, const uint8_t *codes, const RowScale *scales, int64_t row, int64_t panel, Prefetch &next,
+                                          const Part &part) {
+  tile<R>(p, codes, scales, row, panel, next, part);
 }
 
-// Rows of a panel in 4 bits that are expanded at a time, and rows of the product
-// that take them: both lie in the first-level cache.
-constexpr int64_t kPartK = 256, kPartRows = 64;
+// Rows of a panel in 4 bits that are kept expanded at a time, in the second-level
+// cache, and rows of the product that take them.
+constexpr int64_t kPartK = 1024, kPartRows = 64;
 static_assert(kPartK % kInt4Block == 0);
 
-void multiply4(const Int8Product &p, int64_t rows, int64_t row, int64_t panel, const uint8_t *codes, const RowScale *scales, Prefetch &next) {
+__attribute__((noinline)) void multiply4(const Int8Product &p, int64_t rows, int64_t row, int64_t panel, const uint8_t *codes, const RowScale *scales, Prefetch &next) {
   alignas(64) int8_t expanded[kPartK * kPanel];
   alignas(64) int32_t sums[kPartRows * kPanel];
+  Steps unpacked[kPartK / kInt4Block];
   const int64_t k = p.w.k;
-  const auto *const of_step = reinterpret_cast<const uint8_t *>(p.w.panel(panel)), *const of_codes = of_step + int4_steps_bytes(k);
+  const auto *const steps = reinterpret_cast<const uint8_t *>(p.w.panel(panel)), *const pairs = steps + int4_steps_bytes(k);
   for (int64_t r0 = 0; r0 < rows; r0 += kPartRows)
     for (int64_t k0 = 0; k0 < k; k0 += kPartK) {
-      const int64_t n = std::min(kPartK, k - k0), block = k0 / kInt4Block;
-      expand(of_step + block * kPanel, of_codes + block * kInt4BlockBytes, n, expanded);
-      tiles(std::min(kPartRows, rows - r0), [&](auto height, int64_t r) __attribute__((always_inline)) {
-        tile<height>(p, codes + (r0 + r) * k + k0, scales + r0 + r, row + r0 + r, panel, next, {expanded, n, sums + r * kPanel, k0 == 0, k0 + n == k});
+      const int64_t n = std::min(kPartK, k - k0), block = k0 / kInt4Block, height = std::min(kPartRows, rows - r0);
+      const uint8_t *const from = codes + r0 * k + k0;
+      unpack(steps + block * kPanel, n / kInt4Block, unpacked);
+      const auto part = [&](int64_t r) { return Part{expanded, n, sums + r * kPanel, k0 == 0, k0 + n == k}; };
+      const auto first = [&](auto tall, auto keep) __attribute__((always_inline)) {
+        tile4<tall, keep>(p, from, scales + r0, row + r0, panel, next, part(0), unpacked, pairs + block * kInt4BlockBytes, expanded);
+      };
+      if (height <= kRows) {
+        tiles(height, [&](auto tall, int64_t) __attribute__((always_inline)) { first(tall, std::false_type{}); });
+        continue;
+      }
+      first(std::integral_constant<int, kRows>{}, std::true_type{});
+      tiles(height - kRows, [&](auto tall, int64_t r) __attribute__((always_inline)) {
+        r += kRows;
+        tile_again<tall>(p, from + r * k, scales + r0 + r, row + r0 + r, panel, next, part(r));
       });
     }
 }

@@ -283,6 +283,9 @@ func PassNames(c quant.Config) []string {
 	case c.Scheme.HalfWeights():
 		table = append(table, quant.Half{BF16: c.Scheme == quant.BF16})
 	case c.Scheme == quant.INT4:
+		if c.Steps() && plan.Solves() != quant.AWQ {
+			table = append(table, &quant.Ranges{})
+		}
 		table = append(append(table, solve...), quant.Embeddings{}, &quant.BlockWeights{})
 	case c.Scheme.Static():
 		table = append(append(append(table, &quant.Ranges{}, &autoPass{}), solve...), &biasPass{}, quant.Embeddings{}, &quant.Insert{})

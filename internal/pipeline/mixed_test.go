@@ -18,9 +18,10 @@ import (
 func TestMixedPrecision(t *testing.T) {
 	p := testPipeline(t)
 	src, calib := save(t, mlp()), npy(t, 3, 1, 4, 64)
+	target := quant.ORTCPU
 	run := func(rules ...quant.Rule) map[string]string {
 		t.Helper()
-		rep, err := p.Quantize(context.Background(), Request{Model: src, Out: filepath.Join(t.TempDir(), "q.onnx"), Config: quant.Config{Scheme: quant.Mixed, Rules: rules},
+		rep, err := p.Quantize(context.Background(), Request{Model: src, Out: filepath.Join(t.TempDir(), "q.onnx"), Config: quant.Config{Scheme: quant.Mixed, Target: target, Rules: rules},
 			Calib: calib, NoLatency: true, Force: true}, nil)
 		if err != nil {
 			t.Fatal(err)
@@ -50,6 +51,10 @@ func TestMixedPrecision(t *testing.T) {
 	// The later rule wins.
 	if got := run(quant.Rule{Match: "MatMul", Precision: quant.PrecisionINT4}, quant.Rule{Match: "up", Precision: quant.PrecisionINT8}); got["up"] != "int8" || got["down"] != "int4" {
 		t.Errorf("two rules: %v", got)
+	}
+	target = quant.CPU // where both take their input by row
+	if got := run(quant.Rule{Match: "down", Precision: quant.PrecisionINT4}); got["up"] != "int8" || got["down"] != "int4" {
+		t.Errorf("target cpu: %v", got)
 	}
 }
 

@@ -71,8 +71,6 @@ func (p *Pipeline) Quantize(ctx context.Context, req Request, progress Progress)
 func CheckData(req Request) error {
 	cfg := req.Config
 	switch {
-	case cfg.Weights == quant.BRECQ && req.MaxMemory > 0:
-		return fmt.Errorf("%w: what learning blocks takes is not predicted: use weights %s below %s", quant.ErrConfig, quant.GPTQ, req.Words.maxMemory())
 	case req.Calib != "":
 		return nil
 	case cfg.NeedsCalibration():
@@ -252,7 +250,10 @@ func (r *run) choosing(known map[*quant.Plan]quant.Choices) []quant.Pass {
 	var table, late []quant.Pass
 	// The static plan comes last: where operators of two precisions read one
 	// tensor, its choice is the one that has a range.
-	for _, p := range byScheme(r.plans, quant.INT8Dynamic, quant.INT8) {
+	for _, p := range byScheme(r.plans, quant.INT4, quant.INT8Dynamic, quant.INT8) {
+		if p.Config.Scheme == quant.INT4 && (!p.Config.Steps() || p.Solves() == quant.AWQ) {
+			continue // inputs as they are, or with divisors
+		}
 		table = append(table, &quant.Ranges{Plan: p, Stats: r.evidence, GEMM: r.lab, Choices: r.choices, Known: known[p],
 			Progress: func(f float64) { r.progress.say("choose ranges", f) }})
 	}
@@ -274,15 +275,6 @@ func (r *run) choosing(known map[*quant.Plan]quant.Choices) []quant.Pass {
 		if !cfg.NoBiasCorrection && !r.tabled {
 			table = append(table, &biasPass{r.lab, p, r.choices, r.solved, r.openCalib, r.progress})
 		}
-	}
-	// The samples of a body may be few, and it has blocks seldom.
-	if cfg.Weights == quant.BRECQ && r.samplesOf == nil && !r.tabled {
-		b := &blocksPass{lab: r.lab, teacher: r.float, plans: r.plans, choices: r.choices, solved: r.solved, samples: r.openCalib, progress: r.progress,
-			warn: func(s string) { r.rep.Warnings = append(r.rep.Warnings, s) }}
-		if r.evidence != nil {
-			b.stats = r.evidence
-		}
-		table = append(table, b)
 	}
 	return table
 }
@@ -316,7 +308,7 @@ func (r *run) rewriting(half map[*graph.Node]bool) []quant.Pass {
 		table = append(table, quant.Half{Config: cfg, BF16: true, Only: only})
 	}
 	for _, plan := range byScheme(r.plans, quant.INT4) {
-		p := &quant.BlockWeights{Plan: plan, Solved: r.solved}
+		p := &quant.BlockWeights{Plan: plan, Solved: r.solved, Choices: r.choices}
 		if r.evidence != nil {
 			p.Stats = r.evidence
 		}

@@ -201,7 +201,12 @@ func TestEveryForm(t *testing.T) {
 			{"cuda", quant.Config{Target: quant.CUDA}, 24, 24},
 			{"cuda dynamic", quant.Config{Target: quant.CUDA, Scheme: quant.INT8Dynamic}, 24, 24},
 			{"cuda int4", quant.Config{Target: quant.CUDA, Scheme: quant.INT4}, 14, 20},
+			{"cpu int4", quant.Config{Target: quant.CPU, Scheme: quant.INT4}, 14, 20},
+			{"cpu int4 awq", quant.Config{Target: quant.CPU, Scheme: quant.INT4, Weights: quant.AWQ}, 14, 20},
 		} {
+			if k.name == "cnn" && c.c.Steps() {
+				continue // it has no product of whole blocks
+			}
 			t.Run(k.name+"/"+c.name, func(t *testing.T) {
 				out := filepath.Join(t.TempDir(), "q.onnx")
 				rep, err := p.Quantize(context.Background(), Request{Model: src, Out: out, Config: c.c, Calib: calib, Eval: ev, NoLatency: true, Force: true}, nil)

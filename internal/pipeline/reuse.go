@@ -14,7 +14,7 @@ type reuse struct {
 	evidence *Evidence
 	choices  map[string]*quant.Choice // by grounds
 	int8     map[string]solvedInt8    // by the operator's first output
-	int4     map[four]*quant.BlockWeight
+	int4     map[string]*quant.BlockWeight
 	overflow map[string]float64 // see run.overflow; nil is not known
 	keeping  *keeping           // solved weights on disk; nil is none
 }
@@ -33,15 +33,8 @@ type solvedInt8 struct {
 	w      *quant.Weight
 }
 
-// four is a weight in 4 bits, by the operator's first output and by what its scales
-// may be (quant.Config.Steps).
-type four struct {
-	out   string
-	steps bool
-}
-
 func newReuse() *reuse {
-	return &reuse{choices: map[string]*quant.Choice{}, int8: map[string]solvedInt8{}, int4: map[four]*quant.BlockWeight{}}
+	return &reuse{choices: map[string]*quant.Choice{}, int8: map[string]solvedInt8{}, int4: map[string]*quant.BlockWeight{}}
 }
 
 // covers reports whether what was observed suffices for the run's plan.
@@ -108,7 +101,7 @@ func (u *reuse) recall(r *run) map[*quant.Plan]quant.Choices {
 			out := op.Node.Outputs[0]
 			if p.Config.Scheme == quant.INT4 {
 				// Weights with divisors hold only together with these.
-				if w := u.int4[four{out, p.Config.Steps()}]; w != nil && p.Config.Weights != quant.AWQ {
+				if w := u.int4[out]; w != nil && p.Config.Weights != quant.AWQ && !p.Config.Steps() {
 					r.solved.Int4[out] = w
 				}
 				continue
@@ -162,8 +155,8 @@ func (u *reuse) keep(r *run) {
 	for _, p := range r.plans {
 		for _, op := range p.Ops {
 			out := op.Node.Outputs[0]
-			if w := r.solved.Int4[out]; w != nil && p.Config.Scheme == quant.INT4 {
-				u.int4[four{out, p.Config.Steps()}] = w
+			if w := r.solved.Int4[out]; w != nil && p.Config.Scheme == quant.INT4 && !p.Config.Steps() {
+				u.int4[out] = w
 			}
 			if w := r.solved.Int8[out]; w != nil && p.Config.Scheme != quant.INT4 {
 				s := solvedInt8{w: w}

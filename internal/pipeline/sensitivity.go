@@ -55,8 +55,6 @@ func (p *Pipeline) Sensitivity(ctx context.Context, req SensitivityRequest, prog
 		return nil, fmt.Errorf("%w: scheme %s has no operators to tell apart; use %s, %s or %s", quant.ErrConfig, cfg.Scheme, quant.INT8, quant.INT8Dynamic, quant.INT4)
 	case req.Calib == "":
 		return nil, fmt.Errorf("%w: give %s", ErrNeedsCalibration, req.Words.calib())
-	case cfg.Weights == quant.BRECQ:
-		return nil, fmt.Errorf("%w: weights %s are learned in whole blocks, and here single operators are compared: use weights %s", quant.ErrConfig, quant.BRECQ, quant.GPTQ)
 	}
 	if req.EvalSamples == 0 {
 		req.EvalSamples = DefaultSensitivitySamples
@@ -168,7 +166,7 @@ func (s *sensitivity) proxies() error {
 		o := report.OperatorLoss{Name: op.Node.Name, Op: op.Node.Op, Precision: string(op.Precision), MACs: macs[op.Node.Outputs[0]],
 			Weight: report.WeightFacts{Method: string(w.Method), Elements: w.Elements, Std: report.Num(w.Std), Max: report.Num(w.Max), AfterStd: report.Num(w.AfterStd), SQNR: report.Num(w.SQNR)}}
 		proxy := math.Pow(10, -w.SQNR/10)
-		if c := s.choices[s.plan.Source(op.X[0])]; c != nil && op.Precision != quant.PrecisionINT4 {
+		if c := s.choices[s.plan.Source(op.X[0])]; c != nil && (op.Precision != quant.PrecisionINT4 || s.plan.Config.Target == quant.CPU) {
 			o.Range, o.Smoothed = c.Method, c.Smooth != nil
 			key := c.Method
 			if c.Smooth != nil {
@@ -209,7 +207,7 @@ func (s *sensitivity) loss(ctx context.Context, keep func(*quant.Op) bool) (*eva
 			continue
 		}
 		if part = part.On(m); p.Config.Scheme == quant.INT4 {
-			table = append(table, &quant.BlockWeights{Plan: part, Stats: s.evidence, Solved: s.solved})
+			table = append(table, &quant.BlockWeights{Plan: part, Stats: s.evidence, Solved: s.solved, Choices: s.choices})
 		} else {
 			table = append(table, &quant.Insert{Plan: part, Choices: s.choices, Solved: s.solved})
 		}

@@ -36,7 +36,11 @@ func WeightFacts(g *graph.Graph, p *Plan, op *Op, choices Choices, s *Solved, st
 		if op.InAxis == 1 {
 			v = transpose2D(v, n, k)
 		}
-		if d := s.Divisors[op.X[0]]; d != nil {
+		d := s.Divisors[op.X[0]]
+		if d == nil {
+			d = p.Smoothing(op, choices)
+		}
+		if d != nil {
 			v = scaleInputs(v, []int64{int64(k), int64(n)}, 0, d)
 		}
 		var q *BlockWeight

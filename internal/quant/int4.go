@@ -157,6 +157,8 @@ type BlockWeights struct {
 	Stats Statistics
 	// Solved holds weights that are quantized already; may be nil.
 	Solved *Solved
+	// Choices smooth the inputs where Config.Steps; may be nil.
+	Choices Choices
 }
 
 var _ Pass = (*BlockWeights)(nil)

@@ -12,20 +12,16 @@ import (
 // docs/ops.md, whose activations get a scale for each row when they run. Then
 // the static scheme fixes ranges for convolutions only.
 func (c Config) rows() bool {
-	return c.Target.Native() && (c.Scheme == INT8 || c.Scheme == INT8Dynamic)
+	return c.Target.Native() && (c.Scheme == INT8 || c.Scheme == INT8Dynamic) || c.Steps()
 }
 
 // byRow reports whether op takes its activation by row.
 func (c Config) byRow(op *Op) bool { return c.rows() && op.Kind == Linear }
 
-// Static reports whether op, an operator of p, reads activations by a range that
-// calibration gave them.
-func (p *Plan) Static(op *Op) bool { return p.Config.Scheme.Static() && !p.Config.byRow(op) }
-
 // checkOpset refuses models whose standard operators are too old for the
 // operators' bodies.
 func (b *planner) checkOpset(m *graph.Model) error {
-	if !b.Config.rows() && !b.Config.Steps() || m.Opset() >= ops.MinOpset {
+	if !b.Config.rows() || m.Opset() >= ops.MinOpset {
 		return nil
 	}
 	for _, op := range b.Ops {

@@ -274,7 +274,7 @@ func (b *planner) matmul(n *graph.Node) (*Op, string) {
 	if b.Config.Steps() && t.Dims[0]%Int4Block != 0 {
 		return nil, fmt.Sprintf("%d inputs: 4-bit weights of target %s need a multiple of %d", t.Dims[0], CPU, Int4Block)
 	}
-	if (b.Config.rows() || b.Config.Steps()) && t.Dims[0] > ops.MaxK {
+	if b.Config.rows() && t.Dims[0] > ops.MaxK {
 		return nil, fmt.Sprintf("%d inputs: INT32 sums hold %d products", t.Dims[0], ops.MaxK)
 	}
 	op := &Op{Node: n, Kind: Linear, X: []string{x}, W: w, OutAxis: 1, InAxis: 0, Out: n.Outputs[0]}

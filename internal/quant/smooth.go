@@ -396,13 +396,11 @@ func (t *trial) divided(s []float32) []float32 {
 	for j, v := range s {
 		inv[j] = 1 / v
 	}
-	parallel(len(out)/t.k, t.k, func(from, to int) {
-		for i := from * t.k; i < to*t.k; i += t.k {
-			for j, v := range t.x[i : i+t.k] {
-				out[i+j] = v * inv[j]
-			}
+	for i := 0; i < len(out); i += t.k {
+		for j, v := range t.x[i : i+t.k] {
+			out[i+j] = v * inv[j]
 		}
-	})
+	}
 	return out
 }
 
@@ -412,11 +410,10 @@ func (t *trial) errors(ctx context.Context, s []float32, cands []candidate) ([]f
 	if s != nil {
 		w = scaleInputs(t.w, []int64{int64(t.k), int64(t.n)}, 0, s)
 	}
-	q, err := QuantizeWeight(w, []int64{int64(t.k), int64(t.n)}, 1, t.cfg.Granularity, t.cfg.weightScheme())
+	wq, err := t.rounded(w)
 	if err != nil {
 		return nil, err
 	}
-	wq := q.Dequantize()
 	xs := t.divided(s)
 	out := make([]float64, len(cands))
 	for i, c := range cands {
@@ -435,27 +432,30 @@ func (t *trial) errors(ctx context.Context, s []float32, cands []candidate) ([]f
 		if err != nil {
 			return nil, err
 		}
-		out[i] = squares(y, t.ref, t.n) / t.power
+		var sum float64
+		for j, v := range y {
+			d := float64(v) - float64(t.ref[j])
+			sum += d * d
+		}
+		out[i] = sum / t.power
 	}
 	return out, nil
 }
 
-// squares is the sum of squared differences, row by row of n.
-func squares(a, b []float32, n int) (sum float64) {
-	rows := make([]float64, len(a)/n)
-	parallel(len(rows), n, func(from, to int) {
-		for r := from; r < to; r++ {
-			y := b[r*n : (r+1)*n]
-			for j, v := range a[r*n : (r+1)*n] {
-				d := float64(v) - float64(y[j])
-				rows[r] += d * d
-			}
+// rounded returns w [k,n] rounded to nearest as its form says.
+func (t *trial) rounded(w []float32) ([]float32, error) {
+	if t.cfg.Steps() {
+		q, err := nearestInt4(w, t.k, t.n, t.cfg.units(w, t.k, t.n))
+		if err != nil {
+			return nil, err
 		}
-	})
-	for _, v := range rows {
-		sum += v
+		return q.Dequantize(), nil
 	}
-	return sum
+	q, err := QuantizeWeight(w, []int64{int64(t.k), int64(t.n)}, 1, t.cfg.Granularity, t.cfg.weightScheme())
+	if err != nil {
+		return nil, err
+	}
+	return q.Dequantize(), nil
 }
 
 // FakeQuantize returns dequantize(quantize(x)), element by element.

@@ -173,5 +173,8 @@ func (p *BlockWeights) divisor(x string) []float32 {
 	if p.Solved != nil && p.Solved.Divisors[x] != nil {
 		return p.Solved.Divisors[x]
 	}
+	if c := p.Choices[p.Plan.Source(x)]; c != nil {
+		return c.Smooth
+	}
 	return nil
 }

@@ -91,6 +91,15 @@ func TestStepScale(t *testing.T) {
 // TestInt4Native: the operators of docs/ops.md stand for each product, whose rows
 // are quantized once for all that read them.
 func TestInt4Native(t *testing.T) {
+	d := make([]float32, 32)
+	for i := range d {
+		d[i] = 2
+	}
+	t.Run("divisors", func(t *testing.T) { testInt4Native(t, &Solved{Divisors: map[string][]float32{"a": d}}, nil) })
+	t.Run("smoothing", func(t *testing.T) { testInt4Native(t, NewSolved(), Choices{"a": {Tensor: "a", Smooth: d}}) })
+}
+
+func testInt4Native(t *testing.T, s *Solved, choices Choices) {
 	c, err := Config{Scheme: INT4, Target: CPU}.WithDefaults()
 	if err != nil {
 		t.Fatal(err)
@@ -111,13 +120,7 @@ func TestInt4Native(t *testing.T) {
 		}
 		float[op.Node.Outputs[0]] = v
 	}
-	d := make([]float32, 32)
-	for i := range d {
-		d[i] = 2
-	}
-	s := NewSolved()
-	s.Divisors["a"] = d
-	if _, err := Run(context.Background(), m, []Pass{&BlockWeights{Plan: p, Solved: s}}, Dump{}); err != nil {
+	if _, err := Run(context.Background(), m, []Pass{&BlockWeights{Plan: p, Solved: s, Choices: choices}}, Dump{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := ops.Verify(m); err != nil {
