@@ -75,7 +75,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	f.StringVar(&q.calib, "calib", "", "calibration data, or a calibration table")
 	f.StringVar(&q.method, "method", "", "range method: auto, minmax, entropy, percentile[:P], mse or moving-average (default auto: per tensor by the operator's output error)")
 	f.StringVar(&q.calibrator, "calibrator", "", "choose ranges with this program and its arguments, separated by spaces (docs/calibrators.md)")
-	f.StringVar(&q.weights, "weights", "", "how weights are rounded: auto, rtn, mse, gptq, adaround, hqq or, in 4 bits, awq (default auto: gptq with calibration data, else rtn for 8 bits and mse for 4)")
+	f.StringVar(&q.weights, "weights", "", "how weights are rounded: auto, rtn, mse, gptq, adaround, brecq, hqq or, in 4 bits, awq (default auto: gptq with calibration data, else rtn for 8 bits and mse for 4)")
 	f.StringVar(&q.granularity, "granularity", "", "weight scales: per-channel or per-tensor (default per-channel)")
 	f.BoolVar(&q.symmetric, "symmetric", false, "centre activation ranges on zero")
 	f.StringVar(&q.target, "target", "", "graph form: ort-cpu (stock operators of ONNX Runtime), cpu or cuda (the native form, for fewbit's kernels), qdq or qoperator (default ort-cpu)")

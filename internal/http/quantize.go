@@ -20,7 +20,7 @@ import (
 var (
 	schemes       = []string{"int8", "int8-dynamic", "int4", "fp16", "bf16", "a16w8", "mixed", schemeSearch}
 	granularities = []string{"per-channel", "per-tensor"}
-	weightMethods = []string{"auto", "rtn", "mse", "gptq", "adaround", "hqq", "awq"}
+	weightMethods = []string{"auto", "rtn", "mse", "gptq", "adaround", "hqq", "awq", "brecq"}
 	targets       = []string{"cpu", "cuda", "ort-cpu", "qdq", "qoperator", "tensorrt"}
 	// needCalibration are the schemes whose activations have fixed ranges.
 	needCalibration = []string{"int8", "a16w8", "mixed", schemeSearch}

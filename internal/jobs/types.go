@@ -41,7 +41,7 @@ type Spec struct {
 	Scheme string `json:"scheme"`
 	// Method is minmax, entropy, percentile, mse or auto ("": auto).
 	Method string `json:"method,omitempty"`
-	// Weights is auto, rtn, mse, gptq, adaround, hqq or awq ("": auto).
+	// Weights is auto, rtn, mse, gptq, adaround, hqq, awq or brecq ("": auto).
 	Weights     string   `json:"weights,omitempty"`
 	Granularity string   `json:"granularity,omitempty"` // per-channel (default) or per-tensor
 	Symmetric   bool     `json:"symmetric,omitempty"`

@@ -163,6 +163,9 @@ func (k *floating) try(ctx context.Context, units []harm) (*run, float64, error)
 func (k *floating) rank(ctx context.Context) ([]harm, int64, error) {
 	cfg := k.req.Config
 	cfg.NoBiasCorrection = true // it belongs to the whole, not to one operator
+	if cfg.Weights == quant.BRECQ {
+		cfg.Weights = quant.GPTQ // so do blocks
+	}
 	f := k.fork(cfg)
 	if err := f.choose(ctx); err != nil {
 		return nil, 0, err

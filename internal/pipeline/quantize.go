@@ -71,6 +71,8 @@ func (p *Pipeline) Quantize(ctx context.Context, req Request, progress Progress)
 func CheckData(req Request) error {
 	cfg := req.Config
 	switch {
+	case cfg.Weights == quant.BRECQ && req.MaxMemory > 0:
+		return fmt.Errorf("%w: what learning blocks takes is not predicted: use weights %s below %s", quant.ErrConfig, quant.GPTQ, req.Words.maxMemory())
 	case req.Calib != "":
 		return nil
 	case cfg.NeedsCalibration():
@@ -275,6 +277,15 @@ func (r *run) choosing(known map[*quant.Plan]quant.Choices) []quant.Pass {
 		if !cfg.NoBiasCorrection && !r.tabled {
 			table = append(table, &biasPass{r.lab, p, r.choices, r.solved, r.openCalib, r.progress})
 		}
+	}
+	// The samples of a body may be few, and it has blocks seldom.
+	if cfg.Weights == quant.BRECQ && r.samplesOf == nil && !r.tabled {
+		b := &blocksPass{lab: r.lab, teacher: r.float, plans: r.plans, choices: r.choices, solved: r.solved, samples: r.openCalib, progress: r.progress,
+			warn: func(s string) { r.rep.Warnings = append(r.rep.Warnings, s) }}
+		if r.evidence != nil {
+			b.stats = r.evidence
+		}
+		table = append(table, b)
 	}
 	return table
 }

@@ -86,6 +86,9 @@ func (p *Pipeline) Search(ctx context.Context, req SearchRequest, progress Progr
 	if req.Calib == "" {
 		return nil, fmt.Errorf("%w: give %s", ErrNeedsCalibration, req.Words.calib())
 	}
+	if req.Config.Weights == quant.BRECQ {
+		return nil, fmt.Errorf("%w: weights %s would be learned anew for each trial: search with weights %s, and learn for the recipe that is found", quant.ErrConfig, quant.BRECQ, quant.GPTQ)
+	}
 	if _, ok, err := OpenTable(req.Calib); ok || err != nil {
 		return nil, fmt.Errorf("%w: a calibration table holds no samples to judge on: give the data", quant.ErrConfig)
 	}

@@ -55,6 +55,8 @@ func (p *Pipeline) Sensitivity(ctx context.Context, req SensitivityRequest, prog
 		return nil, fmt.Errorf("%w: scheme %s has no operators to tell apart; use %s, %s or %s", quant.ErrConfig, cfg.Scheme, quant.INT8, quant.INT8Dynamic, quant.INT4)
 	case req.Calib == "":
 		return nil, fmt.Errorf("%w: give %s", ErrNeedsCalibration, req.Words.calib())
+	case cfg.Weights == quant.BRECQ:
+		return nil, fmt.Errorf("%w: weights %s are learned in whole blocks, and here single operators are compared: use weights %s", quant.ErrConfig, quant.BRECQ, quant.GPTQ)
 	}
 	if req.EvalSamples == 0 {
 		req.EvalSamples = DefaultSensitivitySamples

@@ -387,13 +387,18 @@ func (w *inserter) weightDomain(q *Weight) string {
 func scaleInputs(w []float32, dims []int64, inAxis int, s []float32) []float32 {
 	out := make([]float32, len(w))
 	cols := int(dims[1])
-	for i, v := range w {
-		k := i / cols
-		if inAxis == 1 {
-			k = i % cols
+	parallel(int(dims[0]), cols, func(from, to int) {
+		for r := from; r < to; r++ {
+			row := out[r*cols : (r+1)*cols]
+			for c, v := range w[r*cols : (r+1)*cols] {
+				k := r
+				if inAxis == 1 {
+					k = c
+				}
+				row[c] = v * s[k]
+			}
 		}
-		out[i] = v * s[k]
-	}
+	})
 	return out
 }
 

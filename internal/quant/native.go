@@ -18,6 +18,10 @@ func (c Config) rows() bool {
 // byRow reports whether op takes its activation by row.
 func (c Config) byRow(op *Op) bool { return c.rows() && op.Kind == Linear }
 
+// Static reports whether op, an operator of p, reads activations by a range that
+// calibration gave them.
+func (p *Plan) Static(op *Op) bool { return p.Config.Scheme.Static() && !p.Config.byRow(op) }
+
 // checkOpset refuses models whose standard operators are too old for the
 // operators' bodies.
 func (b *planner) checkOpset(m *graph.Model) error {

@@ -147,13 +147,16 @@ const (
 	// AWQ scales the input channels of 4-bit products by what calibration sees in
 	// them; 8-bit weights beside them are found as by AutoWeights.
 	AWQ WeightMethod = "awq"
+	// BRECQ begins with GPTQ and learns the codes, biases and ranges of one block after
+	// the other, so that the block gives what the float model's gives.
+	BRECQ WeightMethod = "brecq"
 )
 
 // NeedsData reports whether the method looks at calibration samples.
-func (w WeightMethod) NeedsData() bool { return w == GPTQ || w == AdaRound || w == AWQ }
+func (w WeightMethod) NeedsData() bool { return w == GPTQ || w == AdaRound || w == AWQ || w == BRECQ }
 
 // WeightMethods lists the methods for weights.
-var WeightMethods = []WeightMethod{AutoWeights, RTN, MSEWeights, GPTQ, AdaRound, HQQ, AWQ}
+var WeightMethods = []WeightMethod{AutoWeights, RTN, MSEWeights, GPTQ, AdaRound, HQQ, AWQ, BRECQ}
 
 // Config says how to quantize. The zero value of each field is its default.
 type Config struct {

@@ -36,12 +36,20 @@ func (p *Plan) Solves() WeightMethod { return p.Config.Solves(Precision(p.Config
 // Rounds is Config.Rounds for the operators of p, which is of one scheme.
 func (p *Plan) Rounds() WeightMethod { return p.Config.Rounds(Precision(p.Config.Scheme)) }
 
+// by is how the weight of op, which is in s, was found.
+func (s *Solved) by(c Config, op *Op) WeightMethod {
+	if s.Learnt[op.Node.Outputs[0]] {
+		return BRECQ
+	}
+	return c.Solves(op.Precision)
+}
+
 // weight8 returns op's weight v as integers, solved before or rounded now, and by
 // which method. It is the caller's to change. s may be nil.
 func (c Config) weight8(s *Solved, op *Op, v []float32, dims []int64) (*Weight, WeightMethod, error) {
 	if s != nil {
 		if q := s.Int8[op.Node.Outputs[0]]; q != nil {
-			return q.clone(), c.Solves(op.Precision), nil
+			return q.clone(), s.by(c, op), nil
 		}
 	}
 	var q *Weight
@@ -63,7 +71,7 @@ func (c Config) weight8(s *Solved, op *Op, v []float32, dims []int64) (*Weight, 
 func (c Config) weight4(s *Solved, stats Statistics, op *Op, v []float32, k, n int) (*BlockWeight, WeightMethod, error) {
 	if s != nil {
 		if q := s.Int4[op.Node.Outputs[0]]; q != nil {
-			return q, c.Solves(op.Precision), nil
+			return q, s.by(c, op), nil
 		}
 	}
 	var q *BlockWeight

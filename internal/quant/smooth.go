@@ -396,11 +396,13 @@ func (t *trial) divided(s []float32) []float32 {
 	for j, v := range s {
 		inv[j] = 1 / v
 	}
-	for i := 0; i < len(out); i += t.k {
-		for j, v := range t.x[i : i+t.k] {
-			out[i+j] = v * inv[j]
+	parallel(len(out)/t.k, t.k, func(from, to int) {
+		for i := from * t.k; i < to*t.k; i += t.k {
+			for j, v := range t.x[i : i+t.k] {
+				out[i+j] = v * inv[j]
+			}
 		}
-	}
+	})
 	return out
 }
 
@@ -432,14 +434,27 @@ func (t *trial) errors(ctx context.Context, s []float32, cands []candidate) ([]f
 		if err != nil {
 			return nil, err
 		}
-		var sum float64
-		for j, v := range y {
-			d := float64(v) - float64(t.ref[j])
-			sum += d * d
-		}
-		out[i] = sum / t.power
+		out[i] = squares(y, t.ref, t.n) / t.power
 	}
 	return out, nil
+}
+
+// squares is the sum of squared differences, row by row of n.
+func squares(a, b []float32, n int) (sum float64) {
+	rows := make([]float64, len(a)/n)
+	parallel(len(rows), n, func(from, to int) {
+		for r := from; r < to; r++ {
+			y := b[r*n : (r+1)*n]
+			for j, v := range a[r*n : (r+1)*n] {
+				d := float64(v) - float64(y[j])
+				rows[r] += d * d
+			}
+		}
+	})
+	for _, v := range rows {
+		sum += v
+	}
+	return sum
 }
 
 // rounded returns w [k,n] rounded to nearest as its form says.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/fewbit/fewbit/internal/calib"
 	"github.com/fewbit/fewbit/internal/graph"
@@ -17,6 +18,9 @@ type Solved struct {
 	// Divisors are what an input of 4-bit products is divided by, which their weights
 	// are multiplied by.
 	Divisors map[string][]float32
+	// Learnt are those whose codes block reconstruction chose; the others are what it
+	// began with.
+	Learnt map[string]bool
 }
 
 // NewSolved returns an empty Solved.
@@ -103,7 +107,7 @@ func (s *Solved) SolveGPTQ(ctx context.Context, alg Algebra, p *Plan, g *graph.G
 				return nil, fmt.Errorf("operator %q: %w", op.Node.Name, err)
 			}
 		}
-		gain, err := shared.gain(ctx, alg, v, n, r.dequantize(k, n, 0), nearestColumns(v, n, top, p.Config.Granularity))
+		gain, err := shared.gain8(ctx, alg, v, n, r, top, p.Config.Granularity)
 		if err != nil {
 			return nil, err
 		}
@@ -245,6 +249,26 @@ func (r *rounded) dequantize(k, n, group int) []float32 {
 	return out
 }
 
+// gain8 is gain of r, which has a scale a column, and of rounding to nearest. Only the
+// columns that are measured are made.
+func (f *factor) gain8(ctx context.Context, alg Algebra, w []float32, n int, r *rounded, top int32, g Granularity) (Gain, error) {
+	cols := min(n, gptqMeasured)
+	if g == PerTensor || cols == n { // the scale of nearest is that of all columns
+		return f.gain(ctx, alg, w, n, r.dequantize(f.k, n, 0), nearestColumns(w, n, top, g))
+	}
+	some, part := make([]float32, f.k*cols), &rounded{codes: make([]int8, f.k*cols), scales: make([]float32, cols)}
+	for c := range cols {
+		part.scales[c] = r.scales[c*n/cols]
+	}
+	for i := range f.k {
+		for c := range cols {
+			at := i*n + c*n/cols
+			some[i*cols+c], part.codes[i*cols+c] = w[at], r.codes[at]
+		}
+	}
+	return f.gain(ctx, alg, some, cols, part.dequantize(f.k, cols, 0), nearestColumns(some, cols, top, g))
+}
+
 // gain measures both roundings of w [k,n] on up to gptqMeasured columns, spread over all.
 func (f *factor) gain(ctx context.Context, alg Algebra, w []float32, n int, solved, near []float32) (Gain, error) {
 	cols := min(n, gptqMeasured)
@@ -283,8 +307,10 @@ func nearestColumns(w []float32, n int, top int32, g Granularity) []float32 {
 // with each row weighed by importance (nil: alike).
 func columnScales(w []float32, k, n int, top int32, importance []float32, g Granularity) []float32 {
 	amax := make([]float32, n)
-	for i, v := range w {
-		amax[i%n] = max(amax[i%n], float32(math.Abs(float64(v))))
+	for i := range k {
+		for c, v := range w[i*n : (i+1)*n] {
+			amax[c] = max(amax[c], float32(math.Abs(float64(v))))
+		}
 	}
 	scales := make([]float32, n)
 	if g == PerTensor {
@@ -298,21 +324,28 @@ func columnScales(w []float32, k, n int, top int32, importance []float32, g Gran
 		return scales
 	}
 	hi := float32(top)
+	if importance == nil {
+		importance = slices.Repeat([]float32{1}, k)
+	}
 	parallel(n, k*clipSteps, func(from, to int) {
+		column := make([]float32, k)
 		for c := from; c < to; c++ {
+			for i := range column {
+				column[i] = w[i*n+c]
+			}
 			full := weightScale(amax[c], top)
 			best, least := full, math.Inf(1)
 			for step := range clipSteps {
 				s := full * float32(1-(1-clipLeast8)*float64(step)/(clipSteps-1))
 				var e float64
-				for i := range k {
-					v := w[i*n+c]
-					d := v - nearest(v, s, -hi, hi)*s
-					imp := float32(1)
-					if importance != nil {
-						imp = importance[i]
+				// No part of the sum is below 0: past the least it need not go on.
+				for at := 0; at < k && e < least; at += gptqBlock {
+					end := min(at+gptqBlock, k)
+					imp := importance[at:end]
+					for i, v := range column[at:end] {
+						d := v - nearest(v, s, -hi, hi)*s
+						e += float64(d * d * imp[i])
 					}
-					e += float64(d * d * imp)
 				}
 				if e < least {
 					best, least = s, e

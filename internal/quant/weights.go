@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sync"
 
 	"github.com/fewbit/fewbit/internal/calib"
 	"github.com/fewbit/fewbit/internal/tensor"
@@ -37,6 +38,9 @@ func QuantizeWeight(w []float32, dims []int64, axis int, g Granularity, s calib.
 	if g == PerTensor {
 		channels, inner = 1, len(w)
 	}
+	if inner == 1 && channels > 0 {
+		return q, q.columns(w, channels, top)
+	}
 	amax := make([]float32, channels)
 	for base := 0; base < len(w); base += channels * inner {
 		for c := range channels {
@@ -64,6 +68,47 @@ func QuantizeWeight(w []float32, dims []int64, axis int, g Granularity, s calib.
 		}
 	}
 	return q, nil
+}
+
+// columns quantizes w, whose last axis are the channels, as QuantizeWeight does.
+func (q *Weight) columns(w []float32, channels int, top int32) error {
+	var mu sync.Mutex
+	amax, finite := make([]float32, channels), true
+	rows := len(w) / channels
+	parallel(rows, channels, func(from, to int) {
+		own, ok := make([]float32, channels), true
+		for r := from; r < to; r++ {
+			for c, v := range w[r*channels : (r+1)*channels] {
+				a := float32(math.Abs(float64(v)))
+				ok = ok && a <= math.MaxFloat32
+				own[c] = max(own[c], a)
+			}
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		finite = finite && ok
+		for c, a := range own {
+			amax[c] = max(amax[c], a)
+		}
+	})
+	if !finite {
+		return fmt.Errorf("%w: the weight holds NaN or infinity", tensor.ErrShape)
+	}
+	q.Scales = make([]float32, channels)
+	inv := make([]float64, channels)
+	for c, a := range amax {
+		q.Scales[c] = weightScale(a, top)
+		inv[c] = 1 / float64(q.Scales[c])
+	}
+	parallel(rows, channels, func(from, to int) {
+		for r := from; r < to; r++ {
+			codes := q.Codes[r*channels : (r+1)*channels]
+			for c, v := range w[r*channels : (r+1)*channels] {
+				codes[c] = roundCode(float64(v)*inv[c], top)
+			}
+		}
+	})
+	return nil
 }
 
 // clone copies what may be changed.
@@ -107,6 +152,17 @@ func roundCode(x float64, top int32) int8 {
 // Dequantize returns scale * code for every weight.
 func (q *Weight) Dequantize() []float32 {
 	out := make([]float32, len(q.Codes))
+	if n := len(q.Scales); n > 1 && q.Axis == len(q.Dims)-1 {
+		parallel(len(out)/n, n, func(from, to int) {
+			for r := from; r < to; r++ {
+				row := out[r*n : (r+1)*n]
+				for c, v := range q.Codes[r*n : (r+1)*n] {
+					row[c] = float32(v) * q.Scales[c]
+				}
+			}
+		})
+		return out
+	}
 	q.each(func(i, c int) { out[i] = float32(q.Codes[i]) * q.Scales[c] })
 	return out
 }

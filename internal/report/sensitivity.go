@@ -129,7 +129,7 @@ func (o OperatorLoss) remedy(share, work float64, equalized bool) string {
 // remedy is for a weight that loses more than its operator's input does.
 func (w WeightFacts) remedy() string {
 	switch w.Method {
-	case "gptq", "adaround", "awq":
+	case "gptq", "adaround", "awq", "brecq":
 		return fmt.Sprintf("its weight loses most: more calibration samples for %s", w.Method)
 	}
 	return fmt.Sprintf("its weight loses most by %s: solve for it by the calibration samples: --weights gptq", w.Method)
