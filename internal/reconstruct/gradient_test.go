@@ -109,22 +109,38 @@ func TestDerivativesEqualDifferences(t *testing.T) {
 		"softmax":                 {node("Softmax", []string{"x"}), []input{x(3, 5)}},
 		"softmax axis":            {node("Softmax", []string{"x"}, i("axis", 1)), []input{x(2, 3, 4)}},
 		"layer normalization":     {node("LayerNormalization", []string{"x", "s", "b"}), []input{x(3, 8), {name: "s", dims: []int64{8}, fixed: true, shift: 1}, {name: "b", dims: []int64{8}, fixed: true}}},
-		"mean":                    {node("ReduceMean", []string{"x"}, is("axes", -1)), []input{x(3, 8)}},
-		"mean without the axis":   {node("ReduceMean", []string{"x"}, is("axes", 1), i("keepdims", 0)), []input{x(3, 4, 2)}},
 		"pool":                    {node("GlobalAveragePool", []string{"x"}), []input{x(2, 3, 4, 5)}},
 		"transpose":               {node("Transpose", []string{"x"}, is("perm", 2, 0, 1)), []input{x(2, 3, 4)}},
 		"flatten":                 {node("Flatten", []string{"x"}), []input{x(2, 3, 4)}},
 		"attention":               {ms("MultiHeadAttention", []string{"x", "k", "v", "", "", "mask"}, i("num_heads", 2)), []input{x(1, 3, 8), {name: "k", dims: []int64{1, 3, 8}}, {name: "v", dims: []int64{1, 3, 8}}, {name: "mask", dims: []int64{1, 1, 3, 3}, fixed: true}}},
 		"two readers and a chain": {append(node("Add", []string{"a", "x"}), graph.NewNode("", "Relu", "", []string{"c"}, []string{"a"}), graph.NewNode("", "MatMul", "", two, []string{"c"})), []input{x(4, 4), w(4, 4)}},
 	} {
-		t.Run(name, func(t *testing.T) { checkDerivatives(t, c.nodes, c.in) })
+		t.Run(name, func(t *testing.T) { checkDerivatives(t, 17, c.nodes, c.in) })
 	}
+	// From opset 18 on the axes of a mean are an input.
+	for name, c := range map[string]struct {
+		opset int64
+		in    []string
+		attrs []attr
+		dims  []int64
+	}{
+		"mean, opset 17":                  {17, []string{"x"}, []attr{is("axes", -1)}, []int64{3, 8}},
+		"mean without the axis, opset 17": {17, []string{"x"}, []attr{is("axes", 1), i("keepdims", 0)}, []int64{3, 4, 2}},
+		"mean, opset 18":                  {18, []string{"x", "axes"}, nil, []int64{3, 8}},
+		"mean without the axis, opset 18": {18, []string{"x", "axes"}, []attr{i("keepdims", 0)}, []int64{3, 4, 2}},
+	} {
+		t.Run(name, func(t *testing.T) { checkDerivatives(t, c.opset, node("ReduceMean", c.in, c.attrs...), []input{x(c.dims...)}) })
+	}
+	t.Run("layer normalization, opset 18", func(t *testing.T) {
+		checkDerivatives(t, 18, node("LayerNormalization", []string{"x", "s", "b"}), []input{x(3, 8), {name: "s", dims: []int64{8}, fixed: true, shift: 1}, {name: "b", dims: []int64{8}, fixed: true}})
+	})
 }
 
-func checkDerivatives(t *testing.T, nodes []*graph.Node, ins []input) {
+func checkDerivatives(t *testing.T, opset int64, nodes []*graph.Node, ins []input) {
 	rng := rand.New(rand.NewPCG(7, 7))
 	g := &graph.Graph{Name: "g", Nodes: nodes, Info: map[string]*graph.Value{}}
-	m := &graph.Model{IR: 8, Opsets: map[string]int64{"": 17, graph.DomainMS: 1}, Graph: g}
+	m := &graph.Model{IR: 8, Opsets: map[string]int64{"": opset, graph.DomainMS: 1}, Graph: g}
+	g.SetInit("axes", tensor.From([]int64{1}, 1)) // which some read
 	feeds := engine.Feeds{}
 	var wrt []string
 	for _, in := range ins {

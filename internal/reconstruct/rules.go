@@ -199,8 +199,16 @@ func (b *builder) softmax(y, dy string, axis int64) string {
 	return b.op("Mul", y, b.op("Sub", dy, b.sum(b.op("Mul", dy, y), true, axis)))
 }
 
+// mean is over the last axis. ReduceMean has its axes as an attribute before opset 18
+// and as an input from it on; ReduceSum is the same in both.
 func (b *builder) mean(x string) string {
-	return b.with("ReduceMean", []string{x}, graph.AttrInts("axes", -1), graph.AttrInt("keepdims", 1))
+	sum := b.sum(x, true, -1)
+	return b.op("Div", sum, b.ratio(x, sum))
+}
+
+// ratio is how many values of x one of y stands for.
+func (b *builder) ratio(x, y string) string {
+	return b.with("Cast", []string{b.op("Div", b.op("Size", x), b.op("Size", y))}, graph.AttrInt("to", int64(tensor.Float32)))
 }
 
 // gradLayerNorm, with z the normalized input, r what it was multiplied by and g = dy
@@ -220,17 +228,19 @@ func gradLayerNorm(b *builder, n *graph.Node, dy string) ([]string, error) {
 
 // spread gives each value of x an equal part of dy, which has the axes of y, the mean.
 func (b *builder) spread(x, y, dy string) string {
-	count := b.with("Cast", []string{b.op("Div", b.op("Size", x), b.op("Size", y))}, graph.AttrInt("to", int64(tensor.Float32)))
-	return b.op("Expand", b.op("Div", dy, count), b.op("Shape", x))
+	return b.op("Expand", b.op("Div", dy, b.ratio(x, y)), b.op("Shape", x))
 }
 
 func gradReduceMean(b *builder, n *graph.Node, dy string) ([]string, error) {
 	if n.Int("keepdims", 1) == 0 {
-		axes := n.Ints("axes")
-		if axes == nil {
-			return nil, fmt.Errorf("%w: without its axes as an attribute", ErrNoGradient)
+		axes := n.In(1) // from opset 18 on
+		if a := n.Ints("axes"); a != nil {
+			axes = b.ints(a...)
 		}
-		dy = b.op("Unsqueeze", dy, b.ints(axes...))
+		if axes == "" {
+			return nil, fmt.Errorf("%w: over all axes", ErrNoGradient)
+		}
+		dy = b.op("Unsqueeze", dy, axes)
 	}
 	return []string{b.spread(n.In(0), n.Outputs[0], dy)}, nil
 }
