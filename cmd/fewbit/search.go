@@ -125,7 +125,10 @@ func (q *searchFlags) run(cmd *cobra.Command, model string) error {
 		return err
 	}
 	if q.folder() {
-		if err := os.Mkdir(q.out, 0o755); err != nil && !os.IsExist(err) {
+		switch err := os.Mkdir(q.out, 0o755); {
+		case err == nil:
+			defer os.Remove(q.out) // only a folder that nothing came to lie in goes
+		case !os.IsExist(err):
 			return fmt.Errorf("search: -o %s: %w", filepath.Base(q.out), bare.Error(err))
 		}
 	}
