@@ -129,7 +129,9 @@ func TestDerivativesEqualDifferences(t *testing.T) {
 		"mean, opset 18":                  {18, []string{"x", "axes"}, nil, []int64{3, 8}},
 		"mean without the axis, opset 18": {18, []string{"x", "axes"}, []attr{i("keepdims", 0)}, []int64{3, 4, 2}},
 	} {
-		t.Run(name, func(t *testing.T) { checkDerivatives(t, c.opset, node("ReduceMean", c.in, c.attrs...), []input{x(c.dims...)}) })
+		t.Run(name, func(t *testing.T) {
+			checkDerivatives(t, c.opset, node("ReduceMean", c.in, c.attrs...), []input{x(c.dims...)})
+		})
 	}
 	t.Run("layer normalization, opset 18", func(t *testing.T) {
 		checkDerivatives(t, 18, node("LayerNormalization", []string{"x", "s", "b"}), []input{x(3, 8), {name: "s", dims: []int64{8}, fixed: true, shift: 1}, {name: "b", dims: []int64{8}, fixed: true}})
