@@ -188,7 +188,7 @@ func (b *blockBuilder) activation(x string, op planned, own bool) (string, error
 		return "", fmt.Errorf("%w: %q", quant.ErrUncalibrated, src)
 	}
 	v := x
-	if c != nil && c.Smooth != nil && src == x && op.plan.Config.Scheme != quant.INT4 {
+	if c != nil && c.Smooth != nil && src == x && op.plan.Config.Smooths() {
 		inv := make([]float32, len(c.Smooth))
 		for i, s := range c.Smooth {
 			inv[i] = 1 / s

@@ -49,8 +49,8 @@ func WeightFacts(g *graph.Graph, p *Plan, op *Op, choices Choices, s *Solved, st
 		}
 		after = q.Dequantize()
 	} else {
-		if ch := choices[p.Source(op.X[0])]; op.Kind == Linear && ch != nil && ch.Smooth != nil {
-			v = scaleInputs(v, t.Dims, op.InAxis, ch.Smooth)
+		if smooth := p.Smoothing(op, choices); smooth != nil {
+			v = scaleInputs(v, t.Dims, op.InAxis, smooth)
 		}
 		var q *Weight
 		if q, by, err = p.Config.weight8(s, op, v, t.Dims); err != nil {

@@ -32,10 +32,10 @@ func (p *Plan) Rounded(g *graph.Graph, op *Op, choices Choices, s *Solved, stats
 		return nil, err
 	}
 	r := &Rounded{Dims: t.Dims}
+	if smooth := p.Smoothing(op, choices); smooth != nil {
+		v = scaleInputs(v, t.Dims, op.InAxis, smooth)
+	}
 	if op.Precision != PrecisionINT4 {
-		if smooth := p.Smoothing(op, choices); smooth != nil {
-			v = scaleInputs(v, t.Dims, op.InAxis, smooth)
-		}
 		if r.eight, _, err = p.Config.weight8(s, op, v, t.Dims); err != nil {
 			return nil, err
 		}

@@ -42,11 +42,15 @@ type Gain struct {
 // weights that read the activation as it is.
 func (p *Plan) Smoothing(op *Op, choices Choices) []float32 {
 	c := choices[p.Source(op.X[0])]
-	if op.Kind != Linear || c == nil || p.Config.Scheme == INT4 && !p.Config.Steps() {
+	if op.Kind != Linear || c == nil || !p.Config.Smooths() {
 		return nil
 	}
 	return c.Smooth
 }
+
+// Smooths reports whether activations may be divided by a choice's Smooth: 4-bit
+// weights read them as they are, except those that stand for INT8 weights.
+func (c Config) Smooths() bool { return c.Scheme != INT4 || c.Steps() }
 
 // SolveGPTQ quantizes the weights of the operators ops, which share an input
 // whose rows gram has summed, and puts them into s. choices gives the smoothing
