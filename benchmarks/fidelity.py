@@ -33,10 +33,15 @@ def sentences(part, n):
     return out
 
 
+def inputs(session):
+    """The names of ids, mask and types in a model."""
+    names = [i.name for i in session.get_inputs()]
+    return [next(n for n in names if key in n) for key in ("input_ids", "mask", "type")]
+
+
 def embed(path, encoded, session=c.session):
     s = session(path)
-    names = [i.name for i in s.get_inputs()]
-    order = [next(n for n in names if key in n) for key in ("input_ids", "mask", "type")]
+    order = inputs(s)
     return np.stack([s.run(None, c.ids_feeds(ids, order))[0][0].mean(0) for ids in encoded])
 
 
@@ -46,8 +51,7 @@ def cosine(a, b):
 
 def peer(model, encoded, out):
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
-    names = [i.name for i in c.session(model).get_inputs()]
-    order = [next(n for n in names if key in n) for key in ("input_ids", "mask", "type")]
+    order = inputs(c.session(model))
 
     class Reader(CalibrationDataReader):
         def __init__(self):

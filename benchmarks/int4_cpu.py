@@ -36,13 +36,6 @@ def made(name, folder, scheme, *args):
     return path
 
 
-def vectors(session, encoded):
-    import numpy as np
-    names = [i.name for i in session.get_inputs()]
-    order = [next(n for n in names if key in n) for key in ("input_ids", "mask", "type")]
-    return np.stack([session.run(None, c.ids_feeds(ids, order))[0][0].mean(0) for ids in encoded])
-
-
 def main():
     calib = a.draws(1)[0][0]
     four, eight = made("int4-cpu-bert-4", c.BERT, "int4"), made("int4-cpu-bert-8", c.BERT, "int8-dynamic")
@@ -63,7 +56,7 @@ def main():
     t = c.tokenizer(a.TOKENS)
     for (name, folder, judges, bar), path in zip(JUDGED, solved):
         encoded = [t.encode(s).ids for s in sentences("test", judges)]
-        cos = cosine(embed(folder / "model.onnx", encoded), vectors(c.packed(path), encoded))
+        cos = cosine(embed(folder / "model.onnx", encoded), embed(path, encoded, c.packed))
         mean, half = float(cos.mean()), 1.96 * float(cos.std(ddof=1)) / len(cos) ** .5
         r.row("%s, 4-bit weights, 8-bit activations" % name, "cosine %.4f +- %.4f, minimum %.4f" % (mean, half, float(cos.min())), "", None,
               "cosine >= %.3f" % bar, mean >= bar, n=judges, mean=mean, half95=half, min=float(cos.min()))

@@ -12,14 +12,14 @@ import string
 import numpy as np
 
 import common as c
-from fidelity import cosine, sentences
+from fidelity import cosine, inputs, sentences
 
 TOKENS, CALIB, SNIPPETS, SENTENCES = 128, 64, 600, 400
 
 
 def losses(reference, session, encoded):
     """1 - cosine of each token, texts one after the other."""
-    order = [next(n for n in (i.name for i in session.get_inputs()) if key in n) for key in ("input_ids", "mask", "type")]
+    order = inputs(session)
     return np.concatenate([1 - cosine(x, session.run(None, c.ids_feeds(ids, order))[0][0]) for x, ids in zip(reference, encoded)])
 
 
@@ -31,7 +31,7 @@ def encoder(r, name, folder, texts):
     c.fewbit("quantize", folder / "model.onnx", "-o", native, "--calib", data, "--target", "cpu", "--force", "--no-latency")
     c.fewbit("quantize", folder / "model.onnx", "-o", bf16, "--scheme", "bf16", "--force", "--no-latency")
     fp32 = c.session(folder / "model.onnx")
-    order = [next(n for n in (i.name for i in fp32.get_inputs()) if key in n) for key in ("input_ids", "mask", "type")]
+    order = inputs(fp32)
     reference = [fp32.run(None, c.ids_feeds(ids, order))[0][0] for ids in encoded]
     lost, moved = losses(reference, c.packed(native), encoded), losses(reference, c.session(bf16), encoded)
     tokens = [t.id_to_token(i) for ids in encoded for i in ids]
