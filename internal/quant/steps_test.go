@@ -99,6 +99,50 @@ func TestInt4Native(t *testing.T) {
 	t.Run("smoothing", func(t *testing.T) { testInt4Native(t, NewSolved(), Choices{"a": {Tensor: "a", Smooth: d}}) })
 }
 
+// What is learned of a weight in steps is the weight that it stands for: with the
+// divisors of its input.
+func TestRoundedIsSmoothed(t *testing.T) {
+	c, err := Config{Scheme: INT4, Target: CPU}.WithDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := mlp()
+	if _, err := Run(context.Background(), m, Prepare(c), Dump{}); err != nil {
+		t.Fatal(err)
+	}
+	p, err := NewPlan(m, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	smooth := make([]float32, 32)
+	for i := range smooth {
+		smooth[i] = 2
+	}
+	seen := false
+	for _, op := range p.Ops {
+		if p.Source(op.X[0]) != "a" {
+			continue
+		}
+		w, err := m.Graph.Init(op.W).F32()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := p.Rounded(m.Graph, op, Choices{"a": {Tensor: "a", Smooth: smooth}}, NewSolved(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, v := range r.Values {
+			if v != 2*w[i] {
+				t.Fatalf("value %d is %g, its weight %g", i, v, w[i])
+			}
+		}
+		seen = true
+	}
+	if !seen {
+		t.Fatal("nothing reads a")
+	}
+}
+
 func testInt4Native(t *testing.T, s *Solved, choices Choices) {
 	c, err := Config{Scheme: INT4, Target: CPU}.WithDefaults()
 	if err != nil {
