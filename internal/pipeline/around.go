@@ -153,7 +153,7 @@ func (t *aroundBody) begin(ctx context.Context, in engine.Feeds) (walk, error) {
 			v = in[name]
 		}
 		if v != nil {
-			all[name] = ownCopy(v)
+			all[name] = v.Clone()
 		} else if v = t.constants[name]; v != nil {
 			all[name] = v
 		} else {

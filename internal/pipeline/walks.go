@@ -260,7 +260,7 @@ func (c *carried) after(ctx context.Context, feeds engine.Feeds) ([]*tensor.Tens
 		}
 		defer res.Close()
 		for name, v := range res.Tensors() {
-			values[name] = ownCopy(v)
+			values[name] = v.Clone()
 		}
 	}
 	out := make([]*tensor.Tensor, len(c.names))
@@ -275,9 +275,4 @@ func (c *carried) after(ctx context.Context, feeds engine.Feeds) ([]*tensor.Tens
 		}
 	}
 	return out, ctx.Err()
-}
-
-// ownCopy is a copy that outlives the run that gave t.
-func ownCopy(t *tensor.Tensor) *tensor.Tensor {
-	return &tensor.Tensor{Type: t.Type, Dims: slices.Clone(t.Dims), Data: slices.Clone(t.Data), Strings: slices.Clone(t.Strings)}
 }
