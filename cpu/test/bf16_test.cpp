@@ -49,10 +49,6 @@ std::vector<const Bf16Kernels *> available() {
   return all;
 }
 
-bool same_bits(const std::vector<float> &a, const std::vector<float> &b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
 } // namespace
 
 TEST(bf16_rounds_to_nearest_even) {

@@ -131,10 +131,6 @@ std::vector<float> step_by_step(const Encoder &e, Attention a, const std::vector
   return v;
 }
 
-bool same_bits(const std::vector<float> &a, const std::vector<float> &b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
 } // namespace
 
 // Neither threads, nor their order, nor where rows and columns are cut, nor what

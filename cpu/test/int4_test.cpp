@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "int4.hpp"
+#include "int8_run.hpp"
 #include "test.hpp"
 
 using namespace fewbit;
@@ -46,24 +47,6 @@ struct Weights {
     CHECK(int8_view(plain.get(), size, &want) == nullptr);
   }
 };
-
-std::vector<float> run(const Int8Kernels &kn, Int8Product p, int64_t m, int64_t height, int64_t group) {
-  std::vector<float> y(size_t(m * p.w.n), -1);
-  p.y = y.data();
-  std::vector<uint8_t> q(size_t(height * p.w.padded_k()));
-  std::vector<RowScale> s(static_cast<size_t>(height));
-  for (int64_t r = 0; r < m; r += height) {
-    const int64_t r1 = std::min(m, r + height);
-    kn.quantize(p, r, r1, q.data(), s.data());
-    for (int64_t i = 0; i < p.w.panel_count(); i += group)
-      kn.multiply(p, r, r1, i, std::min(p.w.panel_count(), i + group), q.data(), s.data());
-  }
-  return y;
-}
-
-bool same_bits(const std::vector<float> &a, const std::vector<float> &b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
 
 } // namespace
 

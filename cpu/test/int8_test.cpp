@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "int8.hpp"
+#include "int8_run.hpp"
 #include "level.hpp"
 #include "test.hpp"
 
@@ -32,24 +33,6 @@ std::vector<int8_t> codes(size_t n, uint32_t seed) {
   std::vector<int8_t> v(n);
   for (auto &x : v) x = int8_t(int(r() % 256) - 128);
   return v;
-}
-
-std::vector<float> run(const Int8Kernels &kn, Int8Product p, int64_t m, int64_t height, int64_t group) {
-  std::vector<float> y(size_t(m * p.w.n), -1);
-  p.y = y.data();
-  std::vector<uint8_t> q(size_t(height * p.w.padded_k()));
-  std::vector<RowScale> s(static_cast<size_t>(height));
-  for (int64_t r = 0; r < m; r += height) {
-    const int64_t r1 = std::min(m, r + height);
-    kn.quantize(p, r, r1, q.data(), s.data());
-    for (int64_t i = 0; i < p.w.panel_count(); i += group)
-      kn.multiply(p, r, r1, i, std::min(p.w.panel_count(), i + group), q.data(), s.data());
-  }
-  return y;
-}
-
-bool same_bits(const std::vector<float> &a, const std::vector<float> &b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
 // All that this processor has.

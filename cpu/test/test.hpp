@@ -7,7 +7,6 @@
 #include <random>
 #include <vector>
 
-
 struct Test {
   const char *name;
   void (*run)();
@@ -28,4 +27,8 @@ inline std::vector<float> gauss(size_t n, uint32_t seed, float scale = 1) {
   std::vector<float> v(n);
   for (float &x : v) x = d(r);
   return v;
+}
+
+inline bool same_bits(const std::vector<float> &a, const std::vector<float> &b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
