@@ -113,6 +113,35 @@ func (m *Model) Require(domain string, version int64) {
 // Init returns the initializer called name, or nil.
 func (g *Graph) Init(name string) *tensor.Tensor { return g.inits[name] }
 
+// Number returns the only value of a float32 constant.
+func (g *Graph) Number(name string) (float32, bool) {
+	t := g.Init(name)
+	if t == nil || t.Type != tensor.Float32 || t.Len() != 1 {
+		return 0, false
+	}
+	return tensor.View[float32](t)[0], true
+}
+
+// Dims is what is known of a value's shape (see InferShapes), nil when nothing is.
+func (g *Graph) Dims(value string) []Dim {
+	if t := g.Init(value); t != nil {
+		d := make([]Dim, len(t.Dims))
+		for i, n := range t.Dims {
+			d[i].N = n
+		}
+		return d
+	}
+	for _, v := range g.Inputs {
+		if v.Name == value {
+			return v.Dims
+		}
+	}
+	if v := g.Info[value]; v != nil {
+		return v.Dims
+	}
+	return nil
+}
+
 // SetInit adds or replaces the initializer called name.
 func (g *Graph) SetInit(name string, t *tensor.Tensor) {
 	if g.inits == nil {

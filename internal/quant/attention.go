@@ -76,39 +76,20 @@ type attention struct {
 	where              *graph.Node // that masks, or nil
 }
 
-func (f *attentionFuser) dims(value string) []graph.Dim {
-	if t := f.g.Init(value); t != nil {
-		dims := make([]graph.Dim, len(t.Dims))
-		for i, n := range t.Dims {
-			dims[i].N = n
-		}
-		return dims
-	}
-	if v := f.g.Info[value]; v != nil {
-		return v.Dims
-	}
-	for _, v := range f.g.Inputs {
-		if v.Name == value {
-			return v.Dims
-		}
-	}
-	return nil
-}
-
 // shapesFit: the result is [batch, length, heads*size] and the mask, if there
 // is one, [batch|1, 1|heads, 1|length, length].
 func (f *attentionFuser) shapesFit(a *attention) bool {
-	out := f.dims(a.out)
+	out := f.g.Dims(a.out)
 	if len(out) != 3 {
 		return false
 	}
-	if v := f.dims(a.v); out[2].N != v[2].N {
+	if v := f.g.Dims(a.v); out[2].N != v[2].N {
 		return false
 	}
 	if a.mask == "" {
 		return true
 	}
-	mask := f.dims(a.mask)
+	mask := f.g.Dims(a.mask)
 	if n := len(mask); n == 0 || mask[n-1].N == 1 {
 		return false // one number for all keys
 	} else if n == 4 {
@@ -145,10 +126,10 @@ func (f *attentionFuser) fromCondition(a *attention) {
 	}
 	in := []string{a.mask, w.In(1), w.In(2)}
 	hidden := 1
-	if _, ok := f.number(w.In(1)); !ok {
+	if _, ok := f.g.Number(w.In(1)); !ok {
 		hidden = 2
 	}
-	c, _ := f.number(in[hidden])
+	c, _ := f.g.Number(in[hidden])
 	key := fmt.Sprintf("%s\x00%d\x00%v", a.mask, hidden, c)
 	name, ok := f.wide[key]
 	if !ok {
@@ -157,7 +138,7 @@ func (f *attentionFuser) fromCondition(a *attention) {
 		f.g.SetInit(zero, tensor.From([]float32{0}, 1))
 		in[3-hidden] = zero
 		f.added = append(f.added, graph.NewNode("", "Where", name, in, []string{name}))
-		f.g.Info[name] = &graph.Value{Name: name, Type: tensor.Float32, Dims: f.dims(a.mask)}
+		f.g.Info[name] = &graph.Value{Name: name, Type: tensor.Float32, Dims: f.g.Dims(a.mask)}
 		f.wide[key] = name
 	}
 	a.mask = name
@@ -182,7 +163,7 @@ func (f *attentionFuser) widen(a *attention) {
 // fullMask gives the mask a row for each query, which the kernel expects: a
 // padding mask [batch, 1, 1, length] has one for all. Made once for all blocks.
 func (f *attentionFuser) fullMask(a *attention) string {
-	if f.dims(a.mask)[2].N != 1 {
+	if f.g.Dims(a.mask)[2].N != 1 {
 		return a.mask
 	}
 	if full, ok := f.bias[a.mask]; ok {

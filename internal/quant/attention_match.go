@@ -4,7 +4,6 @@ import (
 	"slices"
 
 	"github.com/fewbit/fewbit/internal/graph"
-	"github.com/fewbit/fewbit/internal/tensor"
 )
 
 // step returns the producer of value when it is op and only the block, and Shapes
@@ -94,7 +93,7 @@ func (f *attentionFuser) masked(a *attention, x string) (string, bool) {
 		return x, true
 	}
 	for i := 1; i <= 2; i++ { // scores where the condition is true, or where it is not
-		if hidden, ok := f.number(w.In(3 - i)); ok && hidden <= leastHidden && f.isScores(w.In(i)) {
+		if hidden, ok := f.g.Number(w.In(3 - i)); ok && hidden <= leastHidden && f.isScores(w.In(i)) {
 			a.where = w
 			a.mask = w.In(0)
 			if e := f.ix.Producer(a.mask); e != nil && e.Is("Expand") { // to the scores' shape
@@ -124,26 +123,18 @@ func (f *attentionFuser) scaled(a *attention, value string) string {
 // factor returns x and c of value = x * c or x / (1/c), or "".
 func (f *attentionFuser) factor(value string) (x string, c float32) {
 	if n := f.step(value, "Div"); n != nil {
-		if c, ok := f.number(n.In(1)); ok && c != 0 {
+		if c, ok := f.g.Number(n.In(1)); ok && c != 0 {
 			return n.In(0), 1 / c
 		}
 	}
 	if n := f.step(value, "Mul"); n != nil {
 		for i := range 2 {
-			if c, ok := f.number(n.In(i)); ok {
+			if c, ok := f.g.Number(n.In(i)); ok {
 				return n.In(1 - i), c
 			}
 		}
 	}
 	return "", 1
-}
-
-func (f *attentionFuser) number(name string) (float32, bool) {
-	t := f.g.Init(name)
-	if t == nil || t.Type != tensor.Float32 || t.Len() != 1 {
-		return 0, false
-	}
-	return tensor.View[float32](t)[0], true
 }
 
 // isScores reports whether value is a product of two values, times constants
@@ -188,13 +179,13 @@ func (f *attentionFuser) split(a *attention, value string, perm []int64) (string
 	if r == nil || !slices.Equal(at, perm) {
 		return "", 0
 	}
-	heads := f.dims(r.Outputs[0])
+	heads := f.g.Dims(r.Outputs[0])
 	if len(heads) != 4 || heads[2].N <= 0 || heads[3].N <= 0 || (a.heads != 0 && a.heads != heads[2].N) {
 		return "", 0
 	}
 	a.heads = heads[2].N
 	value = f.scaled(of, r.In(0))
-	p := f.dims(value)
+	p := f.g.Dims(value)
 	if len(p) != 3 || p[2].N != heads[2].N*heads[3].N {
 		return "", 0
 	}

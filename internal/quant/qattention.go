@@ -180,7 +180,7 @@ func (w *attentionMerger) mask(value string) (source string, filter float32) {
 	if w.g.Init(c) == nil {
 		x, c = c, x
 	}
-	filter, ok := w.scalar(c)
+	filter, ok := w.g.Number(c)
 	if !ok || filter > -1000 { // what is masked must vanish behind the softmax
 		return "", 0
 	}
@@ -188,7 +188,7 @@ func (w *attentionMerger) mask(value string) (source string, filter float32) {
 	if sub == nil || !sub.Is("Sub") {
 		return "", 0
 	}
-	if one, ok := w.scalar(sub.In(0)); !ok || one != 1 {
+	if one, ok := w.g.Number(sub.In(0)); !ok || one != 1 {
 		return "", 0
 	}
 	for source = sub.In(1); ; {
@@ -204,14 +204,6 @@ func (w *attentionMerger) mask(value string) (source string, filter float32) {
 		}
 	}
 	return "", 0
-}
-
-func (w *attentionMerger) scalar(name string) (float32, bool) {
-	t := w.g.Init(name)
-	if t == nil || t.Type != tensor.Float32 || t.Len() != 1 {
-		return 0, false
-	}
-	return tensor.View[float32](t)[0], true
 }
 
 // whole returns the int32 form of an input, made once for all blocks.

@@ -190,7 +190,7 @@ func (b *builder) unbroadcast(d, result, value string) string {
 
 // sameDims reports whether two values are known to have one shape.
 func (b *builder) sameDims(x, y string) bool {
-	p, q := b.dims(x), b.dims(y)
+	p, q := b.g.Dims(x), b.g.Dims(y)
 	if p == nil || len(p) != len(q) {
 		return false
 	}
@@ -202,29 +202,9 @@ func (b *builder) sameDims(x, y string) bool {
 	return true
 }
 
-// dims is what is known of a value's shape, nil when nothing is.
-func (b *builder) dims(value string) []graph.Dim {
-	if t := b.g.Init(value); t != nil {
-		d := make([]graph.Dim, len(t.Dims))
-		for i, n := range t.Dims {
-			d[i].N = n
-		}
-		return d
-	}
-	for _, v := range b.g.Inputs {
-		if v.Name == value {
-			return v.Dims
-		}
-	}
-	if v := b.g.Info[value]; v != nil {
-		return v.Dims
-	}
-	return nil
-}
-
 // fixed is the shape of a value all of whose sizes are known.
 func (b *builder) fixed(value string) ([]int64, error) {
-	d := b.dims(value)
+	d := b.g.Dims(value)
 	out := make([]int64, len(d))
 	for i := range d {
 		if out[i] = d[i].N; out[i] <= 0 {

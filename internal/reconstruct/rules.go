@@ -24,8 +24,8 @@ var rules = map[string]rule{
 func gradMatMul(b *builder, n *graph.Node, dy string) ([]string, error) {
 	x, w, y := n.In(0), n.In(1), n.Outputs[0]
 	dx := make([]string, 2)
-	flat := len(b.dims(w)) == 2
-	if b.dims(w) == nil || b.dims(x) == nil && !flat || len(b.dims(x)) == 1 || len(b.dims(w)) == 1 {
+	flat := len(b.g.Dims(w)) == 2
+	if b.g.Dims(w) == nil || b.g.Dims(x) == nil && !flat || len(b.g.Dims(x)) == 1 || len(b.g.Dims(w)) == 1 {
 		return nil, fmt.Errorf("%w: the rank of its inputs is not known, or 1", ErrNoGradient)
 	}
 	if b.live[x] {
@@ -182,11 +182,10 @@ func gradSqrt(b *builder, n *graph.Node, dy string) ([]string, error) {
 
 // gradPow is for a constant exponent.
 func gradPow(b *builder, n *graph.Node, dy string) ([]string, error) {
-	t := b.g.Init(n.In(1))
-	if t == nil || t.Len() != 1 || t.Type != tensor.Float32 {
+	p, ok := b.g.Number(n.In(1))
+	if !ok {
 		return nil, fmt.Errorf("%w: its exponent is no constant number", ErrNoGradient)
 	}
-	p := tensor.View[float32](t)[0]
 	return []string{b.op("Mul", dy, b.op("Mul", b.op("Pow", n.In(0), b.number(p-1)), b.number(p)))}, nil
 }
 
@@ -315,7 +314,7 @@ func gradAttention(b *builder, n *graph.Node, dy string) ([]string, error) {
 	if !ok {
 		return nil, fmt.Errorf("%w: with a bias, a past or a causal order", ErrNoGradient)
 	}
-	width := b.dims(n.In(0))
+	width := b.g.Dims(n.In(0))
 	if len(width) != 3 || width[2].N <= 0 || width[2].N%heads != 0 {
 		return nil, fmt.Errorf("%w: the size of its heads is not known", ErrNoGradient)
 	}
