@@ -65,7 +65,7 @@ func (l *lowering) normSteps(sub *graph.Node, n int64) (o norm, ok bool) {
 	if pow == nil || pow.In(0) != d || div.In(0) != d {
 		return o, false
 	}
-	if two, ok := l.number(pow.In(1)); !ok || two != 2 {
+	if two, ok := l.m.Graph.Number(pow.In(1)); !ok || two != 2 {
 		return o, false
 	}
 	variance := l.only(pow.Outputs[0], "ReduceMean")
@@ -76,7 +76,7 @@ func (l *lowering) normSteps(sub *graph.Node, n int64) (o norm, ok bool) {
 	if add == nil {
 		return o, false
 	}
-	if o.epsilon, ok = l.number(beside(add, variance.Outputs[0])); !ok {
+	if o.epsilon, ok = l.m.Graph.Number(beside(add, variance.Outputs[0])); !ok {
 		return o, false
 	}
 	root := l.only(add.Outputs[0], "Sqrt")
@@ -126,12 +126,4 @@ func (l *lowering) overLast(n *graph.Node) bool {
 		axes = tensor.View[int64](t)
 	}
 	return n.Int("keepdims", 1) == 1 && (slices.Equal(axes, []int64{-1}) || slices.Equal(axes, []int64{2}))
-}
-
-func (l *lowering) number(name string) (float32, bool) {
-	t := l.m.Graph.Init(name)
-	if t == nil || t.Type != tensor.Float32 || t.Len() != 1 {
-		return 0, false
-	}
-	return tensor.View[float32](t)[0], true
 }
