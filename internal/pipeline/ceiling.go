@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strings"
 
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/graph"
@@ -35,9 +36,11 @@ const (
 	spillFrom = 16 << 20
 	// codeBytes are the parts of the engine's libraries that only runs touch.
 	codeBytes = 32 << 20
-	// mappedMost is how much of weights that do not fit as a whole is counted: the
-	// governor lets go of them, and a run reads some between two looks.
-	mappedMost = 128 << 20
+	// mappedPart is how much of weights that do not fit as a whole a part of the model
+	// reads, and mappedLeast what is counted for them at least: a part and what it leaves
+	// to be let go of.
+	mappedPart  = 64 << 20
+	mappedLeast = 128 << 20
 	// probedSamples are looked at for the largest input.
 	probedSamples = 64
 	// evidenceBytes is what the counts of one observed tensor take, about: linear
@@ -49,7 +52,8 @@ const (
 type limits struct {
 	taps, gram int64 // bytes of observed values in one run, and of Hessians
 	sizes      map[string]int64
-	unknown    int64 // taken for a value whose size is not known
+	unknown    int64       // taken for a value whose size is not known
+	room       *mappedRoom // for weights that do not fit as a whole; nil: they do
 }
 
 func (l *limits) size(value string) int64 {
@@ -115,6 +119,7 @@ type needs struct {
 	solve     int64 // the largest rounding of one weight, and without its Hessian
 	round     int64
 	weights   int64 // of the float model
+	largest   int64 // of them, what one operator reads, but for rows looked up
 	pack      int64 // weights in BF16 while they are packed
 	taps      int64 // all observed values of one sample, and the largest
 	tapLeast  int64
@@ -163,7 +168,7 @@ func (r *run) fitCeiling(ctx context.Context) error {
 	n, lim := r.needs(graph.Sizes(r.m, bind))
 	left := slack(ceiling)
 	if n.mapped = n.weights; n.least()+left > ceiling {
-		n.mapped = min(n.weights, mappedMost)
+		n.mapped = min(n.weights, max(mappedLeast, n.largest))
 	}
 	if n.least()+left > ceiling && n.pack > 0 && r.lab.Precision != BF16 {
 		r.lab.Precision, n.pack = FP32, 0
@@ -176,11 +181,14 @@ func (r *run) fitCeiling(ctx context.Context) error {
 		return err
 	}
 	if n.mapped < n.weights {
-		r.rep.Warnings = append(r.rep.Warnings, fmt.Sprintf("the weights (%s) do not fit below %s beside what else is needed: they are mapped and let go again and again, and for moments more than the ceiling may be resident, of which the system can take back what is mapped", report.Bytes(n.weights), r.req.Words.maxMemory()))
+		r.rep.Warnings = append(r.rep.Warnings, fmt.Sprintf("the weights (%s) do not fit below %s beside what else is needed: models run in parts, whose weights are mapped and let go one after the other", report.Bytes(n.weights), r.req.Words.maxMemory()))
 	}
 	lim.taps, lim.gram = n.fit(ceiling - left)
 	r.lab.limits = lim
 	r.rep.Memory.Predicted = n.peak(lim.taps, lim.gram) + left
+	if n.mapped < n.weights {
+		lim.room = &mappedRoom{part: mappedPart, bytes: n.mapped + ceiling - r.rep.Memory.Predicted, release: r.lab.release}
+	}
 	r.roomy = n.base+n.evidence+n.result+judgedCopies*(n.weights+n.result)+2*n.live <= ceiling-left
 	open := n
 	open.floats = n.weights
@@ -288,7 +296,7 @@ func (r *run) needs(sizes map[string]int64) (needs, *limits) {
 		lim.unknown = max(lim.unknown, s)
 	}
 	g, cfg := r.m.Graph, r.req.Config
-	n := needs{base: r.settle(), live: lim.live(g), weights: weightBytes(r.m)}
+	n := needs{base: r.settle(), live: lim.live(g), weights: weightBytes(r.m), largest: mostRead(g)}
 	tap := func(t string) {
 		n.taps += lim.size(t)
 		n.tapLeast = max(n.tapLeast, lim.size(t))
@@ -390,6 +398,24 @@ func (l *limits) live(g *graph.Graph) int64 {
 		}
 		most = max(most, now)
 		now -= ends[i]
+	}
+	return most
+}
+
+// mostRead is the most bytes of constants that one operator of g reads as a whole:
+// tables in which it looks rows up do not count.
+func mostRead(g *graph.Graph) (most int64) {
+	for _, n := range g.Nodes {
+		if strings.HasPrefix(n.Op, "Gather") {
+			continue
+		}
+		size := int64(0)
+		for _, in := range n.Inputs {
+			if t := g.Init(in); t != nil {
+				size += int64(len(t.Data))
+			}
+		}
+		most = max(most, size)
 	}
 	return most
 }

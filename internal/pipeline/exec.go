@@ -59,9 +59,18 @@ func (l *Lab) Close() error {
 // keep their weights in a second file, which the engine maps instead of copying.
 const inlineMax = 64 << 20
 
-// Open opens m with the inner tensors named in taps as additional outputs.
-// The files are removed as soon as the engine has them.
-func (l *Lab) Open(ctx context.Context, m *graph.Model, taps []string, o engine.Options) (s engine.Session, err error) {
+// Open opens m with the inner tensors named in taps as additional outputs, in parts
+// where its weights do not fit below the ceiling. The files are removed as soon as the
+// engine has them.
+func (l *Lab) Open(ctx context.Context, m *graph.Model, taps []string, o engine.Options) (engine.Session, error) {
+	if s, err := l.openParts(ctx, m, taps, o); s != nil || err != nil {
+		return s, err
+	}
+	return l.openWhole(ctx, m, taps, o)
+}
+
+// openWhole opens m as one session.
+func (l *Lab) openWhole(ctx context.Context, m *graph.Model, taps []string, o engine.Options) (s engine.Session, err error) {
 	if o.Threads == 0 {
 		o.Threads = l.Threads
 	}
