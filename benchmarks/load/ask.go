@@ -71,9 +71,11 @@ func (a *asker) request(deadline time.Duration) func() error {
 	out := a.spec.Outputs[len(a.spec.Outputs)-1].Name
 	head, _ := json.Marshal(param{"parameters": params, "inputs": inputs, "outputs": []param{{"name": out}}}) // maps and strings always encode
 	body := append(head, tail...)
-	raw := rawRequest("POST", a.host, "/v2/models/"+modelName+"/infer", map[string]string{
-		"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": strconv.Itoa(len(head)),
-	}, body)
+	headers := map[string]string{"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": strconv.Itoa(len(head))}
+	if deadline > 0 { // by the head, so that what is hopeless need not be read
+		headers["Inference-Timeout"] = strconv.FormatInt(deadline.Microseconds(), 10)
+	}
+	raw := rawRequest("POST", a.host, "/v2/models/"+modelName+"/infer", headers, body)
 	return func() error { return a.conns.do(raw) }
 }
 

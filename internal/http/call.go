@@ -35,6 +35,12 @@ func (s *Server) Infer(ctx context.Context, model, version string, origin trace.
 	return s.counted(ctx, origin, lease, func(m *modelStats, t *timing) error {
 		t.route = "grpc"
 		spec := lease.Spec()
+		if err := m.room(); err != nil {
+			return err
+		}
+		if err := lease.Refuses(0, time.Time{}); err != nil {
+			return err
+		}
 		call, err := read(spec)
 		if err != nil {
 			return err

@@ -22,7 +22,7 @@ func newCORS(origins []string) *cors.Cors {
 	return cors.New(cors.Options{
 		AllowedOrigins: origins,
 		AllowedMethods: []string{http.MethodGet, http.MethodPost},
-		AllowedHeaders: append([]string{"Authorization", "Content-Type", "Content-Encoding", "Accept", headerLength}, keyHeaders...),
+		AllowedHeaders: append([]string{"Authorization", "Content-Type", "Content-Encoding", "Accept", headerLength, headerTimeout}, keyHeaders...),
 		ExposedHeaders: []string{headerLength, "Retry-After"},
 		MaxAge:         int(corsAge / time.Second),
 	})

@@ -67,11 +67,15 @@ func (s *Server) infer(c *gin.Context) error {
 	}()
 	return s.counted(c.Request.Context(), originOf(c), lease, func(m *modelStats, t *timing) error {
 		t.route = routeOf(c)
+		if err := s.ahead(c, lease, m, t.arrival); err != nil {
+			return err
+		}
 		ctx, cancel, err := s.readInfer(c, lease.Spec(), x, t)
 		if err != nil {
 			return err
 		}
 		defer cancel()
+		m.lengths.learn(len(c.Request.Header[headerLength]) > 0, lengthOf(c.Request), lease.Size(x.feeds))
 		return s.run(ctx, lease, m, x.feeds, x.names, batchOf(lease.Spec(), x.feeds), t, func(res engine.Result) error {
 			return s.writeInfer(c, lease, x, res)
 		})
@@ -228,9 +232,17 @@ func (s *Server) readInfer(c *gin.Context, spec engine.IOSpec, x *inferScratch, 
 	if err := x.wanted(spec); err != nil {
 		return nil, nil, err
 	}
-	limit := s.cfg.InferTimeout
-	if r.timeout > 0 {
-		limit = time.Duration(r.timeout) * time.Microsecond
+	limit, err := timeoutOf(c.Request.Header)
+	if err != nil {
+		return nil, nil, err
+	}
+	switch own := time.Duration(r.timeout) * time.Microsecond; {
+	case own > 0 && limit > 0:
+		limit = min(limit, own)
+	case own > 0:
+		limit = own
+	case limit == 0:
+		limit = s.cfg.InferTimeout
 	}
 	ctx, cancel := context.WithDeadline(c.Request.Context(), t.arrival.Add(limit))
 	return ctx, cancel, nil

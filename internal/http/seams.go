@@ -61,6 +61,11 @@ type Lease interface {
 	// Run computes outs when the request's turn comes, perhaps together with
 	// others (batch.Queue.Run). Errors: the engine's, batch.ErrOverloaded.
 	Run(ctx context.Context, in engine.Feeds, outs []string) (engine.Result, batch.Timing, error)
+	// Refuses says why a request of that size, at least, and that deadline would be
+	// refused now (batch.ErrOverloaded), nil when it might not; size 0 is not known.
+	Refuses(size float64, deadline time.Time) error
+	// Size is the size of a request.
+	Size(in engine.Feeds) float64
 	// Placement says which engine answers; false when there is only one.
 	Placement() (engine.Placement, bool)
 	Name() string

@@ -131,6 +131,10 @@ func (l *testLease) Spec() engine.IOSpec { return l.q.Spec() }
 func (l *testLease) Run(ctx context.Context, in engine.Feeds, outs []string) (engine.Result, batch.Timing, error) {
 	return l.q.Run(ctx, in, outs)
 }
+func (l *testLease) Refuses(size float64, deadline time.Time) error {
+	return l.q.Refuses(size, deadline)
+}
+func (l *testLease) Size(in engine.Feeds) float64        { return l.q.Size(in) }
 func (l *testLease) Placement() (engine.Placement, bool) { return l.q.Placement() }
 func (l *testLease) Name() string                        { return l.name }
 func (l *testLease) Version() string                     { return "1" }

@@ -34,6 +34,7 @@ type modelStats struct {
 
 	admitted atomic.Int64 // requests between admission and their end
 	limit    int64
+	lengths  lengths // of the requests' bodies
 
 	last      atomic.Int64 // Unix milliseconds of the last inference
 	samples   atomic.Uint64
@@ -143,9 +144,21 @@ func (s *statistics) all() []*modelStats {
 func (m *modelStats) admit() error {
 	if m.admitted.Add(1) > m.limit {
 		m.admitted.Add(-1)
-		return busyf("model %s has %d requests in flight already; retry later", m.name, m.limit)
+		return m.busy()
 	}
 	return nil
+}
+
+// room refuses where admit would.
+func (m *modelStats) room() error {
+	if m.admitted.Load() >= m.limit {
+		return m.busy()
+	}
+	return nil
+}
+
+func (m *modelStats) busy() error {
+	return busyf("model %s has %d requests in flight already; retry later", m.name, m.limit)
 }
 
 func (m *modelStats) release() { m.admitted.Add(-1) }

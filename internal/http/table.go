@@ -62,6 +62,7 @@ func (s *Server) routes() []route {
 		return route{method: "POST", path: path + "/infer", handler: s.infer, tag: tagProtocol,
 			summary: "Run the model on tensors in JSON, in binary after JSON, or as one raw body",
 			query: []parameter{{headerLength, "bytes of JSON in front of the binary tensors; 0 for a raw body", true},
+				{headerTimeout, "microseconds until the request is given up with 503, as the parameter timeout; the shorter one counts. With it a request that would be answered too late is refused before its body is read", true},
 				{"Content-Encoding", "gzip or deflate; lengths are those after decoding", true}},
 			body: inferRequestDoc{}, answer: inferAnswerDoc{}, limit: s.cfg.MaxInferBody, fails: []int{400, 404, 408, 413, 415, 422, 501, 503}}
 	}

@@ -55,6 +55,10 @@ type Lease interface {
 	Spec() engine.IOSpec
 	// Run computes outs when the request's turn comes (batch.Queue.Run).
 	Run(ctx context.Context, in engine.Feeds, outs []string) (engine.Result, batch.Timing, error)
+	// Refuses says whether a request would be refused now (batch.Queue.Refuses).
+	Refuses(size float64, deadline time.Time) error
+	// Size is the size of a request (batch.Queue.Size).
+	Size(in engine.Feeds) float64
 	// Placement says which engine answers; false when there is only one.
 	Placement() (engine.Placement, bool)
 	Name() string

@@ -190,6 +190,10 @@ func (l *lease) Spec() engine.IOSpec { return l.in.queue.Spec() }
 func (l *lease) Run(ctx context.Context, in engine.Feeds, outs []string) (engine.Result, batch.Timing, error) {
 	return l.in.queue.Run(ctx, in, outs)
 }
+func (l *lease) Refuses(size float64, deadline time.Time) error {
+	return l.in.queue.Refuses(size, deadline)
+}
+func (l *lease) Size(in engine.Feeds) float64        { return l.in.queue.Size(in) }
 func (l *lease) Placement() (engine.Placement, bool) { return l.in.queue.Placement() }
 func (l *lease) Name() string                        { return l.in.v.Model }
 func (l *lease) Version() string                     { return l.in.v.ID() }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/fewbit/fewbit/internal/engine"
 )
 
 // probeTimes is how many times its predicted duration an engine must have been
@@ -41,32 +43,82 @@ func (q *Queue) kept(r *request, now time.Time) {
 // admit refuses a request that could not be answered in time, or that too many
 // wait before. s.mu is held.
 func (q *Queue) admit(r *request) error {
-	s := q.s
 	if err := r.ctx.Err(); err != nil {
 		return err
 	}
-	own := q.cost.predict(r.size())
-	wait := q.backlog(r.arrived, r.deadline, own)
-	ends := q.cost.late(r.size()) // and what runs before it may be late as well
-	if own > 0 {
-		ends += time.Duration(float64(wait) * float64(ends) / float64(own))
+	wait, probe, err := q.inTime(r.arrived, r.deadline, r.size())
+	if err != nil {
+		return err
 	}
-	ends += time.Duration(q.slip*float64(ends)) + answering
-	if left := r.deadline.Sub(r.arrived); !r.deadline.IsZero() && own > 0 && ends > left {
-		if s.free == 0 || s.waiting > 0 || r.arrived.Sub(q.last) <= probeTimes*own {
-			return &Overloaded{Why: fmt.Sprintf("the answer would take about %v, the deadline is in %v", ends.Round(time.Millisecond), left.Round(time.Millisecond)), RetryAfter: wait}
-		}
-		r.probe = true
-	}
-	if s.waiting >= s.o.MaxWaiting && !s.yield(q, wait) {
-		return &Overloaded{Why: fmt.Sprintf("%d requests wait already", s.waiting), RetryAfter: wait}
+	r.probe = probe
+	if s := q.s; s.waiting >= s.o.MaxWaiting && !s.yield(q, wait) {
+		return s.full(wait)
 	}
 	return nil
 }
 
-// yield makes a place for a request of q, at the cost of the last one of the
-// model with most requests waiting; false when that is q itself. s.mu is held.
-func (s *Scheduler) yield(q *Queue, wait time.Duration) bool {
+// Refuses says why a request with that deadline, which is of that size at least, would
+// be refused if it came now; nil when it would not, or might not. It changes nothing:
+// who asks before reading a request spares reading it. Size 0 stands for one of which
+// nothing is known.
+func (q *Queue) Refuses(size float64, deadline time.Time) error {
+	s := q.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var wait time.Duration
+	if size > 0 {
+		var err error
+		if wait, _, err = q.inTime(time.Now(), deadline, size); err != nil {
+			return err
+		}
+	}
+	if s.waiting >= s.o.MaxWaiting && s.longest(q) == nil {
+		return s.full(wait)
+	}
+	return nil
+}
+
+// Size is what admission predicts the duration of a run from: the padded values of a
+// request's largest input.
+func (q *Queue) Size(feeds engine.Feeds) float64 {
+	q.s.mu.Lock()
+	rule := q.rule
+	q.s.mu.Unlock()
+	r := request{}
+	if rule != nil {
+		r.rows, r.width = rule.size(feeds)
+	}
+	return r.size()
+}
+
+// inTime predicts how long a request waits, and refuses it when it would be answered
+// after its deadline, unless it is to probe whether that is still so. s.mu is held.
+func (q *Queue) inTime(now, deadline time.Time, size float64) (wait time.Duration, probe bool, err error) {
+	s := q.s
+	own := q.cost.predict(size)
+	wait = q.backlog(now, deadline, own)
+	ends := q.cost.late(size) // and what runs before it may be late as well
+	if own > 0 {
+		ends += time.Duration(float64(wait) * float64(ends) / float64(own))
+	}
+	ends += time.Duration(q.slip*float64(ends)) + answering
+	if left := deadline.Sub(now); !deadline.IsZero() && own > 0 && ends > left {
+		if s.free == 0 || s.waiting > 0 || now.Sub(q.last) <= probeTimes*own {
+			return wait, false, &Overloaded{Why: fmt.Sprintf("the answer would take about %v, the deadline is in %v", ends.Round(time.Millisecond), left.Round(time.Millisecond)), RetryAfter: wait}
+		}
+		probe = true
+	}
+	return wait, probe, nil
+}
+
+// full words that too many wait. s.mu is held.
+func (s *Scheduler) full(wait time.Duration) error {
+	return &Overloaded{Why: fmt.Sprintf("%d requests wait already", s.waiting), RetryAfter: wait}
+}
+
+// longest is the queue that gives a place up for a request of q: of the model with
+// most requests waiting; nil when that is q itself. s.mu is held.
+func (s *Scheduler) longest(q *Queue) *Queue {
 	longest := q
 	for o := range s.queues {
 		if len(o.waiting) > len(longest.waiting) {
@@ -74,6 +126,16 @@ func (s *Scheduler) yield(q *Queue, wait time.Duration) bool {
 		}
 	}
 	if len(longest.waiting) <= len(q.waiting)+1 {
+		return nil
+	}
+	return longest
+}
+
+// yield makes a place for a request of q, at the cost of the last one of the
+// model with most requests waiting; false when that is q itself. s.mu is held.
+func (s *Scheduler) yield(q *Queue, wait time.Duration) bool {
+	longest := s.longest(q)
+	if longest == nil {
 		return false
 	}
 	last := longest.waiting[len(longest.waiting)-1]

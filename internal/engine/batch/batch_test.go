@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -252,6 +253,61 @@ func TestDeadlines(t *testing.T) {
 		}
 		if d := time.Since(start); d > 45*time.Millisecond {
 			t.Errorf("the last answer came after %v", d)
+		}
+	})
+}
+
+// What Refuses says beforehand is what happens then, and asking changes nothing.
+func TestRefuses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := &encoder{fixed: 2 * time.Millisecond, each: time.Millisecond}
+		q := New(Options{MaxWaiting: 6}).Queue(e, QueueOptions{Alone: true})
+		size := func(width int64) float64 { return q.Size(text(1, width, 1)) }
+		if err := q.Refuses(size(8), time.Now().Add(time.Microsecond)); err != nil {
+			t.Errorf("nothing ran yet: %v", err)
+		}
+		for range 3 {
+			if _, err := ask(t.Context(), q, 1, 8, 3); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var wg sync.WaitGroup
+		refused := 0
+		for i := range 10 {
+			deadline := time.Now().Add(35 * time.Millisecond)
+			said, again := q.Refuses(size(8), deadline), q.Refuses(size(8), deadline)
+			if (said == nil) != (again == nil) {
+				t.Errorf("request %d: %v, then %v", i, said, again)
+			}
+			if said != nil {
+				refused++
+			}
+			if i < 8 && q.Refuses(0, deadline) != nil {
+				t.Errorf("request %d: refused though nothing is known of it", i)
+			}
+			wg.Go(func() {
+				ctx, cancel := context.WithDeadline(context.Background(), deadline)
+				defer cancel()
+				if _, err := ask(ctx, q, 1, 8, 1); (said != nil) != errors.Is(err, ErrOverloaded) {
+					t.Errorf("request %d: said %v, was %v", i, said, err)
+				}
+			})
+			synctest.Wait()
+		}
+		if refused < 5 || refused > 8 {
+			t.Errorf("%d of 10 refused", refused)
+		}
+		wg.Wait()
+		for range 7 { // one runs, six wait
+			wg.Go(func() { _, _ = ask(context.Background(), q, 1, 8, 1) })
+			synctest.Wait()
+		}
+		if err := q.Refuses(0, time.Time{}); !errors.Is(err, ErrOverloaded) || !strings.Contains(err.Error(), "6 requests wait") {
+			t.Errorf("all places are taken: %v", err)
+		}
+		wg.Wait()
+		if err := q.Refuses(size(8), time.Now().Add(time.Second)); err != nil {
+			t.Errorf("nothing waits: %v", err)
 		}
 	})
 }
