@@ -27,7 +27,7 @@ const (
 // divisors.
 func (s *Solved) SolveAWQ(ctx context.Context, gemm GEMM, c Config, g *graph.Graph, ops []*Op, rows *Rows) (Gain, error) {
 	t := &trial{cfg: c, gemm: gemm, x: rows.Values(), m: rows.Len(), k: rows.K}
-	if err := t.weights(g, ops); err != nil {
+	if err := t.weights(g, ops, 0); err != nil {
 		return Gain{}, err
 	}
 	if err := checkFinite(t.w); err != nil {

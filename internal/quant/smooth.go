@@ -180,7 +180,11 @@ var autoMethods = []string{"minmax", "percentile", "mse", "entropy"}
 // linear chooses exponent and range jointly for the consumers g of one input.
 func (r *Ranges) linear(ctx context.Context, g *graph.Graph, c *Choice, group []*Op, rows *Rows) error {
 	t := &trial{cfg: r.Plan.Config, gemm: r.GEMM, x: rows.Values(), m: rows.Len(), k: rows.K, scheme: r.Plan.Config.actScheme()}
-	if err := t.weights(g, group); err != nil {
+	most := trialColumns
+	if t.cfg.Granularity == PerTensor { // the scale is that of all columns
+		most = 0
+	}
+	if err := t.weights(g, group, most); err != nil {
 		return err
 	}
 	if err := t.reference(ctx); err != nil {
@@ -215,7 +219,7 @@ func (r *Ranges) linear(ctx context.Context, g *graph.Graph, c *Choice, group []
 	}
 	c.set(best.method, best.r, t.scheme)
 	c.Smooth, c.Alpha = best.s, best.alpha
-	c.Why = fmt.Sprintf("smallest output error of %d operators on %d rows: %.3g", len(group), t.m, best.err)
+	c.Why = fmt.Sprintf("smallest output error of %d operators on %d rows and %d columns: %.3g", len(group), t.m, t.n, best.err)
 	if best != plain {
 		c.Why += fmt.Sprintf(", without smoothing %.3g", plain.err)
 	}
@@ -295,182 +299,6 @@ func smoothVector(xmax, wmax []float32, a float64) []float32 {
 		out[j] = float32(math.Max(s[j]/mean, smoothMin))
 	}
 	return out
-}
-
-type candidate struct {
-	method string
-	r      calib.Range
-}
-
-// trial measures candidates on a sample of rows. The weights of all consumers
-// stand side by side as one matrix [k, n].
-type trial struct {
-	cfg    Config
-	gemm   GEMM
-	scheme calib.Scheme
-	x      []float32 // [m,k]
-	m, k   int
-	parts  []*Op
-	w      []float32 // [k,n]
-	n      int
-	rowMax []float32 // max|w| of each input channel
-	ref    []float32 // x*w, [m,n]
-	power  float64   // sum of ref^2
-}
-
-func (t *trial) weights(g *graph.Graph, group []*Op) error {
-	for _, op := range group {
-		t.n += int(g.Init(op.W).Dims[op.OutAxis])
-	}
-	t.w = make([]float32, t.k*t.n)
-	t.rowMax = make([]float32, t.k)
-	t.parts = group
-	col := 0
-	for _, op := range group {
-		wt := g.Init(op.W)
-		v, err := wt.F32()
-		if err != nil {
-			return err
-		}
-		k, n := int(wt.Dims[op.InAxis]), int(wt.Dims[op.OutAxis])
-		if k != t.k {
-			return fmt.Errorf("%w: %q has %d input channels, its input %d", ErrConfig, op.W, k, t.k)
-		}
-		if op.InAxis == 1 {
-			v = transpose2D(v, n, k)
-		}
-		for i := range k {
-			copy(t.w[i*t.n+col:i*t.n+col+n], v[i*n:(i+1)*n])
-		}
-		col += n
-	}
-	for i := range t.k {
-		for _, v := range t.w[i*t.n : (i+1)*t.n] {
-			t.rowMax[i] = max(t.rowMax[i], float32(math.Abs(float64(v))))
-		}
-	}
-	return nil
-}
-
-func (t *trial) reference(ctx context.Context) (err error) {
-	if t.ref, err = t.gemm.MatMul(ctx, t.x, t.m, t.k, t.w, t.n); err != nil {
-		return err
-	}
-	for _, v := range t.ref {
-		t.power += float64(v) * float64(v)
-	}
-	t.power = math.Max(t.power, math.SmallestNonzeroFloat32)
-	return nil
-}
-
-// smoothedHistogram is the histogram of the kept rows divided by s, with the
-// extremes of all rows put in: max|X_j| / s_j bounds what was ever seen.
-func (t *trial) smoothedHistogram(s, chMax []float32) *calib.Histogram {
-	h := &calib.Histogram{}
-	xs := t.divided(s)
-	lo, hi := float32(0), float32(0)
-	for _, v := range xs {
-		lo, hi = min(lo, v), max(hi, v)
-	}
-	var bound float32
-	for j, m := range chMax {
-		bound = max(bound, m/s[j])
-	}
-	// The bound has no sign: it widens the side that the rows reach further on.
-	if hi >= -lo {
-		hi = max(hi, bound)
-	} else {
-		lo = min(lo, -bound)
-	}
-	h.Observe(xs)
-	h.Observe([]float32{lo, hi})
-	return h
-}
-
-func (t *trial) divided(s []float32) []float32 {
-	if s == nil {
-		return t.x
-	}
-	out := make([]float32, len(t.x))
-	inv := make([]float32, len(s))
-	for j, v := range s {
-		inv[j] = 1 / v
-	}
-	parallel(len(out)/t.k, t.k, func(from, to int) {
-		for i := from * t.k; i < to*t.k; i += t.k {
-			for j, v := range t.x[i : i+t.k] {
-				out[i+j] = v * inv[j]
-			}
-		}
-	})
-	return out
-}
-
-// errors returns, for each candidate range, ||Q(X/s) Q(sW) - XW||^2 / ||XW||^2.
-func (t *trial) errors(ctx context.Context, s []float32, cands []candidate) ([]float64, error) {
-	w := t.w
-	if s != nil {
-		w = scaleInputs(t.w, []int64{int64(t.k), int64(t.n)}, 0, s)
-	}
-	wq, err := t.rounded(w)
-	if err != nil {
-		return nil, err
-	}
-	xs := t.divided(s)
-	out := make([]float64, len(cands))
-	for i, c := range cands {
-		var xq []float32
-		switch {
-		case t.cfg.rows():
-			if xq, err = fakeQuantRows(xs, t.k); err != nil {
-				return nil, err
-			}
-		case t.cfg.Scheme == INT8Dynamic:
-			xq = fakeQuantDynamic(xs, t.scheme)
-		default:
-			xq = FakeQuantize(xs, calib.ParamsFor(c.r, t.scheme), t.scheme)
-		}
-		y, err := t.gemm.MatMul(ctx, xq, t.m, t.k, wq, t.n)
-		if err != nil {
-			return nil, err
-		}
-		out[i] = squares(y, t.ref, t.n) / t.power
-	}
-	return out, nil
-}
-
-// squares is the sum of squared differences, row by row of n.
-func squares(a, b []float32, n int) (sum float64) {
-	rows := make([]float64, len(a)/n)
-	parallel(len(rows), n, func(from, to int) {
-		for r := from; r < to; r++ {
-			y := b[r*n : (r+1)*n]
-			for j, v := range a[r*n : (r+1)*n] {
-				d := float64(v) - float64(y[j])
-				rows[r] += d * d
-			}
-		}
-	})
-	for _, v := range rows {
-		sum += v
-	}
-	return sum
-}
-
-// rounded returns w [k,n] rounded to nearest as its form says.
-func (t *trial) rounded(w []float32) ([]float32, error) {
-	if t.cfg.Steps() {
-		q, err := nearestInt4(w, t.k, t.n, t.cfg.units(w, t.k, t.n))
-		if err != nil {
-			return nil, err
-		}
-		return q.Dequantize(), nil
-	}
-	q, err := QuantizeWeight(w, []int64{int64(t.k), int64(t.n)}, 1, t.cfg.Granularity, t.cfg.weightScheme())
-	if err != nil {
-		return nil, err
-	}
-	return q.Dequantize(), nil
 }
 
 // FakeQuantize returns dequantize(quantize(x)), element by element.
