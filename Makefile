@@ -28,7 +28,7 @@ export ORT_DISABLE_TELEMETRY := 1
 # go-nvml marks old functions of NVIDIA's header as deprecated, a page of warnings in every first build.
 export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 
-.PHONY: help build kernels deps deps-bench run test test-cpu test-cpu-threads test-cpu-arm fuzz-cpu test-cuda test-cycles test-large check cuda check-cuda gpu-check test-clients test-tokenizers fuzz bench bench-full bench-micro example-text example-image example-drone clean distclean
+.PHONY: help build kernels deps deps-bench run test test-cpu test-cpu-threads test-cpu-arm fuzz-cpu test-cuda test-cycles test-large check cuda check-cuda gpu-check test-clients test-tokenizers test-litert fuzz bench bench-full bench-micro example-text example-image example-drone clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -156,6 +156,9 @@ test-large: deps ## a model of more than 2 GiB quantized within 2 GB of memory (
 
 test-tokenizers: deps ## WordPiece against Hugging Face tokenizers on 100,000 lines in 114 languages
 	@PYTHON='$(PYTHON)' GO='$(GO)' tests/tokenizers/run.sh
+
+test-litert: build deps ## what fewbit tflite writes, run in LiteRT beside ONNX Runtime
+	@PYTHON='$(PYTHON)' tests/litert/run.sh
 
 fuzz: deps ## every fuzz target for FUZZTIME (10m) each
 	@GO='$(GO)' FUZZTIME='$(FUZZTIME)' tools/fuzz.sh

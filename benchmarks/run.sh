@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export FEWBIT_BENCH=${1:-quick} PYTHONPATH=benchmarks PYTHONDONTWRITEBYTECODE=1
 failed=0
-for name in ${ONLY:-bert_speed calibration fidelity accuracy classifiers tokens int4 quantizers vision fashion news search kernels native_cpu levels_cpu int4_cpu openvino_cpu profile_cpu padding_cpu towers_cpu overhead load loadgen servers servers_bert}; do
+for name in ${ONLY:-bert_speed calibration fidelity accuracy classifiers tokens int4 quantizers vision litert fashion news search kernels native_cpu levels_cpu int4_cpu openvino_cpu profile_cpu padding_cpu towers_cpu overhead load loadgen servers servers_bert}; do
   echo "== $name ($FEWBIT_BENCH)" >&2
   if [ "$name" = overhead ] || [ "$name" = load ]; then
     ${GO:-go} run "./benchmarks/$name" || { failed=1; echo "bench: $name failed" >&2; }

@@ -39,7 +39,7 @@ Exit status: 0 good; 1 the work failed (a gate refused, a file is bad); 2 wrong 
 		return usagef("%s; see %s --help", err, cmd.CommandPath())
 	})
 	root.AddCommand(
-		newInspectCommand(), newQuantizeCommand(), newPackCommand(), newPruneCommand(), newCalibrateCommand(), newCompareCommand(), newSensitivityCommand(), newSearchCommand(), newEvalCommand(),
+		newInspectCommand(), newQuantizeCommand(), newPackCommand(), newTFLiteCommand(), newPruneCommand(), newCalibrateCommand(), newCompareCommand(), newSensitivityCommand(), newSearchCommand(), newEvalCommand(),
 		newBenchCommand(), newModelsCommand(), newServeCommand(), newKeysCommand(), newPeakCommand(), newVersionCommand(),
 	)
 	return root

@@ -13,6 +13,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -22,6 +23,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/fewbit/fewbit/benchmarks/harness"
@@ -155,6 +157,11 @@ func (c config) one(ctx context.Context, steps *drive.Steps, i int, m model, f f
 	}); err != nil {
 		return r, err
 	}
+	if f.name == "QDQ" {
+		if r.Lite, err = drive.Do(steps, what+"tflite", what+"writing it for TensorFlow Lite", func() (*lite, error) { return c.lite(ctx, out) }); err != nil {
+			return r, err
+		}
+	}
 	compare := func(data string, more ...string) func() (compared, error) {
 		return func() (compared, error) {
 			return c.compare(ctx, append([]string{"compare", m.path, out, "--data", data, "--json"}, more...))
@@ -197,6 +204,25 @@ func (c config) compare(ctx context.Context, args []string) (compared, error) {
 	e := *r.Evaluation
 	e.Tensors, e.Outputs = nil, nil // long, and not shown
 	return compared{e, r.Memory, r.Model.Bytes, r.Quantized.Bytes, r.Integer, drive.EngineVersion(*r)}, nil
+}
+
+// lite is what fewbit tflite says of the file that it wrote.
+type lite struct {
+	Bytes   int64 `json:"bytes"`
+	Integer int   `json:"integer_operators"`
+	Float   int   `json:"float_operators"`
+}
+
+// lite writes a quantized model for TensorFlow Lite, beside it.
+func (c config) lite(ctx context.Context, model string) (*lite, error) {
+	cmd := exec.CommandContext(ctx, c.fewbit, "tflite", model, "-o", strings.TrimSuffix(model, ".onnx")+".tflite", "--json")
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		return nil, failure(ctx, "tflite", err, errs.Bytes())
+	}
+	l := &lite{}
+	return l, json.Unmarshal(out.Bytes(), l)
 }
 
 // failure words what a command said last.

@@ -26,6 +26,7 @@ type result struct {
 	Made    made     `json:"made"`
 	Unseen  compared `json:"unseen"`
 	Photos  compared `json:"photos"`
+	Lite    *lite    `json:"tflite,omitempty"` // of the form that converts
 }
 
 type traced struct {
@@ -78,6 +79,11 @@ func (o *outcome) text() string {
 			fmt.Fprintf(&b, "%s %s %.0f", sep, p.Name, p.PeakMB)
 		}
 		fmt.Fprintln(&b)
+	}
+	for _, r := range o.Results {
+		if l := r.Lite; l != nil {
+			fmt.Fprintf(&b, "\n%s for TensorFlow Lite: %.1f MB, %d operators on int8, %d on float\n", r.Model, mb(l.Bytes), l.Integer, l.Float)
+		}
 	}
 	if o.Load > float64(o.Cores) {
 		fmt.Fprintf(&b, "\nOther programs kept the CPUs busy (load %.1f on %d cores): read ratios, not latencies.\n", o.Load, o.Cores)

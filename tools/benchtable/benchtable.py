@@ -18,7 +18,7 @@ from plots import PLOTS
 ROOT = Path(__file__).resolve().parents[2]
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks/results"
 BEGIN, END = "<!-- benchmarks: made by make bench -->", "<!-- /benchmarks -->"
-ORDER = ("bert_speed", "calibration", "fidelity", "vision", "fashion", "news", "search", "overhead", "load", "cycles", "loadgen", "servers", "servers_bert", "example_text", "example_image", "example_drone")
+ORDER = ("bert_speed", "calibration", "fidelity", "vision", "litert", "fashion", "news", "search", "overhead", "load", "cycles", "loadgen", "servers", "servers_bert", "example_text", "example_image", "example_drone")
 
 
 def table(results):

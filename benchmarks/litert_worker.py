@@ -1,0 +1,53 @@
+"""Runs in LiteRT's environment. "scores MODEL.tflite IMAGES.npz OUT.npy" writes the model's
+answers; "serve MODEL.tflite..." answers lines "MODEL_INDEX THREADS SECONDS" on standard input
+with one JSON line of run times in ms, of one image. Images come in ONNX's layout."""
+import json
+import sys
+import time
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+
+def opened(path, threads, batch=1):
+    it = Interpreter(path, num_threads=threads)
+    i = it.get_input_details()[0]
+    it.resize_tensor_input(i["index"], [batch, *i["shape"][1:]])
+    it.allocate_tensors()
+    return it, i
+
+
+def scores(path, images, out):
+    x = np.load(images)["input"]
+    it, i = opened(path, 2)
+    answers = []
+    for image in x:
+        it.set_tensor(i["index"], np.ascontiguousarray(image.transpose(1, 2, 0))[None])
+        it.invoke()
+        answers.append(it.get_tensor(it.get_output_details()[0]["index"])[0])
+    np.save(out, np.array(answers))
+
+
+def serve(paths):
+    open_models = {}
+    for line in sys.stdin:
+        index, threads, seconds = line.split()
+        if (index, threads) not in open_models:
+            it, i = opened(paths[int(index)], int(threads))
+            it.set_tensor(i["index"], np.random.default_rng(1).standard_normal(i["shape"]).astype(np.float32))
+            open_models[index, threads] = it
+        it, ms = open_models[index, threads], []
+        for _ in range(5):
+            it.invoke()
+        end = time.perf_counter() + float(seconds)
+        while time.perf_counter() < end:
+            t = time.perf_counter()
+            it.invoke()
+            ms.append(1e3 * (time.perf_counter() - t))
+        print(json.dumps(ms), flush=True)
+
+
+if sys.argv[1] == "scores":
+    scores(*sys.argv[2:])
+else:
+    serve(sys.argv[2:])

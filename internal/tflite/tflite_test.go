@@ -1,0 +1,339 @@
+package tflite
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	flatbuffers "github.com/google/flatbuffers/go"
+
+	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/onnx/pb"
+	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+var update = flag.Bool("update", false, "write testdata")
+
+// builder makes a model value by value.
+type builder struct {
+	m *graph.Model
+	t *testing.T
+	n int
+}
+
+func newBuilder(t *testing.T, dims ...int64) *builder {
+	t.Helper()
+	m, err := graph.FromProto(&pb.ModelProto{IrVersion: ptr(int64(8)), OpsetImport: []*pb.OperatorSetIdProto{{Version: ptr(int64(17))}}, Graph: &pb.GraphProto{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := &graph.Value{Name: "x", Type: tensor.Float32, Dims: []graph.Dim{{N: -1, Name: "batch"}}}
+	for _, d := range dims {
+		v.Dims = append(v.Dims, graph.Dim{N: d})
+	}
+	m.Graph.Inputs = []*graph.Value{v}
+	return &builder{m: m, t: t}
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func (b *builder) op(kind string, in []string, attrs ...*pb.AttributeProto) string {
+	b.n++
+	out := fmt.Sprintf("%s%d", strings.ToLower(kind[:1]), b.n)
+	b.m.Graph.Nodes = append(b.m.Graph.Nodes, graph.NewNode(graph.DomainONNX, kind, fmt.Sprint(kind, b.n), in, []string{out}, attrs...))
+	return out
+}
+
+func (b *builder) init(t *tensor.Tensor) string {
+	b.n++
+	name := fmt.Sprint("c", b.n)
+	b.m.Graph.SetInit(name, t)
+	return name
+}
+
+// codes puts a value through QuantizeLinear and DequantizeLinear with uint8 codes.
+func (b *builder) codes(x string, scale float32, zero uint8) string {
+	s, z := b.init(tensor.From([]float32{scale})), b.init(tensor.From([]uint8{zero}))
+	return b.op("DequantizeLinear", []string{b.op("QuantizeLinear", []string{x, s, z}), s, z})
+}
+
+func (b *builder) weight(codes []int8, scale []float32, dims ...int64) string {
+	return b.op("DequantizeLinear", []string{b.init(tensor.From(codes, dims...)), b.init(tensor.From(scale, int64(len(scale))))}, graph.AttrInt("axis", 0))
+}
+
+func (b *builder) output(names ...string) *graph.Model {
+	for _, n := range names {
+		b.m.Graph.Outputs = append(b.m.Graph.Outputs, &graph.Value{Name: n, Type: tensor.Float32})
+	}
+	if err := b.m.Check(); err != nil {
+		b.t.Fatal(err)
+	}
+	return b.m
+}
+
+// classifier is a small quantized one: convolution with ReLU6, a depthwise one with
+// a border that SAME is not, pool, product.
+func classifier(t *testing.T) *graph.Model {
+	b := newBuilder(t, 2, 5, 5)
+	x := b.codes("x", 0.02, 120)
+	bias := b.op("DequantizeLinear", []string{b.init(tensor.From([]int32{5, -7, 9}, 3)), b.init(tensor.From([]float32{0.02 * 0.1, 0.02 * 0.2, 0.02 * 0.3}, 3))}, graph.AttrInt("axis", 0))
+	w := b.weight([]int8{1, 2, 3, 4, 5, 6}, []float32{0.1, 0.2, 0.3}, 3, 2, 1, 1)
+	c := b.op("Clip", []string{b.op("Conv", []string{x, w, bias}), b.init(tensor.From([]float32{0})), b.init(tensor.From([]float32{6}))})
+	d := b.codes(c, 6./255, 0)
+	taps := make([]int8, 27)
+	for i := range taps {
+		taps[i] = int8(i)
+	}
+	e := b.codes(b.op("Conv", []string{d, b.weight(taps, []float32{0.01, 0.02, 0.03}, 3, 1, 3, 3)}, graph.AttrInt("group", 3), graph.AttrInts("pads", 1, 1, 1, 1), graph.AttrInts("strides", 2, 2)), 0.05, 128)
+	p := b.codes(b.op("GlobalAveragePool", []string{e}), 0.04, 100)
+	f := b.codes(b.op("Flatten", []string{p}), 0.04, 100)
+	g := b.op("Gemm", []string{f, b.weight([]int8{1, 2, 3, 4, 5, 6}, []float32{0.1, 0.2}, 2, 3)}, graph.AttrInt("transB", 1))
+	return b.output(g)
+}
+
+// reader walks a FlatBuffer without knowing the writer.
+type reader struct{ flatbuffers.Table }
+
+func (r reader) field(slot int) int { return int(r.Offset(flatbuffers.VOffsetT(4 + 2*slot))) }
+
+func (r reader) table(slot int) (reader, bool) {
+	o := r.field(slot)
+	if o == 0 {
+		return reader{}, false
+	}
+	return reader{flatbuffers.Table{Bytes: r.Bytes, Pos: r.Indirect(r.Pos + flatbuffers.UOffsetT(o))}}, true
+}
+
+func (r reader) tables(slot int) []reader {
+	o := r.field(slot)
+	if o == 0 {
+		return nil
+	}
+	var v []reader
+	at := r.Vector(flatbuffers.UOffsetT(o))
+	for i := range r.VectorLen(flatbuffers.UOffsetT(o)) {
+		v = append(v, reader{flatbuffers.Table{Bytes: r.Bytes, Pos: r.Indirect(at + flatbuffers.UOffsetT(4*i))}})
+	}
+	return v
+}
+
+func values[T any](r reader, slot, size int, get func(flatbuffers.UOffsetT) T) []T {
+	o := r.field(slot)
+	if o == 0 {
+		return nil
+	}
+	var v []T
+	at := r.Vector(flatbuffers.UOffsetT(o))
+	for i := range r.VectorLen(flatbuffers.UOffsetT(o)) {
+		v = append(v, get(at+flatbuffers.UOffsetT(size*i)))
+	}
+	return v
+}
+
+func (r reader) text(slot int) string {
+	if o := r.field(slot); o != 0 {
+		return r.String(r.Pos + flatbuffers.UOffsetT(o))
+	}
+	return ""
+}
+
+// dump writes what a file holds as text.
+func dump(file []byte) string {
+	var b strings.Builder
+	root := reader{flatbuffers.Table{Bytes: file, Pos: flatbuffers.GetUOffsetT(file)}}
+	fmt.Fprintf(&b, "%s, schema %d, %s\n", file[4:8], root.GetUint32Slot(4, 0), root.text(3))
+	codes, buffers := root.tables(1), root.tables(4)
+	main := root.tables(2)[0]
+	tensors := main.tables(0)
+	show := func(i int32) string {
+		if i < 0 {
+			return "-"
+		}
+		t := tensors[i]
+		s := fmt.Sprintf("%s %s%v", t.text(3), map[int8]string{0: "float32", 2: "int32", 9: "int8"}[t.GetInt8Slot(6, 0)], values(t, 0, 4, t.GetInt32))
+		if v := values(t, 7, 4, t.GetInt32); v != nil {
+			s += fmt.Sprintf(" as %v", v)
+		}
+		if q, ok := t.table(4); ok {
+			s += fmt.Sprintf(" scale %v zero %v axis %d", values(q, 2, 4, q.GetFloat32), values(q, 3, 8, q.GetInt64), q.GetInt32Slot(16, 0))
+		}
+		if n := t.GetUint32Slot(8, 0); n != 0 {
+			data := values(buffers[n], 0, 1, buffers[n].GetByte)
+			switch t.GetInt8Slot(6, 0) {
+			case 9:
+				s += fmt.Sprint(" = ", tensor.View[int8](&tensor.Tensor{Data: data}))
+			case 2:
+				s += fmt.Sprint(" = ", tensor.View[int32](&tensor.Tensor{Data: data}))
+			default:
+				s += fmt.Sprint(" = ", tensor.View[float32](&tensor.Tensor{Data: data}))
+			}
+		}
+		return s
+	}
+	for _, o := range main.tables(3) {
+		code := codes[o.GetUint32Slot(4, 0)]
+		fmt.Fprintf(&b, "%v version %d\n", opcode(code.GetInt32Slot(10, 0)), code.GetInt32Slot(8, 1))
+		for _, i := range values(o, 1, 4, o.GetInt32) {
+			fmt.Fprintf(&b, "  <- %s\n", show(i))
+		}
+		for _, i := range values(o, 2, 4, o.GetInt32) {
+			fmt.Fprintf(&b, "  -> %s\n", show(i))
+		}
+	}
+	return b.String()
+}
+
+// The whole file of a small classifier, read back by the format's own accessors.
+func TestClassifier(t *testing.T) {
+	res, err := Convert(classifier(t), Options{Description: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := dump(res.File)
+	const golden = "testdata/classifier.txt"
+	if *update {
+		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("the file changed (go test ./internal/tflite -update writes it):\n%s", got)
+	}
+	if res.Integer != 3 || res.Float != 1 {
+		t.Errorf("%d operators on int8 and %d on float, expected 3 and 1", res.Integer, res.Float)
+	}
+	if p := res.Inputs[0]; !slices.Equal(p.Shape, []int32{-1, 5, 5, 2}) {
+		t.Errorf("input %v, expected channels last", p.Shape)
+	}
+}
+
+// Reordering is its own inverse under the inverse order, and element by element what
+// indices say.
+func TestPermute(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 200 {
+		dims := make([]int32, 1+rng.IntN(5))
+		n := 1
+		for i := range dims {
+			dims[i] = int32(1 + rng.IntN(4))
+			n *= int(dims[i])
+		}
+		perm := rng.Perm(len(dims))
+		size := []int{1, 4}[rng.IntN(2)]
+		data := make([]byte, n*size)
+		for i := range data {
+			data[i] = byte(rng.Uint32())
+		}
+		got := permute(data, dims, perm, size)
+		to := reorder(dims, perm)
+		for o := range n {
+			at, rest := make([]int, len(dims)), o
+			for i := len(to) - 1; i >= 0; i-- {
+				at[perm[i]] = rest % int(to[i])
+				rest /= int(to[i])
+			}
+			from := 0
+			for i, a := range at {
+				from = from*int(dims[i]) + a
+			}
+			if !slices.Equal(got[o*size:(o+1)*size], data[from*size:(from+1)*size]) {
+				t.Fatalf("dims %v, order %v: element %d", dims, perm, o)
+			}
+		}
+	}
+}
+
+// A bias whose scale is not the product of the other two is computed anew.
+func TestBiasAnew(t *testing.T) {
+	b := newBuilder(t, 1, 2, 2)
+	x := b.codes("x", 0.5, 128)
+	bias := b.op("DequantizeLinear", []string{b.init(tensor.From([]int32{10}, 1)), b.init(tensor.From([]float32{0.3}, 1))}, graph.AttrInt("axis", 0))
+	y := b.codes(b.op("Conv", []string{x, b.weight([]int8{3}, []float32{0.25}, 1, 1, 1, 1), bias}), 1, 128)
+	res, err := Convert(b.output(y), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := dump(res.File); !strings.Contains(d, "int32[1] scale [0.125] zero [0] axis 0 = [24]") { // 10*0.3/(0.5*0.25)
+		t.Errorf("the bias was not computed anew:\n%s", d)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	for name, c := range map[string]struct {
+		build func(b *builder) string
+		err   error
+		says  string
+	}{
+		"operators without a form": {func(b *builder) string { return b.op("Erf", []string{b.op("Sin", []string{"x"})}) }, ErrUnsupported, "Erf, Sin; it is there for Add,"},
+		"products of two values": {func(b *builder) string {
+			y := b.op("Flatten", []string{"x"})
+			return b.op("MatMul", []string{y, b.op("Transpose", []string{y})})
+		}, ErrUnsupported, "products of two computed values"},
+		"groups that do not divide": {func(b *builder) string {
+			return b.op("Conv", []string{"x", b.init(tensor.From(make([]float32, 3), 3, 1, 1, 1))}, graph.AttrInt("group", 7))
+		}, ErrUnsupported, "7 groups"},
+		"a scale of zero": {func(b *builder) string { return b.codes("x", 0, 1) }, ErrUnsupported, "not one positive constant"},
+		"a border of ones": {func(b *builder) string {
+			return b.op("Pad", []string{"x", b.init(tensor.From([]int64{0, 0, 1, 1, 0, 0, 1, 1}, 8)), b.init(tensor.From([]float32{1}))})
+		}, ErrUnsupported, "a border of 1"},
+		"another scale than the codes'": {func(b *builder) string {
+			s, z := b.init(tensor.From([]float32{1})), b.init(tensor.From([]uint8{3}))
+			return b.op("DequantizeLinear", []string{b.op("QuantizeLinear", []string{"x", s, z}), b.init(tensor.From([]float32{2})), z})
+		}, ErrUnsupported, "another scale"},
+	} {
+		b := newBuilder(t, 2, 4, 4)
+		_, err := Convert(b.output(c.build(b)), Options{})
+		if !errors.Is(err, c.err) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v, expected %q", name, err, c.says)
+		}
+	}
+}
+
+func TestShapes(t *testing.T) {
+	build := func() *graph.Model {
+		b := newBuilder(t, 3, 4, 4)
+		b.m.Graph.Inputs[0].Dims[2] = graph.Dim{N: -1, Name: "height"}
+		return b.output(b.op("Relu", []string{"x"}))
+	}
+	if _, err := Convert(build(), Options{}); !errors.Is(err, ErrShapes) || !strings.Contains(err.Error(), "as x=1,3,224,4") {
+		t.Errorf("%v, expected an example of a shape", err)
+	}
+	for _, s := range []map[string][]int64{{"y": {1}}, {"x": {1, 3, 4}}, {"x": {1, 5, 4, 4}}} {
+		if _, err := Convert(build(), Options{Shapes: s}); !errors.Is(err, ErrShapes) {
+			t.Errorf("%v: %v, expected %v", s, err, ErrShapes)
+		}
+	}
+	res, err := Convert(build(), Options{Shapes: map[string][]int64{"x": {2, 3, 6, 4}}})
+	if err != nil || !slices.Equal(res.Inputs[0].Shape, []int32{-1, 6, 4, 3}) {
+		t.Errorf("%v, %v", err, res)
+	}
+}
+
+// mobile holds the operators that classifier does not, as float and as codes.
+func mobile(t *testing.T) *graph.Model {
+	b := newBuilder(t, 4, 6, 5)
+	x := b.codes("x", 0.02, 120)
+	w := b.weight([]int8{1, 2, 3, 4, 5, 6, 7, 8}, []float32{0.1, 0.2}, 2, 4, 1, 1)
+	y := b.codes(b.op("Conv", []string{x, w}), 0.05, 128)
+	h := b.codes(b.op("HardSwish", []string{y}), 0.05, 10)
+	s := b.codes(b.op("Sigmoid", []string{y}), 1./200, 0)
+	m := b.codes(b.op("Mul", []string{h, s}), 0.03, 10)
+	c := b.codes(b.op("Concat", []string{m, h, y}, graph.AttrInt("axis", 1)), 0.06, 100)
+	p := b.codes(b.op("MaxPool", []string{c}, graph.AttrInts("kernel_shape", 3, 3), graph.AttrInts("pads", 1, 1, 1, 1), graph.AttrInts("strides", 2, 2)), 0.06, 100)
+	f := b.op("HardSigmoid", []string{p})
+	r := b.op("Reshape", []string{f, b.init(tensor.From([]int64{0, 3, 2, 9}, 4))})
+	q := b.op("Transpose", []string{r}, graph.AttrInts("perm", 0, 2, 3, 1))
+	a := b.op("AveragePool", []string{q}, graph.AttrInts("kernel_shape", 1, 3), graph.AttrInt("ceil_mode", 1))
+	k := b.op("ReduceMean", []string{a}, graph.AttrInts("axes", 3), graph.AttrInt("keepdims", 0))
+	z := b.op("Softmax", []string{b.op("Tanh", []string{k})})
+	return b.output(z, b.op("Pad", []string{q, b.init(tensor.From([]int64{0, 0, 1, 1, 0, 0, 1, 1}, 8))}))
+}
