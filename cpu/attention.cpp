@@ -21,6 +21,16 @@ int64_t attention_end(const float *bias, int64_t length) {
   return length;
 }
 
+void attention_rows(const AttentionKernels &k, const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, void *memory) {
+  k.rows(a, b, h, r0, r1, memory);
+  if (!a.zero_hidden || !a.bias) return;
+  for (int64_t r = r0; r < r1; r++) {
+    const float *bias = a.bias_of(b, h, r);
+    if (std::any_of(bias, bias + a.length, [](float v) { return v != -std::numeric_limits<float>::infinity(); })) continue;
+    std::fill_n(a.y + (b * a.length + r) * a.width() + h * a.size, a.size, 0.f);
+  }
+}
+
 namespace {
 
 uint16_t &key(const Attention &a, const AttentionMemory &m, int64_t s, int64_t d) {

@@ -18,6 +18,7 @@ struct Attention {
   float *y = nullptr;          // [batch, length, heads, size]
   int64_t batch = 0, length = 0, heads = 0, size = 0;
   float scale = 1;
+  bool zero_hidden = false; // a row whose every key has a bias of minus infinity gives 0, not NaN
 
   int64_t width() const { return heads * size; }
   const float *row(int64_t b, int64_t r, int part, int64_t h) const {
@@ -92,5 +93,8 @@ extern const AttentionKernels attention_avx512;
 extern const AttentionKernels attention_avx2;
 #endif
 const AttentionKernels &attention_kernels(); // the level's
+
+// k.rows, and the zeros that a.zero_hidden asks for.
+void attention_rows(const AttentionKernels &k, const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, void *memory);
 
 } // namespace fewbit

@@ -242,7 +242,7 @@ struct Run {
     one.qkv = m.qkv, one.y = m.y;
     one.bias = a.bias_of(b, h, 0);
     attend.pack(one, 0, 0, m.attention);
-    attend.rows(one, 0, 0, 0, length, m.attention);
+    attention_rows(attend, one, 0, 0, 0, length, m.attention);
     for (int64_t i = 0; i < length; i++) std::copy_n(m.y + i * a.size, e.size, context + (r + i) * e.hidden() + h * e.size);
   }
 

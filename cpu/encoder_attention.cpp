@@ -19,13 +19,20 @@ void set_bias(Attention &a, const Tensor &t, const char *op) {
   a.bias_batch = t.dims[0] == 1 ? 0 : t.dims[1] * t.dims[2] * a.length;
 }
 
+bool hidden_is_zero(const Node &node, const char *op) {
+  const std::string hidden = node.string("hidden", "");
+  if (hidden != "" && hidden != "zero") refuse(std::string(op) + ": hidden must be \"zero\" or absent");
+  return hidden == "zero";
+}
+
 namespace {
 
 struct EncoderAttention final : Kernel {
   int64_t width = 0, heads = 0;
   float scale = 0;
+  bool zero_hidden;
 
-  explicit EncoderAttention(const Node &node) : width(node.integer("N", -1)), heads(node.integer("num_heads", -1)), scale(node.real("scale", 0)) {
+  explicit EncoderAttention(const Node &node) : width(node.integer("N", -1)), heads(node.integer("num_heads", -1)), scale(node.real("scale", 0)), zero_hidden(hidden_is_zero(node, "EncoderAttention")) {
     if (width < 1 || width > kMaxDim / 3 || heads < 1 || width % heads != 0 || width / heads > kMaxHeadSize)
       refuse("EncoderAttention: N must be a multiple of num_heads, of at most " + std::to_string(kMaxHeadSize) + " a head and " + std::to_string(kMaxDim / 3) + " in all");
     if (!std::isfinite(scale) || scale == 0) refuse("EncoderAttention: scale must be a number other than 0");
@@ -35,7 +42,7 @@ struct EncoderAttention final : Kernel {
     const Tensor x = call.input(0), bias = call.input(1);
     if (x.rank != 3 || x.last() != 3 * width) refuse("EncoderAttention: QKV must be [batch, length, 3 * " + std::to_string(width) + "]");
     Attention a;
-    a.batch = x.dims[0], a.length = x.dims[1], a.heads = heads, a.size = width / heads, a.scale = scale;
+    a.batch = x.dims[0], a.length = x.dims[1], a.heads = heads, a.size = width / heads, a.scale = scale, a.zero_hidden = zero_hidden;
     if (a.length > kMaxLength) refuse("EncoderAttention: QKV has more than " + std::to_string(kMaxLength) + " rows");
     if (bias.data) set_bias(a, bias, "EncoderAttention");
     a.qkv = x.as<float>();
@@ -54,7 +61,7 @@ struct EncoderAttention final : Kernel {
         call, a.batch * a.heads, parts, kernels.bytes(a),
         [&](int64_t head, void *memory) { kernels.pack(a, head / a.heads, head % a.heads, memory); },
         [&](int64_t head, int64_t part, void *memory) {
-          kernels.rows(a, head / a.heads, head % a.heads, std::min(part * rows, a.length), std::min((part + 1) * rows, a.length), memory);
+          attention_rows(kernels, a, head / a.heads, head % a.heads, std::min(part * rows, a.length), std::min((part + 1) * rows, a.length), memory);
         });
   }
 };

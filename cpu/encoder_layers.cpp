@@ -50,10 +50,11 @@ struct EncoderLayers final : Kernel {
   Encoder e;
   std::vector<std::vector<int8_t>> expanded;
   int threads = 1;
+  bool zero_hidden;
   std::mutex mutex;
   std::vector<std::unique_ptr<EncoderMemory>> idle; // of calls that have ended
 
-  explicit EncoderLayers(const Node &node) : threads(node.threads()) {
+  explicit EncoderLayers(const Node &node) : threads(node.threads()), zero_hidden(hidden_is_zero(node, "EncoderLayers")) {
     const int64_t hidden = node.integer("N", -1);
     e.heads = node.integer("num_heads", -1), e.scale = node.real("scale", 0), e.epsilon = node.real("epsilon", -1);
     if (hidden < 1 || hidden > kMaxDim / 3 || e.heads < 1 || hidden % e.heads != 0) refuse("EncoderLayers: N must be a multiple of num_heads, of at most " + std::to_string(kMaxDim / 3));
@@ -89,7 +90,7 @@ struct EncoderLayers final : Kernel {
     const Tensor x = call.input(0), bias = call.input(1);
     if (x.rank != 3 || x.last() != e.hidden()) refuse("EncoderLayers: X must be [batch, length, " + std::to_string(e.hidden()) + "]");
     Attention a;
-    a.batch = x.dims[0], a.length = x.dims[1], a.heads = e.heads, a.size = e.size, a.scale = e.scale;
+    a.batch = x.dims[0], a.length = x.dims[1], a.heads = e.heads, a.size = e.size, a.scale = e.scale, a.zero_hidden = zero_hidden;
     if (a.length > kMaxLength) refuse("EncoderLayers: X has more than " + std::to_string(kMaxLength) + " rows");
     if (bias.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) refuse("EncoderLayers: Bias must be FP32");
     if (bias.rank != 1 || bias.last() != 0) set_bias(a, bias, "EncoderLayers");

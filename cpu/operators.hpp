@@ -15,5 +15,8 @@ enum class Activation;
 Activation activation_of(const Node &node, const char *op);
 // Takes Bias [batch or 1, heads or 1, length or 1, length], or refuses it.
 void set_bias(Attention &a, const Tensor &bias, const char *op);
+// The node's attribute `hidden`, which may be absent: whether rows of which the bias
+// hides all keys are 0; refuses others.
+bool hidden_is_zero(const Node &node, const char *op);
 
 } // namespace fewbit

@@ -187,6 +187,35 @@ TEST(attention_leaves_out_hidden_keys) {
   CHECK(attention_end(strange, 3) == 3 && attention_end(nullptr, 7) == 7 && attention_end(strange + 2, 1) == 1 && attention_end(strange, 1) == 1);
 }
 
+// Rows of which the bias hides every key are 0 where that is asked for, and only
+// these: one key that counts, or the lowest float, is enough.
+TEST(attention_of_hidden_rows) {
+  constexpr float inf = std::numeric_limits<float>::infinity();
+  Attention a;
+  a.batch = 1, a.length = 20, a.heads = 2, a.size = 24, a.scale = 0.2f;
+  const auto qkv = gauss(size_t(a.length * 3 * a.width()), 1);
+  std::vector<float> bias(size_t(a.length * a.length)), y(size_t(a.length * a.width()));
+  for (int64_t r = 0; r < a.length; r++)
+    for (int64_t s = 0; s < a.length; s++) bias[size_t(r * a.length + s)] = r % 3 == 0 ? -inf : r % 3 == 1 ? std::numeric_limits<float>::lowest() : s == 19 ? 0 : -inf;
+  a.qkv = qkv.data(), a.bias = bias.data(), a.bias_row = a.length;
+  for (const Kernels &of : kernels()) {
+    const auto plain = run(*of.k, a, a.length);
+    std::vector<char> memory(of.k->bytes(a) + 64);
+    void *const at = reinterpret_cast<void *>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
+    Attention zero = a;
+    zero.y = y.data(), zero.zero_hidden = true;
+    for (int64_t h = 0; h < a.heads; h++) {
+      of.k->pack(zero, 0, h, at);
+      attention_rows(*of.k, zero, 0, h, 0, a.length, at);
+    }
+    for (int64_t r = 0; r < a.length; r++)
+      for (int64_t c = 0; c < a.width(); c++) {
+        const size_t i = size_t(r * a.width() + c);
+        if (!CHECK(r % 3 == 0 ? std::isnan(plain[i]) && y[i] == 0 : std::isfinite(plain[i]) && y[i] == plain[i])) return;
+      }
+  }
+}
+
 TEST(attention_not_finite) {
   Attention a;
   a.batch = 1, a.length = 40, a.heads = 2, a.size = 20, a.scale = 0.2f;

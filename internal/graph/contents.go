@@ -299,6 +299,9 @@ func contentOp(op string, a, b content) content {
 		if is(b, 1) {
 			return a
 		}
+		if d := times(a.dim(), b.dim()); d.Name != "" {
+			return content{name: d.Name}
+		}
 	case "Div":
 		if is(b, 1) {
 			return a
@@ -309,6 +312,17 @@ func contentOp(op string, a, b content) content {
 		}
 	}
 	return content{}
+}
+
+// dim is c as a dimension: unknown when it is neither a symbol nor a number above 0.
+func (c content) dim() Dim {
+	switch {
+	case !c.known:
+		return Dim{N: -1, Name: c.name}
+	case c.v <= 0:
+		return unknownDim
+	}
+	return Dim{N: c.v}
 }
 
 // cuts reads a Slice on a value of the given rank.

@@ -223,33 +223,40 @@ func quotient(a, b []Dim) Dim {
 	if a == nil {
 		return unknownDim
 	}
-	left := map[string]int{}
-	num, den := Dim{N: 1}, Dim{N: 1}
+	num, den, left := int64(1), int64(1), []string{}
 	for _, d := range a {
-		if d.N >= 0 {
-			num = times(num, d)
-		} else {
-			left[d.Name]++
+		if d.N < 0 && d.Name == "" {
+			return unknownDim
 		}
+		n, s := d.factors()
+		if n > 0 && num > maxSize/n {
+			return unknownDim
+		}
+		num, left = num*n, append(left, s...)
 	}
 	for _, d := range b {
-		switch {
-		case d.N >= 0:
-			den = times(den, d)
-		case d.Name == "" || left[d.Name] == 0:
+		if d.N < 0 && d.Name == "" {
 			return unknownDim
-		default:
-			left[d.Name]--
+		}
+		n, s := d.factors()
+		if n > 0 && den > maxSize/n {
+			return unknownDim
+		}
+		den *= n
+		for _, name := range s {
+			i := slices.Index(left, name)
+			if i < 0 {
+				return unknownDim
+			}
+			left = slices.Delete(left, i, i+1)
 		}
 	}
-	if num.N < 0 || den.N <= 0 || num.N%den.N != 0 {
+	if den <= 0 || num%den != 0 {
 		return unknownDim
 	}
-	r := Dim{N: num.N / den.N}
-	for name, k := range left {
-		for ; k > 0; k-- {
-			r = times(r, Dim{N: -1, Name: name})
-		}
+	r := Dim{N: num / den}
+	for _, name := range left {
+		r = times(r, Dim{N: -1, Name: name})
 	}
 	return r
 }

@@ -3,6 +3,7 @@ package graph
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/fewbit/fewbit/internal/tensor"
@@ -204,8 +205,8 @@ func unknowns(r int) []Dim {
 // maxSize bounds products and sums of dimensions, and counts of operations.
 const maxSize = 1 << 62
 
-// times multiplies dimensions; unknown unless one of them is 0 or 1 or both
-// are numbers.
+// times multiplies dimensions. The product of symbols, and of one and a number, is
+// a made-up symbol that tells its factors; unknown where one of them is.
 func times(a, b Dim) Dim {
 	switch {
 	case a.N == 1:
@@ -214,10 +215,43 @@ func times(a, b Dim) Dim {
 		return a
 	case a.N == 0 || b.N == 0:
 		return Dim{N: 0}
-	case a.N < 0 || b.N < 0 || a.N > maxSize/b.N:
+	case a.N >= 0 && b.N >= 0:
+		if a.N > maxSize/b.N {
+			return unknownDim
+		}
+		return Dim{N: a.N * b.N}
+	case a.N < 0 && a.Name == "" || b.N < 0 && b.Name == "":
 		return unknownDim
 	}
-	return Dim{N: a.N * b.N}
+	x, s := a.factors()
+	y, t := b.factors()
+	if s = append(s, t...); len(s) > maxFactors || x > maxSize/y {
+		return unknownDim
+	}
+	slices.Sort(s)
+	return Dim{N: -1, Name: multiplied + strings.Join(append([]string{strconv.FormatInt(x*y, 10)}, s...), factorEnd)}
+}
+
+// multiplied begins the name of a product: its number and its symbols, with
+// factorEnd between them.
+const (
+	multiplied = private + "*"
+	factorEnd  = "\x01"
+	maxFactors = 4 // symbols of a product
+)
+
+// factors returns what d is the product of: a number above 0 and symbols.
+func (d Dim) factors() (int64, []string) {
+	if d.N >= 0 {
+		return d.N, nil
+	}
+	if rest, ok := strings.CutPrefix(d.Name, multiplied); ok {
+		parts := strings.Split(rest, factorEnd)
+		if n, err := strconv.ParseInt(parts[0], 10, 64); err == nil && n > 0 && len(parts) > 1 {
+			return n, parts[1:]
+		}
+	}
+	return 1, []string{d.Name}
 }
 
 // product multiplies many.

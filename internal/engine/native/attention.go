@@ -12,6 +12,13 @@ import (
 // opEncoderAttention is the operator of libfewbit_cpu (cpu/encoder_attention.cpp).
 const opEncoderAttention = "EncoderAttention"
 
+// attrHidden is an attribute of EncoderAttention and EncoderLayers: with hiddenZero
+// a row whose every key the mask hides by minus infinity gives 0.
+const (
+	attrHidden = "hidden"
+	hiddenZero = "zero"
+)
+
 // maxHeadSize is kMaxHeadSize of cpu/attention.hpp.
 const maxHeadSize = 1024
 
@@ -33,12 +40,55 @@ func (l *lowering) attentions() error {
 			l.attention(n, heads, names)
 		}
 	}
+	g.Nodes = slices.DeleteFunc(g.Nodes, func(n *graph.Node) bool { return l.gone[n] })
 	if err := g.Sort(); err != nil {
 		return err
 	}
 	g.Prune()
 	l.ix = g.Index()
 	return nil
+}
+
+// zeroHidden returns the only reader of y, the result of an attention with this mask, if
+// it puts 0 in the rows of which the mask hides all keys, as quant.FuseAttention
+// writes it:
+//
+//	mask -> ReduceMax -> Less(., the lowest) -> Reshape -> Where(., 0, y)
+func (l *lowering) zeroHidden(y, mask string) *graph.Node {
+	g := l.m.Graph
+	w := l.only(y, "Where")
+	if w == nil || w.In(2) != y || mask == "" {
+		return nil
+	}
+	if zero, ok := g.Number(w.In(1)); !ok || zero != 0 {
+		return nil
+	}
+	rows := l.ix.Producer(w.In(0))
+	if rows == nil || !rows.Is("Reshape") || !l.is(rows.In(1), 0, -1, 1) || rows.Int("allowzero", 0) != 0 {
+		return nil
+	}
+	less := l.ix.Producer(rows.In(0))
+	if less == nil || !less.Is("Less") {
+		return nil
+	}
+	if lowest, ok := g.Number(less.In(1)); !ok || lowest != -math.MaxFloat32 {
+		return nil
+	}
+	most := l.ix.Producer(less.In(0))
+	if most == nil || !most.Is("ReduceMax") || most.In(0) != mask || !l.overAxis(most, 3) {
+		return nil
+	}
+	d := g.Dims(mask)
+	if len(d) != 4 || d[1].N != 1 {
+		return nil
+	}
+	return w
+}
+
+// is reports whether the initializer holds these numbers.
+func (l *lowering) is(name string, want ...int64) bool {
+	t := l.m.Graph.Init(name)
+	return t != nil && t.Type == tensor.Int64 && slices.Equal(tensor.View[int64](t), want)
 }
 
 // branch is one of the three projections.
@@ -105,6 +155,10 @@ func (l *lowering) attention(n *graph.Node, heads int64, names graph.Namer) {
 	}
 	n.Domain, n.Op, n.Inputs = ops.Domain, opEncoderAttention, att
 	n.Attrs = append(n.Attrs[:0:0], graph.AttrInt("N", width), graph.AttrInt("num_heads", heads), graph.AttrFloat("scale", scale))
+	if w := l.zeroHidden(n.Outputs[0], mask); w != nil {
+		l.gone[w] = true
+		n.Attrs, n.Outputs = append(n.Attrs, graph.AttrString(attrHidden, hiddenZero)), w.Outputs
+	}
 	g.Nodes = append(g.Nodes,
 		graph.NewNode(ops.Domain, ops.OpMatMulQuantized, base+"_qkv_MatMulQuantized", in, []string{product}),
 		graph.NewNode("", "Add", base+"_qkv_Add", []string{product, bias}, []string{qkv}))

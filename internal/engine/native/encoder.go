@@ -89,6 +89,9 @@ func (l *lowering) encoders() error {
 		if e.act != "gelu" {
 			attrs = append(attrs, graph.AttrString("activation", e.act))
 		}
+		if e.hidden != "" {
+			attrs = append(attrs, graph.AttrString(attrHidden, e.hidden))
+		}
 		if e.mask != "" && l.paddingUnread(y, e.mask) {
 			attrs = append(attrs, graph.AttrString("padding", "skip"))
 		}
@@ -109,6 +112,7 @@ type encoderLayer struct {
 	inner              int64
 	scale              float32
 	act                string
+	hidden             string
 	first              bool // the normalization
 	readers            int  // how many inputs of nodes take x
 }
@@ -121,11 +125,11 @@ func (e *encoderLayer) paddedSize() int64 {
 
 // follows reports whether e can stand behind o in one operator.
 func (e *encoderLayer) follows(o *encoderLayer) bool {
-	return e.first == o.first && e.act == o.act && e.mask == o.mask && e.width == o.width && e.heads == o.heads && e.inner == o.inner && e.scale == o.scale && e.norms[0].epsilon == o.norms[0].epsilon
+	return e.first == o.first && e.act == o.act && e.mask == o.mask && e.hidden == o.hidden && e.width == o.width && e.heads == o.heads && e.inner == o.inner && e.scale == o.scale && e.norms[0].epsilon == o.norms[0].epsilon
 }
 
 func (l *lowering) encoderLayer(att *graph.Node) *encoderLayer {
-	e := &encoderLayer{width: att.Int("N", 0), heads: att.Int("num_heads", 0), scale: att.Float("scale", 0), mask: att.In(1)}
+	e := &encoderLayer{width: att.Int("N", 0), heads: att.Int("num_heads", 0), scale: att.Float("scale", 0), mask: att.In(1), hidden: att.Str(attrHidden, "")}
 	e.qkv = l.ix.Producer(att.In(0))
 	if e.heads < 1 || 3*e.heads*e.paddedSize() > maxColumns || !l.linear(e.qkv, 3*e.width, "", "") || l.ix.Only(att.In(0)) != att {
 		return nil

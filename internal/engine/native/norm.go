@@ -120,10 +120,13 @@ func (l *lowering) only(value, op string) *graph.Node {
 }
 
 // overLast reports whether n reduces the last of three axes and keeps it.
-func (l *lowering) overLast(n *graph.Node) bool {
+func (l *lowering) overLast(n *graph.Node) bool { return l.overAxis(n, 2) }
+
+// overAxis reports whether n reduces the last axis, which is this one, and keeps it.
+func (l *lowering) overAxis(n *graph.Node, last int64) bool {
 	axes := n.Ints("axes")
 	if t := l.m.Graph.Init(n.In(1)); t != nil && t.Type == tensor.Int64 {
 		axes = tensor.View[int64](t)
 	}
-	return n.Int("keepdims", 1) == 1 && (slices.Equal(axes, []int64{-1}) || slices.Equal(axes, []int64{2}))
+	return n.Int("keepdims", 1) == 1 && (slices.Equal(axes, []int64{-1}) || slices.Equal(axes, []int64{last}))
 }

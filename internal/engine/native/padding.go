@@ -35,6 +35,7 @@ func (l *lowering) paddingUnread(value, mask string) bool {
 			n := u.Node
 			switch {
 			case n.Is("Shape") || n.Is("Mul") && source != "" && l.view(beside(n, v)) == source:
+			case source != "" && l.replaced(n, u.Input, source):
 			case l.firstRow(n, u.Input):
 			case l.byRow(n, u.Input, mask):
 				push(n.Outputs[0])
@@ -98,6 +99,29 @@ func (l *lowering) view(value string) string {
 // maxViews bounds a chain of views; exporters write three.
 const maxViews = 16
 
+// replaced reports whether n puts a constant in the place of its input where the mask
+// is 0.
+func (l *lowering) replaced(n *graph.Node, input int, mask string) bool {
+	if !n.Is("Where") {
+		return false
+	}
+	shown := n.In(0)
+	if input == 2 {
+		not := l.ix.Producer(shown)
+		for range maxViews {
+			if not == nil || !not.Is("Cast") {
+				break
+			}
+			not = l.ix.Producer(not.In(0))
+		}
+		if not == nil || !not.Is("Not") {
+			return false
+		}
+		shown = not.In(0)
+	}
+	return input > 0 && l.m.Graph.Init(n.In(3-input)) != nil && l.view(shown) == mask
+}
+
 // firstRow reports whether n takes the first row of each sample.
 func (l *lowering) firstRow(n *graph.Node, input int) bool {
 	if input != 0 {
@@ -108,11 +132,7 @@ func (l *lowering) firstRow(n *graph.Node, input int) bool {
 		t := l.m.Graph.Init(n.In(1))
 		return n.Int("axis", 0) == 1 && t != nil && t.Type == tensor.Int64 && !slices.ContainsFunc(tensor.View[int64](t), func(i int64) bool { return i != 0 })
 	case n.Is("Slice"):
-		is := func(i int, want int64) bool {
-			t := l.m.Graph.Init(n.In(i))
-			return t != nil && t.Type == tensor.Int64 && slices.Equal(tensor.View[int64](t), []int64{want})
-		}
-		return is(1, 0) && is(2, 1) && is(3, 1) && (n.In(4) == "" || is(4, 1))
+		return l.is(n.In(1), 0) && l.is(n.In(2), 1) && l.is(n.In(3), 1) && (n.In(4) == "" || l.is(n.In(4), 1))
 	}
 	return false
 }

@@ -161,6 +161,7 @@ func TestEncoderLayersRefuses(t *testing.T) {
 		"an epsilon below 0":       attrs(encoderAttrs(encWidth, encHeads, .25, -1)),
 		"another activation":       attrs(append(encoderAttrs(encWidth, encHeads, .25, 1e-5), attrString("activation", "swish"))),
 		"another normalization":    attrs(append(encoderAttrs(encWidth, encHeads, .25, 1e-5), attrString("normalize", "last"))),
+		"hidden rows are others":   attrs(append(encoderAttrs(encWidth, encHeads, .25, 1e-5), attrString("hidden", "one"))),
 		"padding of another kind":  attrs(append(encoderAttrs(encWidth, encHeads, .25, 1e-5), attrString("padding", "half"))),
 	} {
 		m := encoder(t, e, 1)

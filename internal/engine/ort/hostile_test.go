@@ -375,7 +375,7 @@ func (c *bentCase) bend() {
 }
 
 func (c *bentCase) bendAttribute(n *pb.NodeProto) string {
-	a := &pb.AttributeProto{Name: proto.String(pick(&c.src, "N", "num_heads", "scale", "epsilon", "activation", "normalize", "padding", "unknown"))}
+	a := &pb.AttributeProto{Name: proto.String(pick(&c.src, "N", "num_heads", "scale", "epsilon", "activation", "normalize", "padding", "hidden", "unknown"))}
 	switch c.src.of(6) {
 	case 0:
 		a = attrInt(a.GetName(), pick[int64](&c.src, 0, 1, -1, math.MaxInt64, math.MinInt64, 1<<20, 1<<20+1, 1<<31, 48, 3))

@@ -1,0 +1,206 @@
+"""Writes forms/*.onnx.gz: small encoders of public architectures with random weights, as PyTorch's two
+exporters write them. TestForms reads them.
+
+    pip install torch==2.15.0 transformers==5.24.0 onnx==1.23.2 onnxscript==0.7.2
+    python forms.py forms
+
+Names are ARCHITECTURE-ATTENTION-EXPORTER: attention is what transformers calls its implementation, or bmm for
+products of three dimensions, as its CLIP and BART had them until 4.41; ts14 and ts17 are the TorchScript exporter with
+these opsets, dy18 and dy20 torch.export's.
+"""
+
+import gzip
+import pathlib
+import sys
+import tempfile
+
+import torch
+import transformers as hf
+from torch import nn
+
+WIDTH, HEADS, INNER, VOCAB, POSITIONS, LAYERS = 16, 2, 32, 64, 48, 2
+SIZES = dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=INNER)
+TEXT = dict(SIZES, vocab_size=VOCAB, max_position_embeddings=POSITIONS)
+ROBERTA = dict(TEXT, max_position_embeddings=POSITIONS + 2, type_vocab_size=1, pad_token_id=1)
+IMAGE = dict(SIZES, image_size=32, patch_size=8)
+STEP = 64  # weights are multiples of 1/64, which compress
+
+
+class Pooled(nn.Module):
+    """The tokens of an encoder, or what libraries of embeddings make of them."""
+
+    def __init__(self, encoder, pooling):
+        super().__init__()
+        self.encoder, self.pooling = encoder, pooling
+
+    def forward(self, input_ids, attention_mask, token_type_ids=None):
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        tokens = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types)[0]
+        if self.pooling == "first":  # BGE
+            pooled = tokens[:, 0]
+        elif self.pooling == "mean":  # sentence-transformers
+            shown = attention_mask.unsqueeze(-1).expand(tokens.size()).float()
+            pooled = (tokens * shown).sum(1) / shown.sum(1).clamp(min=1e-9)
+        elif self.pooling == "filled":  # E5's average_pool
+            shown = tokens.masked_fill(~attention_mask[..., None].bool(), 0.0)
+            pooled = shown.sum(dim=1) / attention_mask.sum(dim=1)[..., None]
+        else:
+            return tokens
+        return nn.functional.normalize(pooled, p=2, dim=1)
+
+
+class Image(nn.Module):
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixel_values):
+        return self.encoder(pixel_values=pixel_values)[0]
+
+
+class Bmm(nn.Module):
+    """Attention by torch.bmm over batch * heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.size = WIDTH // HEADS
+
+    def split(self, x, length, batch):
+        return x.view(batch, length, HEADS, self.size).transpose(1, 2).contiguous()
+
+    def forward(self, x, masks):
+        batch, length, width = x.size()
+        q = self.q_proj(x) * self.size**-0.5
+        k, v = self.split(self.k_proj(x), -1, batch), self.split(self.v_proj(x), -1, batch)
+        shape = (batch * HEADS, -1, self.size)
+        q, k, v = self.split(q, length, batch).view(*shape), k.view(*shape), v.view(*shape)
+        sources = k.size(1)
+        scores = torch.bmm(q, k.transpose(1, 2))
+        for mask in masks:
+            scores = scores.view(batch, HEADS, length, sources) + mask
+            scores = scores.view(batch * HEADS, length, sources)
+        out = torch.bmm(nn.functional.softmax(scores, dim=-1), v)
+        out = out.view(batch, HEADS, length, self.size).transpose(1, 2)
+        return self.out_proj(out.reshape(batch, length, width))
+
+
+class BmmEncoder(nn.Module):
+    """CLIP's text tower (first: normalization before, causal) or BART's encoder."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.first = first
+        self.words, self.places = nn.Embedding(VOCAB, WIDTH), nn.Embedding(POSITIONS, WIDTH)
+        self.layers = nn.ModuleList(
+            nn.ModuleDict(dict(attention=Bmm(), norm1=nn.LayerNorm(WIDTH), up=nn.Linear(WIDTH, INNER), down=nn.Linear(INNER, WIDTH), norm2=nn.LayerNorm(WIDTH)))
+            for _ in range(LAYERS)
+        )
+        self.register_buffer("positions", torch.arange(POSITIONS).unsqueeze(0))
+
+    def forward(self, input_ids, attention_mask):
+        batch, length = input_ids.shape
+        x = self.words(input_ids) + self.places(self.positions[:, :length])
+        lowest = torch.finfo(torch.float32).min
+        shown = attention_mask[:, None, None, :].expand(batch, 1, length, length).to(torch.float32)
+        masks = [(1.0 - shown).masked_fill((1.0 - shown).to(torch.bool), lowest)]
+        if self.first:
+            causal = torch.full((length, length), lowest).triu(1)
+            masks.insert(0, causal[None, None, :, :].expand(batch, 1, length, length))
+        for layer in self.layers:
+            y = layer["norm1"](x) if self.first else x
+            y = x + layer["attention"](y, masks)
+            x = y if self.first else layer["norm1"](y)
+            y = layer["up"](layer["norm2"](x) if self.first else x)
+            y = y * torch.sigmoid(1.702 * y) if self.first else nn.functional.gelu(y)
+            x = x + layer["down"](y)
+            x = x if self.first else layer["norm2"](x)
+        return (x,)
+
+
+def model(name, attention):
+    k = dict(attn_implementation=attention)
+    plain = dict(k, add_pooling_layer=False)  # of the encoder
+    bert = lambda: hf.BertModel(hf.BertConfig(**TEXT, **k), add_pooling_layer=False)
+    texts = {
+        "bert": (bert, ""),
+        "minilm": (bert, "mean"),
+        "bge": (bert, "first"),
+        "e5": (bert, "filled"),
+        "roberta": (lambda: hf.RobertaModel(hf.RobertaConfig(**ROBERTA, **k), add_pooling_layer=False), ""),
+        "xlmr": (lambda: hf.XLMRobertaModel(hf.XLMRobertaConfig(**ROBERTA, **k), add_pooling_layer=False), "mean"),
+        "mpnet": (lambda: hf.MPNetModel(hf.MPNetConfig(**dict(TEXT, max_position_embeddings=POSITIONS + 2, pad_token_id=1)), add_pooling_layer=False), "mean"),
+        "albert": (lambda: hf.AlbertModel(hf.AlbertConfig(**TEXT, embedding_size=8, **k), add_pooling_layer=False), ""),
+        "distilbert": (lambda: hf.DistilBertModel(hf.DistilBertConfig(dim=WIDTH, n_layers=LAYERS, n_heads=HEADS, hidden_dim=INNER, vocab_size=VOCAB, max_position_embeddings=POSITIONS, **k)), ""),
+        "electra": (lambda: hf.ElectraModel(hf.ElectraConfig(**TEXT, embedding_size=8, **k)), ""),
+        "clip-text": (lambda: hf.CLIPTextModel(hf.CLIPTextConfig(**TEXT, eos_token_id=VOCAB - 1, **k)), ""),
+        "modernbert": (lambda: hf.ModernBertModel(hf.ModernBertConfig(**TEXT, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2, local_attention=16, **k)), ""),
+    }
+    images = {
+        "vit": lambda: hf.ViTModel(hf.ViTConfig(**IMAGE, **k), add_pooling_layer=False),
+        "clip-image": lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**IMAGE, **k)),
+        "siglip-image": lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**IMAGE, **k)),
+    }
+    if name in images:
+        return Image(images[name]().eval()), (torch.randn(2, 3, 32, 32),), ["pixel_values"]
+    ids, mask = torch.randint(3, VOCAB - 1, (2, 11)), torch.ones(2, 11, dtype=torch.long)
+    mask[1, 8:] = 0
+    if attention == "bmm":
+        return Pooled(BmmEncoder(name == "clip-text"), ""), (ids, mask), ["input_ids", "attention_mask"]
+    make, pooling = texts[name]
+    args, names = (ids, mask), ["input_ids", "attention_mask"]
+    if name in ("bert", "minilm", "bge", "e5", "albert", "electra"):
+        args, names = args + (torch.zeros_like(ids),), names + ["token_type_ids"]
+    return Pooled(make(), pooling), args, names
+
+
+def write(out, name, attention, exporter):
+    torch.manual_seed(1)
+    m, args, names = model(name, attention)
+    m.eval()
+    with torch.no_grad():
+        for p in m.parameters():
+            # Vectors unlike 1 and 0, matrices that make scores and activations of size 1.
+            p.copy_(p + torch.randn_like(p) * 0.1 if p.dim() == 1 else torch.randn_like(p) * p.shape[-1] ** -0.5)
+            p.copy_((p * STEP).round() / STEP)
+    axes = {n: {0: "batch"} if n == "pixel_values" else {0: "batch", 1: "length"} for n in names}
+    how, opset = exporter[:2], int(exporter[2:])
+    with tempfile.TemporaryDirectory() as d:
+        path = pathlib.Path(d) / "model.onnx"
+        if how == "ts":
+            torch.onnx.export(m, args, path, input_names=names, output_names=["y"], dynamic_axes={**axes, "y": axes[names[0]]}, opset_version=opset, dynamo=False)
+        else:
+            dynamic = tuple({i: torch.export.Dim.DYNAMIC for i in axes[n]} for n in names)
+            torch.onnx.export(m, args, path, input_names=names, output_names=["y"], dynamic_shapes=dynamic, opset_version=opset, dynamo=True, external_data=False, verbose=False)
+        raw = strip(path)
+    (out / f"{name}-{attention}-{exporter}.onnx.gz").write_bytes(gzip.compress(raw, 9, mtime=0))
+
+
+def strip(path):
+    """Without what the exporters note of the machine that they ran on."""
+    import onnx
+
+    m = onnx.load(path)
+    for n in m.graph.node:
+        del n.metadata_props[:]
+        n.ClearField("doc_string")
+    for v in [*m.graph.input, *m.graph.output, *m.graph.value_info, *m.graph.initializer]:
+        del v.metadata_props[:]
+    del m.graph.value_info[:], m.metadata_props[:], m.graph.metadata_props[:]
+    m.ClearField("functions")
+    return m.SerializeToString(deterministic=True)
+
+
+def main():
+    out = pathlib.Path(sys.argv[1])
+    texts = ["bert", "minilm", "bge", "e5", "roberta", "xlmr", "mpnet", "albert", "distilbert", "electra", "clip-text"]
+    forms = [(n, "sdpa", e) for n in [*texts, "vit", "clip-image", "siglip-image", "modernbert"] for e in ("ts14", "dy18")]
+    forms += [(n, "eager", "ts17") for n in ("bert", "clip-text", "vit")] + [("roberta", "eager", "dy20")]
+    forms += [(n, "bmm", e) for n in ("clip-text", "bart-encoder") for e in ("ts14", "dy18")]
+    for f in forms:
+        write(out, *f)
+        print(*f, flush=True)
+
+
+if __name__ == "__main__":
+    main()
