@@ -11,46 +11,106 @@ namespace {
 
 constexpr int kRows = 8, kVectors = kPanel / 16; // a tile of 8 x 48: 24 accumulators
 
+// Least and greatest of 0 and the numbers of a row.
+struct Range {
+  float low, width;
+  bool strange;
+};
+
+// at(i, mask): the numbers of a row, of which lanes outside the mask are 0.
+template <class At> FEWBIT_INLINE Range range_of(int64_t k, const At &at) {
+  __m512 lo = _mm512_setzero_ps(), hi = lo;
+  __mmask16 strange = 0;
+  const auto see = [&](int64_t i, __mmask16 m) __attribute__((always_inline)) {
+    const __m512 v = at(i, m);
+    strange |= _mm512_cmp_ps_mask(_mm512_abs_ps(v), splat(std::numeric_limits<float>::max()), _CMP_NLE_UQ);
+    lo = _mm512_min_ps(lo, v), hi = _mm512_max_ps(hi, v);
+  };
+  int64_t i = 0;
+  for (; i + 16 <= k; i += 16) see(i, 0xffff);
+  if (i < k) see(i, first(k - i));
+  const float low = _mm512_reduce_min_ps(lo);
+  return {low, _mm512_reduce_max_ps(hi) - low, strange != 0};
+}
+
+// The kp codes of a row with this scale.
+template <class At> FEWBIT_INLINE void encode(int64_t k, int64_t kp, RowScale s, uint8_t *codes, const At &at) {
+  const __m512 step = splat(s.scale);
+  const __m512i zero = _mm512_set1_epi32(s.zero);
+  const auto code = [&](int64_t i, __mmask16 m) __attribute__((always_inline)) { return _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_div_ps(at(i, m), step)), zero); };
+  // Packing takes 32 bits to 8 within each 128; this puts them back in order.
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  int64_t i = 0;
+  for (; i + 64 <= k; i += 64) {
+    __m512i q[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) q[j] = code(i + 16 * j, 0xffff);
+    const __m512i bytes = _mm512_packus_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
+    _mm512_storeu_si512(codes + i, _mm512_permutexvar_epi32(order, bytes));
+  }
+  for (; i < kp; i += 16) {
+    const __mmask16 m = first(k - i);
+    const __m512i q = _mm512_maskz_mov_epi32(m, _mm512_max_epi32(code(i, m), _mm512_setzero_si512()));
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(codes + i), _mm512_cvtusepi32_epi8(q));
+  }
+}
+
 void quantize(const Int8Product &p, int64_t r0, int64_t r1, uint8_t *codes, RowScale *scales) {
   const int64_t k = p.w.k, kp = p.w.padded_k();
-  const __m512 largest = splat(std::numeric_limits<float>::max());
-  // Divisions take longest: quotients are kept for the second pass, if they fit.
-  constexpr int64_t most_kept = 4096;
+  // Ranges of some rows before the codes of the first: a range ends in a chain of
+  // steps, which the next row does not wait for. The rows stay in the first-level cache.
+  constexpr int64_t most_rows = 4, most_kept = 8192;
+  // Quotients are kept for the codes, if they fit.
   alignas(64) float kept[most_kept];
-  const bool keep = p.divisor && k <= most_kept;
-  for (int64_t r = r0; r < r1; r++, codes += kp, scales++) {
-    const float *x = p.x + r * k;
-    const auto at = [&](int64_t i, __mmask16 m) {
-      const __m512 v = _mm512_maskz_loadu_ps(m, x + i);
-      return p.divisor ? _mm512_maskz_div_ps(m, v, _mm512_maskz_loadu_ps(m, p.divisor + i)) : v;
+  const int64_t kept_row = (k + 15) / 16 * 16, height = std::clamp<int64_t>(most_kept / kept_row, 1, most_rows);
+  const bool keep = p.divisor && kept_row <= most_kept;
+  for (int64_t n; r0 < r1; r0 += n, codes += n * kp, scales += n) {
+    n = std::min(height, r1 - r0);
+    const float *const rows = p.x + r0 * k;
+    const auto number = [&](int64_t r) {
+      return [x = rows + r * k, k](int64_t i, __mmask16 m) {
+        _mm_prefetch(reinterpret_cast<const char *>(x + i + k), _MM_HINT_T0); // the next row: reading takes longer than all else
+        return _mm512_maskz_loadu_ps(m, x + i);
+      };
     };
-    __m512 lo = _mm512_setzero_ps(), hi = lo;
-    __mmask16 strange = 0;
-    for (int64_t i = 0; i < k; i += 16) {
-      const __m512 v = at(i, first(k - i));
-      if (keep) _mm512_store_ps(kept + i, v);
-      strange |= _mm512_cmp_ps_mask(_mm512_abs_ps(v), largest, _CMP_NLE_UQ);
-      lo = _mm512_min_ps(lo, v), hi = _mm512_max_ps(hi, v);
+    const auto quotient = [&](int64_t r) {
+      return [x = rows + r * k, d = p.divisor](int64_t i, __mmask16 m) { return _mm512_maskz_div_ps(m, _mm512_maskz_loadu_ps(m, x + i), _mm512_maskz_loadu_ps(m, d + i)); };
+    };
+    const auto again = [&](int64_t r) { return [x = kept + r * kept_row](int64_t i, __mmask16) { return _mm512_load_ps(x + i); }; };
+    Range ranges[most_rows];
+    for (int64_t r = 0; r < n; r++) {
+      if (!p.divisor)
+        ranges[r] = range_of(k, number(r));
+      else if (!keep)
+        ranges[r] = range_of(k, quotient(r));
+      else
+        ranges[r] = range_of(k, [first = quotient(r), to = kept + r * kept_row](int64_t i, __mmask16 m) {
+          const __m512 v = first(i, m);
+          _mm512_store_ps(to + i, v);
+          return v;
+        });
     }
-    const float low = _mm512_reduce_min_ps(lo), width = _mm512_reduce_max_ps(hi) - low;
-    if (!scale_row(low, width, strange != 0, kp, codes, scales)) continue;
-    const __m512 step = splat(scales->scale);
-    const __m512i offset = _mm512_set1_epi32(scales->zero), none = _mm512_setzero_si512();
-    for (int64_t i = 0; i < kp; i += 16) {
-      const __mmask16 m = first(k - i);
-      __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_div_ps(keep ? _mm512_load_ps(kept + i) : at(i, m), step)), offset);
-      q = _mm512_maskz_mov_epi32(m, _mm512_max_epi32(q, none));
-      _mm_storeu_si128(reinterpret_cast<__m128i *>(codes + i), _mm512_cvtusepi32_epi8(q));
+    for (int64_t r = 0; r < n; r++) {
+      uint8_t *const to = codes + r * kp;
+      if (!scale_row(ranges[r].low, ranges[r].width, ranges[r].strange, kp, to, scales + r)) continue;
+      if (!p.divisor)
+        encode(k, kp, scales[r], to, number(r));
+      else if (!keep)
+        encode(k, kp, scales[r], to, quotient(r));
+      else
+        encode(k, kp, scales[r], to, again(r));
     }
   }
 }
 
-// Fetches the panel that comes next while this one is multiplied.
+// Fetches the panel that comes next while this one is multiplied: some lines with
+// each step. What lies behind its end may be fetched with the last.
 struct Prefetch {
   const char *at, *end;
   int lines;
   FEWBIT_INLINE void step() {
-    for (int i = 0; i < lines && at < end; i++, at += 64) _mm_prefetch(at, _MM_HINT_T1);
+    if (at >= end) return;
+    for (int i = lines; i > 0; i--, at += 64) _mm_prefetch(at, _MM_HINT_T1);
   }
 };
 
@@ -77,17 +137,31 @@ FEWBIT_INLINE void begin(Sums<R> &acc, const Int8Product &p, const RowScale *sca
   }
 }
 
-// Adds four rows of weights times their codes.
-template <int R> FEWBIT_INLINE void add(Sums<R> &acc, const uint8_t *codes, int64_t kp, const __m512i (&w)[kVectors]) {
+// Where the codes of a tile's rows lie, from one column on. Three rows share a
+// pointer and differ in the index of the address: all fit into registers so.
+template <int R> struct Left {
+  const uint8_t *at[(R + 2) / 3];
+  int64_t kp;
+  Left(const uint8_t *codes, int64_t kp) : kp(kp) {
+    for (int i = 0; i < (R + 2) / 3; i++) at[i] = codes + 3 * i * kp;
+  }
+  FEWBIT_INLINE const int &four(int r, int64_t k) const { return *reinterpret_cast<const int *>(at[r / 3] + r % 3 * kp + k); }
+  FEWBIT_INLINE void step(int64_t k) {
+#pragma GCC unroll 3
+    for (int i = 0; i < (R + 2) / 3; i++) at[i] += k;
+  }
+};
+
+// Adds four rows of weights times their codes, those k columns on.
+template <int R> FEWBIT_INLINE void add(Sums<R> &acc, const Left<R> &left, int64_t k, const __m512i (&w)[kVectors]) {
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++) {
     // In assembly and in this order: left to itself the compiler hoists
     // the broadcasts and spills accumulators.
     __m512i a;
-    const auto *four = reinterpret_cast<const int *>(codes + r * kp);
     asm volatile("vpbroadcastd %4, %3\n\tvpdpbusd %5, %3, %0\n\tvpdpbusd %6, %3, %1\n\tvpdpbusd %7, %3, %2"
                  : "+v"(acc[r][0]), "+v"(acc[r][1]), "+v"(acc[r][2]), "=&v"(a)
-                 : "m"(*four), "v"(w[0]), "v"(w[1]), "v"(w[2]));
+                 : "m"(left.four(r, k)), "v"(w[0]), "v"(w[1]), "v"(w[2]));
   }
 }
 
@@ -101,50 +175,65 @@ FEWBIT_INLINE void finish(const Sums<R> &acc, const Int8Product &p, const RowSca
       for (int v = 0; v < kVectors; v++) _mm512_store_si512(part.sums + r * kPanel + 16 * v, acc[r][v]);
     return;
   }
+  const auto store = [&](auto act) __attribute__((always_inline)) {
 #pragma GCC unroll 3
-  for (int v = 0; v < kVectors; v++) {
-    const int64_t c = c0 + 16 * v;
-    const __mmask16 m = first(p.w.n - c);
-    if (!m) break;
-    const __m512 scale = _mm512_loadu_ps(p.w.scales + c);
-    const __m512 bias = p.bias ? _mm512_maskz_loadu_ps(m, p.bias + c) : _mm512_setzero_ps();
+    for (int v = 0; v < kVectors; v++) {
+      const int64_t c = c0 + 16 * v;
+      const __mmask16 m = first(p.w.n - c);
+      if (!m) break;
+      float *const to = p.y + row * p.w.n + c;
+      const __m512 scale = _mm512_loadu_ps(p.w.scales + c);
+      __m512 y[R];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-      const int64_t at = (row + r) * p.w.n + c;
-      __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][v]), _mm512_mul_ps(splat(scales[r].scale), scale));
-      if (p.bias) y = _mm512_add_ps(y, bias);
-      switch (p.act) {
-      case Activation::none: break;
-      case Activation::gelu: y = gelu(y); break;
-      case Activation::quick_gelu: y = quick_gelu(y); break;
-      case Activation::gelu_tanh: y = gelu_tanh(y); break;
-      case Activation::silu: y = silu(y); break;
-      case Activation::relu: y = relu(y); break;
+      for (int r = 0; r < R; r++) y[r] = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][v]), _mm512_mul_ps(splat(scales[r].scale), scale));
+      if (p.bias) {
+        const __m512 bias = _mm512_maskz_loadu_ps(m, p.bias + c);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) y[r] = _mm512_add_ps(y[r], bias);
       }
-      if (p.residual) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(m, p.residual + at));
-      _mm512_mask_storeu_ps(p.y + at, m, y);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) y[r] = act(y[r]);
+      if (p.residual) {
+        const float *const from = p.residual + row * p.w.n + c;
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) y[r] = _mm512_add_ps(y[r], _mm512_maskz_loadu_ps(m, from + r * p.w.n));
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) _mm512_mask_storeu_ps(to + r * p.w.n, m, y[r]);
     }
+  };
+  // A loop for each: a choice within one costs as much as what it chooses.
+  switch (p.act) {
+  case Activation::none: return store([](__m512 y) __attribute__((always_inline)) { return y; });
+  case Activation::gelu: return store([](__m512 y) __attribute__((always_inline)) { return gelu(y); });
+  case Activation::quick_gelu: return store([](__m512 y) __attribute__((always_inline)) { return quick_gelu(y); });
+  case Activation::gelu_tanh: return store([](__m512 y) __attribute__((always_inline)) { return gelu_tanh(y); });
+  case Activation::silu: return store([](__m512 y) __attribute__((always_inline)) { return silu(y); });
+  case Activation::relu: return store([](__m512 y) __attribute__((always_inline)) { return relu(y); });
   }
 }
 
+// A function for each height: in one with all the others the compiler runs out of
+// registers.
 template <int R>
-FEWBIT_INLINE void tile(const Int8Product &p, const uint8_t *codes, const RowScale *scales, int64_t row, int64_t panel,
-                        Prefetch &next, const Part &part) {
-  const int64_t kp = p.w.padded_k();
-  const int8_t *b = part.b;
+__attribute__((noinline)) void tile(const Int8Product &p, const uint8_t *codes, const RowScale *scales, int64_t row, int64_t panel,
+                                    Prefetch &fetch, const Part &part) {
+  Left<R> left(codes, p.w.padded_k());
+  Prefetch next = fetch;
   Sums<R> acc;
   begin<R>(acc, p, scales, panel, part);
-  for (int64_t k = 0; k < part.k; k += kInt8Step) {
+  for (const int8_t *b = part.b, *const end = b + part.k * kPanel; b != end; left.step(kInt8Step)) {
     next.step();
 #pragma GCC unroll 4
     for (int i = 0; i < kInt8Step / 4; i++, b += 4 * kPanel) {
       __m512i w[kVectors];
 #pragma GCC unroll 3
       for (int v = 0; v < kVectors; v++) w[v] = _mm512_loadu_si512(b + 64 * v);
-      add<R>(acc, codes + k + 4 * i, kp, w);
+      add<R>(acc, left, 4 * i, w);
     }
   }
   finish<R>(acc, p, scales, row, panel, part);
+  fetch.at = next.at;
 }
 
 // The steps of a block as tile4 takes them: the magnitude in words, and what is
@@ -174,11 +263,11 @@ void unpack(const uint8_t *steps, int64_t blocks, Steps *to) {
 template <int R, bool keep>
 __attribute__((noinline)) void tile4(const Int8Product &p, const uint8_t *codes, const RowScale *scales, int64_t row, int64_t panel, Prefetch &next,
                          const Part &part, const Steps *steps, const uint8_t *pairs, int8_t *expanded) {
-  const int64_t kp = p.w.padded_k();
+  Left<R> left(codes, p.w.padded_k());
   const __m512i nibble = _mm512_set1_epi8(15);
   Sums<R> acc;
   begin<R>(acc, p, scales, panel, part);
-  for (int64_t k = 0; k < part.k; k += kInt4Block, steps++, pairs += kInt4BlockBytes, expanded += kInt4Block * kPanel) {
+  for (int64_t k = 0; k < part.k; k += kInt4Block, steps++, pairs += kInt4BlockBytes, expanded += kInt4Block * kPanel, left.step(kInt4Block)) {
     next.step(), next.step();
 #pragma GCC unroll 4
     for (int g = 0; g < kInt4Block / 8; g++)
@@ -199,7 +288,7 @@ __attribute__((noinline)) void tile4(const Int8Product &p, const uint8_t *codes,
                          : "m"(pair), "v"(nibble), "m"(steps->magnitude[v]), "m"(steps->less[v]));
           if (keep) _mm512_store_si512(expanded + half * (kInt4Block / 2 * kPanel) + (g * kVectors + v) * 64, w[v]);
         }
-        add<R>(acc, codes + k + half * (kInt4Block / 2) + 4 * g, kp, w);
+        add<R>(acc, left, half * (kInt4Block / 2) + 4 * g, w);
       }
   }
   finish<R>(acc, p, scales, row, panel, part);
@@ -219,14 +308,6 @@ template <class F> FEWBIT_INLINE void tiles(int64_t n, const F &f) {
   case 7: f(std::integral_constant<int, 7>{}, r); break;
   default: break;
   }
-}
-
-// tile for the rows behind, a function of its own: in one with all the others the
-// compiler runs out of registers.
-template <int R>
-__attribute__((noinline)) void tile_again(const Int8Product &p, const uint8_t *codes, const RowScale *scales, int64_t row, int64_t panel, Prefetch &next,
-                                          const Part &part) {
-  tile<R>(p, codes, scales, row, panel, next, part);
 }
 
 // Rows of a panel in 4 bits that are kept expanded at a time, in the second-level
@@ -256,7 +337,7 @@ __attribute__((noinline)) void multiply4(const Int8Product &p, int64_t rows, int
       first(std::integral_constant<int, kRows>{}, std::true_type{});
       tiles(height - kRows, [&](auto tall, int64_t r) __attribute__((always_inline)) {
         r += kRows;
-        tile_again<tall>(p, from + r * k, scales + r0 + r, row + r0 + r, panel, next, part(r));
+        tile<tall>(p, from + r * k, scales + r0 + r, row + r0 + r, panel, next, part(r));
       });
     }
 }
