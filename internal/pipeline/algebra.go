@@ -19,14 +19,20 @@ import (
 var _ quant.Algebra = (*Lab)(nil)
 
 const (
-	rowTile  = 32  // rows of a product
+	rowTile  = 32 // least rows of a product, of which there are rowTiles at most
+	rowTiles = 8
 	gramTile = 256 // columns of a Gram matrix
+	// gramStripe is how many rows are turned into columns at a time, so that their
+	// values stay in the first cache.
+	gramStripe = 16
 )
 
 // MatMul implements quant.GEMM.
 func (l *Lab) MatMul(ctx context.Context, a []float32, m, k int, b []float32, n int) ([]float32, error) {
 	y := make([]float32, m*n)
-	err := l.tiles(m, rowTile, func(from, to int) error {
+	// The kernel copies b for each tile, into its own order.
+	tile := max(rowTile, (m+rowTiles-1)/rowTiles)
+	err := l.tiles(m, tile, func(from, to int) error {
 		return l.product(ctx, tensor.Float32, "MatMul", tensor.From(a[from*k:to*k], int64(to-from), int64(k)), tensor.From(b, int64(k), int64(n)), func(t *tensor.Tensor) error {
 			v, err := t.F32()
 			copy(y[from*n:to*n], v)
@@ -39,26 +45,37 @@ func (l *Lab) MatMul(ctx context.Context, a []float32, m, k int, b []float32, n 
 // AddGram implements quant.Algebra. A tile is some columns of the lower triangle.
 func (l *Lab) AddGram(ctx context.Context, sum, x []float32, k int) error {
 	rows := len(x) / k
+	columns := make([]float32, len(x)) // [k, rows]: what a tile reads lies together
+	err := l.tiles(k, gramTile, func(from, to int) error {
+		for r := 0; r < rows; r += gramStripe {
+			for c := from; c < to; c++ {
+				column := columns[c*rows : (c+1)*rows]
+				for i := r; i < min(r+gramStripe, rows); i++ {
+					column[i] = x[i*k+c]
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
 	return l.tiles(k, gramTile, func(from, to int) error {
 		part := func(from, to int) *tensor.Tensor {
-			w := to - from
-			v := make([]float32, rows*w)
-			for i := range rows {
-				copy(v[i*w:(i+1)*w], x[i*k+from:i*k+to])
-			}
-			return tensor.From(v, int64(rows), int64(w))
+			return tensor.From(columns[from*rows:to*rows], int64(to-from), int64(rows))
 		}
 		return l.product(ctx, tensor.Float32, "Gemm", part(from, k), part(from, to), func(t *tensor.Tensor) error {
 			v, err := t.F32()
 			w := to - from
 			for i := range len(v) / w {
-				row := sum[(from+i)*k+from : (from+i)*k+to]
-				for j, p := range v[i*w : (i+1)*w] {
+				begin, own := quant.TriangleRow(from+i)+from, min(i+1, w)
+				row := sum[begin : begin+own]
+				for j, p := range v[i*w : i*w+own] {
 					row[j] += p
 				}
 			}
 			return err
-		}, graph.AttrInt("transA", 1))
+		}, graph.AttrInt("transB", 1))
 	})
 }
 

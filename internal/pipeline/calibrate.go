@@ -248,24 +248,33 @@ func (e *Evidence) addDims(feeds engine.Feeds) {
 
 // onEngine observes what the engine hands over.
 func onEngine(ctx context.Context, c *calibration, ev *Evidence) (observer, error) {
-	precision, bf16, err := c.lab.Precision.resolve(c.lab.Engine)
+	s, precision, err := c.lab.openObserved(ctx, c.model, c.taps)
 	if err != nil {
 		return nil, err
-	}
-	var s engine.Session
-	if o := (engine.Options{ShrinkMemory: true}); bf16 != nil {
-		s, err = c.lab.openBF16(ctx, bf16, c.model, c.taps, o)
-	} else {
-		s, err = c.lab.Open(ctx, c.model, c.taps, o)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open the model for calibration: %w", err)
 	}
 	ev.Engine, ev.Precision = c.lab.Engine.Name(), precision
 	if d, err := c.lab.Engine.Probe(ctx); err == nil {
 		ev.Engine = d.Name
 	}
 	return &tapped{ev: ev, s: s, taps: c.taps, again: c.again}, nil
+}
+
+// openObserved opens the float model, or a part of it, with the precision that it is
+// observed in.
+func (l *Lab) openObserved(ctx context.Context, m *graph.Model, taps []string) (s engine.Session, precision Precision, err error) {
+	precision, bf16, err := l.Precision.resolve(l.Engine)
+	if err != nil {
+		return nil, "", err
+	}
+	if o := (engine.Options{ShrinkMemory: true}); bf16 != nil {
+		s, err = l.openBF16(ctx, bf16, m, taps, o)
+	} else {
+		s, err = l.Open(ctx, m, taps, o)
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("open the model for calibration: %w", err)
+	}
+	return s, precision, nil
 }
 
 // tapped is a session whose inner tensors are outputs.

@@ -131,7 +131,7 @@ type needs struct {
 // gram bytes of Hessians are collected at a time.
 func (n needs) peak(taps, gram int64) int64 {
 	calibrate := n.live + taps + n.pack
-	weights := n.result + gram + max(n.solve, n.live+taps)
+	weights := n.result + gram + max(n.solve, n.live+taps+n.pack)
 	judge := n.result + n.floats + 2*(n.live+taps)
 	return n.base + codeBytes + n.mapped + n.evidence + max(calibrate, n.choose, weights, judge)
 }

@@ -65,7 +65,7 @@ func (p *Pipeline) Prune(ctx context.Context, req PruneRequest, progress Progres
 	quiet := *p
 	quiet.PeakMemory = nil // zeros are stored and multiplied like other numbers
 	r, err := quiet.start(ctx, Request{Model: req.Model, Out: req.Out, Config: cfg, Calib: req.Calib, Eval: req.Eval, Samples: req.Samples,
-		EvalSamples: req.EvalSamples, MaxTokens: req.MaxTokens, MaxLoss: loss, NoLatency: true, Command: req.Command, Words: req.Words}, progress)
+		EvalSamples: req.EvalSamples, Precision: FP32, MaxTokens: req.MaxTokens, MaxLoss: loss, NoLatency: true, Command: req.Command, Words: req.Words}, progress)
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,11 @@ func (l *Lab) eachSample(ctx context.Context, m *graph.Model, taps []string, sam
 		return err
 	}
 	defer sess.Close()
+	return throughSamples(ctx, sess, taps, samples, progress, f)
+}
+
+// throughSamples is eachSample for a session whose outputs are taps.
+func throughSamples(ctx context.Context, sess engine.Session, taps []string, samples func() (data.Dataset, error), progress func(float64), f func(feeds, values engine.Feeds) error) error {
 	ds, err := samples()
 	if err != nil {
 		return fmt.Errorf("calibration data: %w", err)

@@ -223,7 +223,8 @@ func (s *source) enough(method quant.WeightMethod) error {
 	return nil
 }
 
-// collect runs the calibration samples once and sums up the inputs in group.
+// collect runs the calibration samples once, as calibration does, and sums up the
+// inputs in group.
 func (w *weightsPass) collect(ctx context.Context, m *graph.Model, group []*source, progress func(float64)) error {
 	inputs := map[string]bool{}
 	for _, v := range m.Graph.Inputs {
@@ -241,7 +242,12 @@ func (w *weightsPass) collect(ctx context.Context, m *graph.Model, group []*sour
 	if len(taps) > 0 {
 		part = upTo(m, taps)
 	}
-	if err := w.lab.eachSample(ctx, part, taps, w.samples, progress, func(feeds, values engine.Feeds) error {
+	sess, _, err := w.lab.openObserved(ctx, part, taps)
+	if err != nil {
+		return err
+	}
+	defer sess.Close()
+	if err := throughSamples(ctx, sess, taps, w.samples, progress, func(feeds, values engine.Feeds) error {
 		return w.observe(ctx, m, feeds, values, group)
 	}); err != nil {
 		return err

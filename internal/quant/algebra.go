@@ -11,8 +11,8 @@ import (
 // kernels. PlainAlgebra is the same in plain Go.
 type Algebra interface {
 	GEMM
-	// AddGram adds x'x to sum [k,k], where x are rows of k values. At least the
-	// lower triangle (row >= column) is right.
+	// AddGram adds x'x, where x are rows of k values, to the lower triangle sum,
+	// whose row i begins at TriangleRow(i).
 	AddGram(ctx context.Context, sum []float32, x []float32, k int) error
 	// SubProduct subtracts a b' from c in float64: [m,k] x [n,k] -> [m,n].
 	SubProduct(ctx context.Context, c, a []float64, m, k int, b []float64, n int) error
@@ -41,7 +41,7 @@ func (PlainAlgebra) AddGram(_ context.Context, sum []float32, x []float32, k int
 		row := x[r : r+k]
 		for i, v := range row {
 			if v != 0 {
-				axpy(sum[i*k:i*k+i+1], v, row[:i+1])
+				axpy(sum[TriangleRow(i):TriangleRow(i+1)], v, row[:i+1])
 			}
 		}
 	}
@@ -84,7 +84,7 @@ const cholBlock = 128
 // returns ErrSingular when a is not positive definite. Left-looking by blocks
 // of columns, so that nearly all the work is SubProduct's.
 func cholesky(ctx context.Context, alg Algebra, a []float64, k int) error {
-	var left, top, panel []float64
+	var left, top, panel, below []float64
 	for j := 0; j < k; j += cholBlock {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -108,20 +108,41 @@ func cholesky(ctx context.Context, alg Algebra, a []float64, k int) error {
 		if err := cholSmall(panel, nb); err != nil {
 			return fmt.Errorf("%w: pivot %d", err, j)
 		}
-		diag := panel[:nb*nb]
-		parallel(m-nb, nb*nb/2, func(from, to int) {
-			for i := nb + from; i < nb+to; i++ {
-				row := panel[i*nb : (i+1)*nb]
-				for c := range nb {
-					row[c] = (row[c] - dot(row[:c], diag[c*nb:c*nb+c])) / diag[c*nb+c]
-				}
-			}
-		})
-		for i := range m {
+		for i := range nb {
 			copy(a[(j+i)*k+j:(j+i)*k+j+nb], panel[i*nb:(i+1)*nb])
+		}
+		if m == nb {
+			break
+		}
+		// Below the diagonal block D: the panel times the inverse of D'.
+		below = grow(below, (m-nb)*nb)
+		clear(below)
+		if err := alg.SubProduct(ctx, below, panel[nb*nb:m*nb], m-nb, nb, negatedInverse(panel[:nb*nb], nb), nb); err != nil {
+			return err
+		}
+		for i := range m - nb {
+			copy(a[(j+nb+i)*k+j:(j+nb+i)*k+j+nb], below[i*nb:(i+1)*nb])
 		}
 	}
 	return nil
+}
+
+// negatedInverse returns the inverse of the lower triangle of d [n,n], times -1.
+func negatedInverse(d []float64, n int) []float64 {
+	inv := make([]float64, n*n)
+	for c := range n {
+		for i := c; i < n; i++ {
+			var s float64
+			if i == c {
+				s = -1
+			}
+			for j := c; j < i; j++ {
+				s -= d[i*n+j] * inv[j*n+c]
+			}
+			inv[i*n+c] = s / d[i*n+i]
+		}
+	}
+	return inv
 }
 
 // cholSmall factors the leading n x n of a, row by row.

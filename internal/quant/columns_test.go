@@ -105,11 +105,11 @@ func TestGainOfSome(t *testing.T) {
 	for i := range w {
 		w[i] = float32(r.NormFloat64())
 	}
-	gram := make([]float32, k*k)
+	gram := make([]float32, TriangleRow(k))
 	for i := range k {
-		for j := range k {
+		for j := range i + 1 {
 			for row := range rows {
-				gram[i*k+j] += x[row*k+i] * x[row*k+j]
+				gram[TriangleRow(i)+j] += x[row*k+i] * x[row*k+j]
 			}
 		}
 	}

@@ -39,14 +39,14 @@ type factor struct {
 	damp  float64
 }
 
-// newFactor factors the Gram matrix (its lower triangle) of inputs that are
+// newFactor factors the Gram matrix, a lower triangle, of inputs that are
 // divided by smooth. With byPower the rows with the largest inputs come first
 // ("act-order"), which needs scales that are fixed beforehand.
 func newFactor(ctx context.Context, alg Algebra, gram []float32, k int, smooth []float32, byPower bool) (*factor, error) {
 	h := make([]float64, k) // diagonal of H
 	var mean float64
 	for i := range h {
-		h[i] = float64(gram[i*k+i])
+		h[i] = float64(gram[TriangleRow(i)+i])
 		if smooth != nil {
 			h[i] /= float64(smooth[i]) * float64(smooth[i])
 		}
@@ -70,7 +70,7 @@ func newFactor(ctx context.Context, alg Algebra, gram []float32, k int, smooth [
 				i := f.order[k-1-r]
 				for c := range r {
 					j := f.order[k-1-c]
-					v := float64(gram[max(i, j)*k+min(i, j)])
+					v := float64(gram[TriangleRow(max(i, j))+min(i, j)])
 					if smooth != nil {
 						v /= float64(smooth[i]) * float64(smooth[j])
 					}

@@ -145,12 +145,16 @@ func TestGramOfConvolutions(t *testing.T) {
 		if err := errors.Join(g.ObserveConv(ctx, PlainAlgebra{}, op, dims, c.X, c.Shape, 1), g.Flush(ctx, PlainAlgebra{})); err != nil {
 			t.Fatal(err)
 		}
-		if g.Rows != c.Rows || len(g.Sum) != len(c.Gram) {
-			t.Fatalf("%s: %d rows and %d sums, want %d and %d", c.Name, g.Rows, len(g.Sum), c.Rows, len(c.Gram))
+		if g.Rows != c.Rows || g.Groups*g.K*g.K != len(c.Gram) || len(g.Sum) != g.Groups*TriangleRow(g.K) {
+			t.Fatalf("%s: %d rows and %d sums in %d groups, want %d rows and %d products", c.Name, g.Rows, len(g.Sum), g.Groups, c.Rows, len(c.Gram))
 		}
 		for i, v := range c.Gram {
-			if row, col := i/g.K%g.K, i%g.K; col <= row && math.Abs(float64(g.Sum[i])-v) > 1e-4*(1+math.Abs(v)) {
-				t.Fatalf("%s: sum %d is %v, want %v", c.Name, i, g.Sum[i], v)
+			row, col := i/g.K%g.K, i%g.K
+			if col > row {
+				continue
+			}
+			if got := g.group(i / g.K / g.K)[TriangleRow(row)+col]; math.Abs(float64(got)-v) > 1e-4*(1+math.Abs(v)) {
+				t.Fatalf("%s: sum %d is %v, want %v", c.Name, i, got, v)
 			}
 		}
 	}
@@ -179,15 +183,15 @@ func TestCholesky(t *testing.T) {
 	const k = 2*cholBlock + 37
 	ctx := context.Background()
 	x := randoms(3, k*(k+9))
-	sum := make([]float32, k*k)
+	sum := make([]float32, TriangleRow(k))
 	if err := (PlainAlgebra{}).AddGram(ctx, sum, x, k); err != nil {
 		t.Fatal(err)
 	}
 	a := make([]float64, k*k)
-	for i, v := range sum {
-		a[i] = float64(v)
-	}
 	for i := range k {
+		for j, v := range sum[TriangleRow(i):TriangleRow(i+1)] {
+			a[i*k+j] = float64(v)
+		}
 		a[i*k+i] += 1
 	}
 	l := append([]float64(nil), a...)
@@ -212,14 +216,14 @@ func TestCholesky(t *testing.T) {
 func TestFactorOfBadInputs(t *testing.T) {
 	ctx := context.Background()
 	const k = 8
-	ones := make([]float32, k*k)
+	ones := make([]float32, TriangleRow(k))
 	for i := range ones {
 		ones[i] = 1e6
 	}
 	if _, err := newFactor(ctx, PlainAlgebra{}, ones, k, nil, false); err != nil {
 		t.Errorf("rank one: %v", err)
 	}
-	f, err := newFactor(ctx, PlainAlgebra{}, make([]float32, k*k), k, nil, false)
+	f, err := newFactor(ctx, PlainAlgebra{}, make([]float32, TriangleRow(k)), k, nil, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,10 +7,10 @@ import (
 
 const (
 	// GramMaxK is the widest input whose Hessian is collected: 8,192 channels
-	// are 256 MB of sums and twice that while they are factored.
+	// are 128 MB of sums and six times that while they are factored.
 	GramMaxK = 8192
 	// gramRows is how many rows gather before they are multiplied.
-	gramRows = 256
+	gramRows = 512
 	// patchRows bounds the positions of one sample whose patches count: those of
 	// a convolution with one group, and of a grouped one, whose products are
 	// made one group after the other.
@@ -25,11 +25,21 @@ type Gram struct {
 	K, Groups int
 	// Rows counts what was observed.
 	Rows int64
-	// Sum is [Groups, K, K]; its lower triangles are valid after Flush.
+	// Sum holds the lower triangle of each group, valid after Flush: row i has i+1
+	// values and begins at TriangleRow(i).
 	Sum []float32
 	// Total is [Groups, K], the sum of the rows.
 	Total []float64
 	buf   []float32
+}
+
+// TriangleRow is where row i of a lower triangle begins.
+func TriangleRow(i int) int { return i * (i + 1) / 2 }
+
+// group returns the lower triangle of one group.
+func (g *Gram) group(i int) []float32 {
+	n := TriangleRow(g.K)
+	return g.Sum[i*n : (i+1)*n]
 }
 
 // GramOf returns an empty Gram for the operator, whose weight has dimensions
@@ -52,7 +62,7 @@ func GramOf(op *Op, dims []int64) (*Gram, error) {
 
 // Bytes is what the Gram holds once something was observed.
 func (g *Gram) Bytes() int64 {
-	n := int64(g.Groups) * int64(g.K) * int64(g.K)
+	n := int64(g.Groups) * int64(TriangleRow(g.K))
 	if g.Groups == 1 {
 		n += gramRows * int64(g.K)
 	}
@@ -61,7 +71,7 @@ func (g *Gram) Bytes() int64 {
 
 func (g *Gram) begin() {
 	if g.Sum == nil {
-		g.Sum, g.Total = make([]float32, g.Groups*g.K*g.K), make([]float64, g.Groups*g.K)
+		g.Sum, g.Total = make([]float32, g.Groups*TriangleRow(g.K)), make([]float64, g.Groups*g.K)
 	}
 }
 
@@ -126,11 +136,11 @@ func (g *Gram) ObserveConv(ctx context.Context, alg Algebra, op *Op, dims []int6
 	g.total(rows)
 	parallel(g.Groups, n*g.K*g.K/2, func(from, to int) {
 		for c := from; c < to; c++ {
-			sum := g.Sum[c*g.K*g.K : (c+1)*g.K*g.K]
+			sum := g.group(c)
 			for i := range n {
 				row := rows[(i*g.Groups+c)*g.K : (i*g.Groups+c+1)*g.K]
 				for a, v := range row {
-					axpy(sum[a*g.K:a*g.K+a+1], v, row[:a+1])
+					axpy(sum[TriangleRow(a):TriangleRow(a+1)], v, row[:a+1])
 				}
 			}
 		}

@@ -182,7 +182,7 @@ func Prune(ctx context.Context, alg Algebra, op *Op, dims []int64, w []float32, 
 			if gram == nil || gram.K != l.k || gram.Groups != l.groups {
 				return nil, fmt.Errorf("%w: method %s needs the sums of the operator's input", ErrConfig, method)
 			}
-			sum = l.reorder(gram.Sum[g*l.k*l.k : (g+1)*l.k*l.k])
+			sum = l.reorder(gram.group(g))
 		}
 		if m, err = pruneMatrix(ctx, alg, m, l.k, l.n, sum, method, s); err != nil {
 			return nil, err
@@ -192,14 +192,15 @@ func Prune(ctx context.Context, alg Algebra, op *Op, dims []int64, w []float32, 
 	return out, nil
 }
 
-// pruneMatrix prunes w [k,n] by the Hessian sum [k,k].
+// pruneMatrix prunes w [k,n] by the Hessian sum, a lower triangle.
 func pruneMatrix(ctx context.Context, alg Algebra, w []float32, k, n int, sum []float32, method PruneMethod, s Sparsity) ([]float32, error) {
 	dead := make([]bool, k)
 	if method.NeedsData() {
 		var power float64
 		for i := range k {
-			power += float64(sum[i*k+i])
-			dead[i] = sum[i*k+i] == 0
+			v := sum[TriangleRow(i)+i]
+			power += float64(v)
+			dead[i] = v == 0
 		}
 		switch {
 		case math.IsNaN(power) || math.IsInf(power, 0):
@@ -220,7 +221,7 @@ func pruneMatrix(ctx context.Context, alg Algebra, w []float32, k, n int, sum []
 	for i := range norms {
 		norms[i] = 1
 		if method == Wanda {
-			norms[i] = float32(math.Sqrt(float64(sum[i*k+i])))
+			norms[i] = float32(math.Sqrt(float64(sum[TriangleRow(i)+i])))
 		}
 	}
 	group, zeros := k, int(s.Share*float64(k))
@@ -370,7 +371,7 @@ func (l layout) reorder(sum []float32) []float32 {
 	for i := range l.k {
 		for j := range i + 1 {
 			a, b := l.row(i), l.row(j)
-			out[i*l.k+j] = sum[max(a, b)*l.k+min(a, b)]
+			out[TriangleRow(i)+j] = sum[TriangleRow(max(a, b))+min(a, b)]
 		}
 	}
 	return out

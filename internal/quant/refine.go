@@ -32,13 +32,14 @@ func (g *Gram) total(x []float32) {
 // need not spend its freedom on the mean.
 func (g *Gram) centered(group int) []float32 {
 	k := g.K
-	h := slices.Clone(g.Sum[group*k*k : (group+1)*k*k])
+	h := slices.Clone(g.group(group))
 	t := g.Total[group*k : (group+1)*k]
 	for i := range k {
-		for j := range i + 1 {
-			h[i*k+j] = float32(float64(h[i*k+j]) - t[i]*t[j]/float64(max(g.Rows, 1)))
+		row := h[TriangleRow(i):TriangleRow(i+1)]
+		for j := range row {
+			row[j] = float32(float64(row[j]) - t[i]*t[j]/float64(max(g.Rows, 1)))
 		}
-		h[i*k+i] = max(h[i*k+i], 0)
+		row[i] = max(row[i], 0)
 	}
 	return h
 }
@@ -96,7 +97,7 @@ func (f *factor) hessian(gram, smooth []float32) []float64 {
 	h := make([]float64, k*k)
 	for i := range k {
 		for j := range i + 1 {
-			v := float64(gram[i*k+j])
+			v := float64(gram[TriangleRow(i)+j])
 			if smooth != nil {
 				v /= float64(smooth[i]) * float64(smooth[j])
 			}

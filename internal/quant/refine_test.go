@@ -134,8 +134,8 @@ func TestCentered(t *testing.T) {
 			for r := range rows {
 				want += (float64(x[r*k+i]) - mean[i]) * (float64(x[r*k+j]) - mean[j])
 			}
-			if math.Abs(float64(got[i*k+j])-want) > 1e-3 {
-				t.Errorf("[%d,%d] is %v, want %v", i, j, got[i*k+j], want)
+			if math.Abs(float64(got[TriangleRow(i)+j])-want) > 1e-3 {
+				t.Errorf("[%d,%d] is %v, want %v", i, j, got[TriangleRow(i)+j], want)
 			}
 		}
 	}

@@ -156,7 +156,7 @@ func solveConv(ctx context.Context, alg Algebra, c Config, v []float32, dims []i
 	parallel(gram.Groups, n*k*k, func(from, to int) {
 		for g := from; g < to && ctx.Err() == nil; g++ {
 			w := transpose2D(v[g*n*k:(g+1)*n*k], n, k)
-			h := gram.Sum[g*k*k : (g+1)*k*k]
+			h := gram.group(g)
 			if c.Weights == AdaRound && !c.NoBiasCorrection {
 				h = gram.centered(g)
 			}
@@ -345,11 +345,7 @@ func columnScales(w []float32, k, n int, top int32, importance []float32, g Gran
 				// No part of the sum is below 0: past the least it need not go on.
 				for at := 0; at < k && e < least; at += gptqBlock {
 					end := min(at+gptqBlock, k)
-					imp := importance[at:end]
-					for i, v := range column[at:end] {
-						d := v - nearest(v, s, -hi, hi)*s
-						e += float64(d * d * imp[i])
-					}
+					e += float64(roundingError(column[at:end], importance[at:end], s, hi))
 				}
 				if e < least {
 					best, least = s, e
@@ -359,6 +355,26 @@ func columnScales(w []float32, k, n int, top int32, importance []float32, g Gran
 		}
 	})
 	return scales
+}
+
+// roundingError is the sum of squared errors of x rounded by scale to codes of at most
+// top, each weighed by imp, which is as long.
+func roundingError(x, imp []float32, scale, top float32) (e float32) {
+	const magic = 12582912 // see nearest
+	inv := 1 / scale
+	imp = imp[:len(x)]
+	for i, v := range x {
+		q := float32(v*inv) + magic - magic
+		// Few are clipped: a branch costs less than a minimum.
+		if q > top {
+			q = top
+		} else if q < -top {
+			q = -top
+		}
+		d := v - q*scale
+		e += d * d * imp[i]
+	}
+	return e
 }
 
 // clipLeast8 is the least share of a column's largest weight that the search for

@@ -23,11 +23,11 @@ func TestSteps(t *testing.T) {
 		w[i*n+2], w[(32+i)*n+2], w[(64+i)*n+2] = 0, 0, 0
 	}
 	x := randoms(10, 200*k)
-	gram := make([]float32, k*k)
+	gram := make([]float32, TriangleRow(k))
 	for r := range 200 {
 		for i := range k {
-			for j := range k {
-				gram[i*k+j] += x[r*k+i] * x[r*k+j]
+			for j := range i + 1 {
+				gram[TriangleRow(i)+j] += x[r*k+i] * x[r*k+j]
 			}
 		}
 	}

@@ -86,9 +86,11 @@ func (t *trial) weights(g *graph.Graph, group []*Op, most int) error {
 		parallel(t.k, n, func(from, to int) {
 			for r := from; r < to; r++ {
 				row := v[r*n : (r+1)*n]
+				var most uint32 // magnitudes as bits: of these the order is the same
 				for _, x := range row {
-					t.rowMax[r] = max(t.rowMax[r], x, -x)
+					most = max(most, math.Float32bits(x)&math.MaxInt32)
 				}
+				t.rowMax[r] = max(t.rowMax[r], math.Float32frombits(most))
 				for c := first; c < at; c++ {
 					t.w[r*t.n+c] = row[columns[c]-col]
 				}
