@@ -113,22 +113,28 @@ type converter struct {
 // supported lists every operator that has no form, not only the first.
 func supported(g *graph.Graph) error {
 	var missing []string
+	foreign := false
 	for _, n := range g.Nodes {
 		if quantizes(n) || dequantizes(n) {
 			continue
 		}
-		if _, ok := rules[n.Op]; !ok || n.Domain != graph.DomainONNX {
-			if s := n.Op; !slices.Contains(missing, s) {
-				missing = append(missing, s)
-			}
+		if _, ok := rules[n.Op]; ok && n.Domain == graph.DomainONNX {
+			continue
+		}
+		foreign = foreign || n.Domain != graph.DomainONNX || strings.HasPrefix(n.Op, "QLinear")
+		if !slices.Contains(missing, n.Op) {
+			missing = append(missing, n.Op)
 		}
 	}
 	if missing == nil {
 		return nil
 	}
 	slices.Sort(missing)
-	return fmt.Errorf("%w for %s; it is there for %s (quantize with --target qdq: other targets use operators of ONNX Runtime's)",
-		ErrUnsupported, strings.Join(missing, ", "), strings.Join(Operators(), ", "))
+	what := fmt.Errorf("%w for %s", ErrUnsupported, strings.Join(missing, ", "))
+	if foreign {
+		return fmt.Errorf("%w: quantize with --target qdq, which uses standard operators only", what)
+	}
+	return fmt.Errorf("%w; it is there for %s", what, strings.Join(Operators(), ", "))
 }
 
 // settle gives every value a size: the batch is 1 until whoever runs the file
