@@ -159,6 +159,7 @@ func (a *App) open(ctx context.Context, version string) error {
 		Listen: a.cfg.Listen, Version: version,
 		Keys: a.guards.keys, SplitAdmin: a.cfg.AdminListen != "", TLS: a.guards.certs.Config("h2", "http/1.1"), Audit: a.guards.audit,
 		CORSOrigins: a.cfg.origins(), Rate: a.cfg.RateLimit, RateBurst: a.cfg.RateBurst, MaxConns: a.cfg.MaxConns,
+		SpoolDir:     a.registry.TempDir(),
 		ErrorLog:     slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
 		MaxInferBody: a.cfg.MaxBody, MaxUpload: a.cfg.MaxUpload, MaxInFlight: a.cfg.MaxInFlight, DrainTimeout: a.cfg.Drain,
 		Log: a.log, Logs: logs, SlowRequest: a.cfg.SlowRequest, Trace: a.trace,

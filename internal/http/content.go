@@ -102,28 +102,15 @@ func codingError(err error, coding string) error {
 // Content-Length. charge, when set, is asked for every byte of the buffer.
 func (s *Server) readBody(c *gin.Context, buf *buffer, pad int, limit int64, charge func(n int) error) error {
 	req := c.Request
-	if req.ContentLength > limit {
-		return &http.MaxBytesError{Limit: limit}
-	}
-	coding, err := requestCoding(req)
+	r, free, coding, err := bodyReader(req, limit)
 	if err != nil {
 		return err
 	}
-	if req.Body == nil || req.ContentLength == 0 {
-		if coding != "" {
-			return badf("the %s body is empty", coding)
-		}
+	defer free()
+	if r == nil {
 		buf.b = buf.b[:pad]
 		return nil
 	}
-	var r io.Reader = req.Body
-	free := func() {}
-	if coding != "" {
-		if r, free, err = decoder(http.MaxBytesReader(nil, req.Body, limit), coding); err != nil {
-			return codingError(err, coding)
-		}
-	}
-	defer free()
 	if charge != nil { // a buffer that was used before is memory as well
 		if err := charge(cap(buf.b)); err != nil {
 			return err
@@ -154,8 +141,7 @@ func (s *Server) readBody(c *gin.Context, buf *buffer, pad int, limit int64, cha
 		}
 		if err == io.EOF {
 			buf.b = b
-			// The deadline of guard would end the handler's context.
-			_ = http.NewResponseController(c.Writer).SetReadDeadline(time.Time{})
+			arrived(c)
 			return nil
 		}
 		if err != nil {
@@ -163,6 +149,37 @@ func (s *Server) readBody(c *gin.Context, buf *buffer, pad int, limit int64, cha
 			return codingError(err, coding)
 		}
 	}
+}
+
+// bodyReader returns what reads a request's body, decoded, nil when there is none.
+func bodyReader(req *http.Request, limit int64) (r io.Reader, free func(), coding string, err error) {
+	free = func() {}
+	if req.ContentLength > limit {
+		return nil, free, "", &http.MaxBytesError{Limit: limit}
+	}
+	if coding, err = requestCoding(req); err != nil {
+		return nil, free, "", err
+	}
+	switch {
+	case req.Body == nil || req.ContentLength == 0:
+		if coding != "" {
+			err = badf("the %s body is empty", coding)
+		}
+		return nil, free, coding, err
+	case coding == "":
+		return req.Body, free, coding, nil
+	}
+	z, done, err := decoder(http.MaxBytesReader(nil, req.Body, limit), coding)
+	if err != nil {
+		return nil, free, coding, codingError(err, coding)
+	}
+	return z, done, coding, nil
+}
+
+// arrived lifts the deadline of a body that was read to its end: it would end the
+// handler's context.
+func arrived(c *gin.Context) {
+	_ = http.NewResponseController(c.Writer).SetReadDeadline(time.Time{})
 }
 
 // acceptCoding picks the answer's content coding from Accept-Encoding, in the

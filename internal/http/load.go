@@ -1,6 +1,7 @@
 package http
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/base64"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/gin-gonic/gin"
 
@@ -39,17 +41,57 @@ type LoadParams struct {
 	files  map[string]loadFile // by path: VERSION/NAME, or NAME for every version
 }
 
-// loadFile is the contents of a file, perhaps in base64.
+// loadFile is where the contents of a file lie, perhaps as base64 in a JSON string.
 type loadFile struct {
-	data   []byte
-	base64 bool
+	in      io.ReaderAt
+	from, n int64
+	base64  bool
+	escapes bool // the string has some
 }
 
 func (f loadFile) reader() io.Reader {
-	if f.base64 {
-		return base64Reader{base64.NewDecoder(base64.StdEncoding, bytes.NewReader(f.data))}
+	var r io.Reader = io.NewSectionReader(f.in, f.from, f.n)
+	if f.escapes {
+		r = &unescaper{r: bufio.NewReader(r)}
 	}
-	return bytes.NewReader(f.data)
+	if f.base64 {
+		r = base64Reader{base64.NewDecoder(base64.StdEncoding, r)}
+	}
+	return r
+}
+
+// unescaper reads the text of a JSON string whose escapes the scanner has seen.
+type unescaper struct {
+	r    *bufio.Reader
+	left []byte // of a character that did not fit
+}
+
+func (u *unescaper) Read(p []byte) (n int, err error) {
+	for n < len(p) {
+		if len(u.left) > 0 {
+			k := copy(p[n:], u.left)
+			n, u.left = n+k, u.left[k:]
+			continue
+		}
+		c, err := u.r.ReadByte()
+		if err != nil {
+			return n, err
+		}
+		if c != '\\' {
+			p[n] = c
+			n++
+			continue
+		}
+		_ = u.r.UnreadByte() // of the read just made
+		b, _ := u.r.Peek(maxEscape)
+		r, size := escapeAt(b)
+		if size == 0 {
+			return n, io.ErrUnexpectedEOF
+		}
+		_, _ = u.r.Discard(size) // they were peeked at
+		u.left = utf8.AppendRune(u.left[:0], r)
+	}
+	return n, nil
 }
 
 // base64Reader words the errors of a base64 decoder over memory.
@@ -70,7 +112,9 @@ const filePrefix = "file:"
 func (p *LoadParams) Config(b []byte) { p.config = b }
 
 // File adds the file that a parameter "file:..." names; key is the whole name.
-func (p *LoadParams) File(key string, data []byte) error { return p.add(key, loadFile{data: data}) }
+func (p *LoadParams) File(key string, data []byte) error {
+	return p.add(key, loadFile{in: bytes.NewReader(data), n: int64(len(data))})
+}
 
 func (p *LoadParams) add(key string, f loadFile) error {
 	path, ok := strings.CutPrefix(key, filePrefix)
@@ -207,7 +251,7 @@ const backend = "onnxruntime"
 // Runtime, and returns the version that it asks for, 0 for none.
 func checkConfig(name string, b []byte) (version int, err error) {
 	if len(b) > MaxJSONBody {
-		return 0, badf("the configuration has %d bytes, at most %d are read", len(b), MaxJSONBody)
+		return 0, tooLongConfig(len(b))
 	}
 	sc := &scanner{b: b}
 	if sc.ws() != '{' {
@@ -241,6 +285,10 @@ func checkConfig(name string, b []byte) (version int, err error) {
 	return version, nil
 }
 
+func tooLongConfig(n int) error {
+	return badf("the configuration has %d bytes, at most %d are read", n, MaxJSONBody)
+}
+
 // cmpErr returns err, or what next does.
 func cmpErr(err error, next func() error) error {
 	if err != nil {
@@ -259,24 +307,21 @@ func (s *Server) repositoryLoad(c *gin.Context) error {
 	if err != nil {
 		return err
 	}
-	buf := getBuffer()
-	defer buf.free()
 	held := int64(0)
 	defer func() { s.Free(held) }()
-	err = s.readBody(c, buf, 0, MaxLoadBody, func(n int) error {
+	body, err := s.spool(c, MaxLoadBody, func(n int) error {
 		held += int64(n)
-		if s.bodies.Add(int64(n)) > MaxBodiesInFlight {
-			return busyf("the server holds %d MiB of request bodies already; retry later", MaxBodiesInFlight>>20)
-		}
-		return nil
+		return s.hold(int64(n))
 	})
 	if err != nil {
 		return err
 	}
-	p, err := parseLoad(buf.b)
+	defer body.close()
+	p, err := parseLoad(body)
 	if err != nil {
 		return err
 	}
+	body.unmap()
 	version, err := s.Load(c.Request.Context(), name, p)
 	if err != nil {
 		return err
@@ -284,26 +329,32 @@ func (s *Server) repositoryLoad(c *gin.Context) error {
 	return s.reply(c, http.StatusOK, loadAnswer{name, version})
 }
 
-// parseLoad reads the body of a load request. Its files share memory with b.
-func parseLoad(b []byte) (*LoadParams, error) {
+// parseLoad reads the body of a load request. Its files are read where they lie.
+func parseLoad(body *spooled) (*LoadParams, error) {
 	p := &LoadParams{}
-	if len(b) == 0 {
+	if len(body.b) == 0 {
 		return p, nil
 	}
-	sc := &scanner{b: b}
+	sc := &scanner{b: body.b, maxCopy: MaxJSONBody, passed: body.passed}
 	err := parameters(sc, func(key string) error {
-		v, err := sc.str()
-		if err != nil {
-			return err
-		}
 		if key == "config" {
-			if p.config != nil {
+			v, err := sc.str()
+			switch {
+			case err != nil:
+				return err
+			case p.config != nil:
 				return badf("parameter config is given twice")
+			case len(v) > MaxJSONBody:
+				return tooLongConfig(len(v))
 			}
 			p.config = append([]byte{}, v...)
 			return nil
 		}
-		return p.add(key, loadFile{data: v, base64: true})
+		from, to, escapes, err := sc.raw()
+		if err != nil {
+			return err
+		}
+		return p.add(key, loadFile{in: body.at(), from: int64(from), n: int64(to - from), base64: true, escapes: escapes})
 	})
 	return p, err
 }

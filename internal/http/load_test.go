@@ -103,7 +103,7 @@ func FuzzLoad(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		p, err := parseLoad(b)
+		p, err := parseLoad(&spooled{b: b})
 		if err == nil && len(p.config) > 0 {
 			_, err = checkConfig("m", p.config)
 		}

@@ -15,6 +15,10 @@ import (
 type scanner struct {
 	b []byte
 	i int
+	// maxCopy bounds a string whose escapes make a copy of it necessary; 0 is no bound.
+	maxCopy int
+	// passed, when set, is told how far long strings have been read.
+	passed func(i int)
 }
 
 func (s *scanner) errf(format string, args ...any) error {
@@ -130,48 +134,116 @@ func (s *scanner) escaped(start, i int) ([]byte, error) {
 			i++
 			continue
 		}
-		if i+1 >= len(s.b) {
-			break
-		}
-		switch e := s.b[i+1]; e {
-		case '"', '\\', '/':
-			out = append(out, e)
-		case 'b':
-			out = append(out, '\b')
-		case 'f':
-			out = append(out, '\f')
-		case 'n':
-			out = append(out, '\n')
-		case 'r':
-			out = append(out, '\r')
-		case 't':
-			out = append(out, '\t')
-		case 'u':
-			r := hex4(s.b[i+2:])
-			if utf16.IsSurrogate(r) {
-				low := rune(-1)
-				if i+7 < len(s.b) && s.b[i+6] == '\\' && s.b[i+7] == 'u' {
-					low = hex4(s.b[i+8:])
-				}
-				if r = utf16.DecodeRune(r, low); r == utf8.RuneError {
-					r = -1
-				}
-				i += 6
-			}
-			if r < 0 {
-				s.i = min(i, len(s.b))
-				return nil, s.errf("bad \\u escape")
-			}
-			out = utf8.AppendRune(out, r)
-			i += 4
-		default:
+		r, n := escapeAt(s.b[i:])
+		if n == 0 {
 			s.i = i
-			return nil, s.errf("bad escape \\%c", e)
+			return nil, s.badEscape()
 		}
-		i += 2
+		if s.maxCopy > 0 && len(out) > s.maxCopy {
+			s.i = i
+			return nil, s.errf("a string with escapes is longer than %d bytes", s.maxCopy)
+		}
+		out = utf8.AppendRune(out, r)
+		i += n
 	}
 	s.i = len(s.b)
 	return nil, s.errf("the string does not end")
+}
+
+// badEscape words the escape at i, which is none.
+func (s *scanner) badEscape() error {
+	switch {
+	case s.i+1 >= len(s.b):
+		s.i = len(s.b)
+		return s.errf("the string does not end")
+	case s.b[s.i+1] == 'u':
+		return s.errf("bad \\u escape")
+	}
+	return s.errf("bad escape \\%c", s.b[s.i+1])
+}
+
+// maxEscape is the longest escape: two halves of a surrogate pair.
+const maxEscape = 12
+
+// escapeAt reads the escape that b begins with, of n bytes; 0 when it is none.
+func escapeAt(b []byte) (r rune, n int) {
+	if len(b) < 2 {
+		return 0, 0
+	}
+	switch e := b[1]; e {
+	case '"', '\\', '/':
+		return rune(e), 2
+	case 'b':
+		return '\b', 2
+	case 'f':
+		return '\f', 2
+	case 'n':
+		return '\n', 2
+	case 'r':
+		return '\r', 2
+	case 't':
+		return '\t', 2
+	case 'u':
+		r, n = hex4(b[2:]), 6
+		if utf16.IsSurrogate(r) {
+			low := rune(-1)
+			if len(b) >= maxEscape && b[6] == '\\' && b[7] == 'u' {
+				low = hex4(b[8:])
+			}
+			if r, n = utf16.DecodeRune(r, low), maxEscape; r == utf8.RuneError {
+				return 0, 0
+			}
+		}
+		if r < 0 {
+			return 0, 0
+		}
+		return r, n
+	}
+	return 0, 0
+}
+
+// raw skips a string and returns where its text lies, escapes and all. It accepts what
+// str accepts, and copies nothing.
+func (s *scanner) raw() (from, to int, escapes bool, err error) {
+	const window = 4 << 20
+	if s.ws() != '"' {
+		return 0, 0, false, s.errf("expected a string, got %s", s.what())
+	}
+	from = s.i + 1
+	for i := from; i < len(s.b); {
+		for end := min(i+window, len(s.b)); i < end; {
+			switch c := s.b[i]; {
+			case c == '"':
+				s.i = i + 1
+				return from, i, escapes, nil
+			case c == '\\':
+				escapes = true
+				_, n := escapeAt(s.b[i:])
+				if n == 0 {
+					s.i = i
+					return 0, 0, false, s.badEscape()
+				}
+				i += n
+			case c < 0x20:
+				s.i = i
+				return 0, 0, false, s.errf("control character in a string")
+			case c < utf8.RuneSelf:
+				i++
+			default:
+				r, n := utf8.DecodeRune(s.b[i:])
+				if r == utf8.RuneError && n < 2 {
+					s.i = i
+					return 0, 0, false, s.errf("the string is not UTF-8")
+				}
+				i += n
+			}
+		}
+		if s.passed != nil {
+			s.passed(i)
+		}
+	}
+	s.i = len(s.b)
+	return 0, 0, false, s.errf("the string does not end")
 }
 
 // hex4 decodes four hexadecimal digits, -1 when they are not.
@@ -351,7 +423,7 @@ func (s *scanner) skip() error {
 			}
 			continue
 		case '"':
-			if _, err := s.str(); err != nil {
+			if _, _, _, err := s.raw(); err != nil {
 				return err
 			}
 		case 't', 'f':

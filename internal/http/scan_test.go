@@ -1,11 +1,15 @@
 package http
 
 import (
+	"bufio"
+	"bytes"
 	"encoding/json"
+	"io"
 	"math"
 	"strconv"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"unicode/utf8"
 )
 
@@ -63,9 +67,20 @@ func FuzzScanner(f *testing.F) {
 		}
 		var v string
 		str := &scanner{b: b}
-		if got, err := str.str(); err == nil && str.end() == nil {
+		got, err := str.str()
+		if err == nil && str.end() == nil {
 			if json.Unmarshal(b, &v) != nil || v != string(got) {
 				t.Fatalf("string %q read as %q, encoding/json has %q", b, got, v)
+			}
+		}
+		raw := &scanner{b: b}
+		from, to, escapes, rawErr := raw.raw()
+		if (rawErr == nil) != (err == nil) || err == nil && (raw.i != str.i || !escapes && string(b[from:to]) != string(got)) {
+			t.Fatalf("string %q: %v as it lies, %v read", b, rawErr, err)
+		}
+		if err == nil && escapes {
+			if text, err := io.ReadAll(iotest.OneByteReader(&unescaper{r: bufio.NewReader(bytes.NewReader(b[from:to]))})); err != nil || string(text) != string(got) {
+				t.Fatalf("string %q unescaped is %q, %v; want %q", b, text, err, got)
 			}
 		}
 	})

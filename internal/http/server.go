@@ -57,6 +57,10 @@ type Config struct {
 	Audit     *access.Audit // nil: administrators' calls are not written down
 	ErrorLog  *log.Logger   // of broken connections; nil is the log package's
 
+	// SpoolDir is where long bodies of load requests lie while they are read; "" is the
+	// system's folder for temporary files.
+	SpoolDir string
+
 	MaxInferBody int64 // bytes after decoding
 	MaxUpload    int64
 	MaxInFlight  int // requests of one model admitted at a time; more get 503

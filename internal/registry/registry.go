@@ -152,6 +152,9 @@ func (r *Registry) openSession() error {
 	return err
 }
 
+// TempDir is a folder for temporary files on the registry's disk, until Close.
+func (r *Registry) TempDir() string { return r.session }
+
 // Close removes this process's temporary files.
 func (r *Registry) Close() error {
 	sweep, err := lockfile.ExclusiveWait(r.path(sweepLock))
