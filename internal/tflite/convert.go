@@ -70,13 +70,13 @@ func Convert(m *graph.Model, o Options) (*Result, error) {
 	graph.FoldConstants(m)
 	graph.DropIdentities(m)
 	graph.FoldBatchNorm(m)
-	if err := supported(m.Graph); err != nil {
-		return nil, err
-	}
 	c := &converter{m: m, g: m.Graph, res: &Result{FloatOps: []string{}}, floats: map[string]int32{}, quants: map[string]int32{},
 		done: map[*graph.Node]bool{}, batched: map[string]bool{}, consts: map[string]int32{}, taken: map[string]bool{}}
 	c.p.description = o.Description
 	if err := c.settle(o.Shapes); err != nil {
+		return nil, err
+	}
+	if err := supported(m.Graph); err != nil { // what computed shapes is gone now
 		return nil, err
 	}
 	c.ix = c.g.Index()

@@ -63,6 +63,7 @@ const (
 	opMaximum         opcode = 55
 	opMinimum         opcode = 57
 	opPadV2           opcode = 60
+	opSlice           opcode = 65
 	opQuantize        opcode = 114
 	opHardSwish       opcode = 117
 )
@@ -72,7 +73,7 @@ var opNames = map[opcode]string{
 	opDepthwiseConv2D: "DEPTHWISE_CONV_2D", opDequantize: "DEQUANTIZE", opFullyConnected: "FULLY_CONNECTED",
 	opLogistic: "LOGISTIC", opMaxPool: "MAX_POOL_2D", opMul: "MUL", opRelu: "RELU", opRelu6: "RELU6", opReshape: "RESHAPE",
 	opSoftmax: "SOFTMAX", opTanh: "TANH", opPad: "PAD", opTranspose: "TRANSPOSE", opMean: "MEAN", opSub: "SUB", opDiv: "DIV",
-	opMaximum: "MAXIMUM", opMinimum: "MINIMUM", opPadV2: "PADV2", opQuantize: "QUANTIZE", opHardSwish: "HARD_SWISH",
+	opMaximum: "MAXIMUM", opMinimum: "MINIMUM", opPadV2: "PADV2", opSlice: "SLICE", opQuantize: "QUANTIZE", opHardSwish: "HARD_SWISH",
 }
 
 func (c opcode) String() string { return opNames[c] }

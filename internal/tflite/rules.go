@@ -14,33 +14,35 @@ var rules map[string]rule
 func init() { // they refer to each other
 	one, two := []int{0}, []int{0, 1}
 	rules = map[string]rule{
-		"Conv":              {activations: one, fuses: true, weights: convWeights, say: sayConv},
-		"Gemm":              {activations: one, fuses: true, weights: denseWeights, say: sayDense},
-		"MatMul":            {activations: one, fuses: true, weights: denseWeights, say: sayDense},
-		"Add":               {activations: two, fuses: true, weights: operands, say: binary(opAdd, addOptions)},
-		"Sub":               {activations: two, fuses: true, weights: operands, say: binary(opSub, subOptions)},
-		"Mul":               {activations: two, fuses: true, weights: operands, say: binary(opMul, mulOptions)},
-		"Div":               {weights: never, say: binary(opDiv, func(activation) options { return divOptions() })},
-		"Relu":              {activations: one, say: unary(opRelu, options{}, nil)},
-		"Clip":              {activations: one, weights: clipCodes, say: sayClip},
-		"Sigmoid":           {activations: one, say: unary(opLogistic, options{}, &quantization{scale: []float32{1. / 256}, zero: -128})},
-		"Tanh":              {activations: one, say: unary(opTanh, options{}, &quantization{scale: []float32{1. / 128}})},
-		"HardSwish":         {activations: one, say: unary(opHardSwish, empty(91), nil)},
-		"HardSigmoid":       {activations: one, weights: never, say: sayHardSigmoid},
-		"Softmax":           {activations: one, weights: softmaxAxis, say: saySoftmax},
-		"MaxPool":           {activations: one, moves: true, say: sayPool},
-		"AveragePool":       {activations: one, say: sayPool},
-		"GlobalAveragePool": {activations: one, say: sayMean},
-		"ReduceMean":        {activations: one, say: sayMean},
-		"Flatten":           {activations: one, moves: true, say: sayReshape},
-		"Reshape":           {activations: one, moves: true, say: sayReshape},
-		"Squeeze":           {activations: one, moves: true, say: sayReshape},
-		"Unsqueeze":         {activations: one, moves: true, say: sayReshape},
-		"Transpose":         {activations: one, moves: true, say: sayTranspose},
-		"Concat":            {weights: concatCodes, say: sayConcat},
-		"Pad":               {activations: one, moves: true, say: sayPad},
-		"Identity":          {activations: one, moves: true, say: sayIdentity},
-		"Dropout":           {activations: one, moves: true, say: sayIdentity},
+		"Conv":               {activations: one, fuses: true, weights: convWeights, say: sayConv},
+		"Gemm":               {activations: one, fuses: true, weights: denseWeights, say: sayDense},
+		"MatMul":             {activations: one, fuses: true, weights: denseWeights, say: sayDense},
+		"Add":                {activations: two, fuses: true, weights: operands, say: binary(opAdd, addOptions)},
+		"Sub":                {activations: two, fuses: true, weights: operands, say: binary(opSub, subOptions)},
+		"Mul":                {activations: two, fuses: true, weights: operands, say: binary(opMul, mulOptions)},
+		"Div":                {weights: never, say: binary(opDiv, func(activation) options { return divOptions() })},
+		"Relu":               {activations: one, say: unary(opRelu, options{}, nil)},
+		"Clip":               {activations: one, weights: clipCodes, say: sayClip},
+		"Sigmoid":            {activations: one, say: unary(opLogistic, options{}, &quantization{scale: []float32{1. / 256}, zero: -128})},
+		"Tanh":               {activations: one, say: unary(opTanh, options{}, &quantization{scale: []float32{1. / 128}})},
+		"HardSwish":          {activations: one, say: unary(opHardSwish, empty(91), nil)},
+		"HardSigmoid":        {activations: one, weights: never, say: sayHardSigmoid},
+		"Softmax":            {activations: one, weights: softmaxAxis, say: saySoftmax},
+		"MaxPool":            {activations: one, moves: true, say: sayPool},
+		"AveragePool":        {activations: one, say: sayPool},
+		"GlobalAveragePool":  {activations: one, say: sayMean},
+		"ReduceMean":         {activations: one, say: sayMean},
+		"Flatten":            {activations: one, moves: true, say: sayReshape},
+		"Reshape":            {activations: one, moves: true, say: sayReshape},
+		"Squeeze":            {activations: one, moves: true, say: sayReshape},
+		"Unsqueeze":          {activations: one, moves: true, say: sayReshape},
+		"Transpose":          {activations: one, moves: true, say: sayTranspose},
+		"Concat":             {weights: concatCodes, say: sayConcat},
+		"Pad":                {activations: one, moves: true, say: sayPad},
+		"Slice":              {activations: one, moves: true, say: saySlice},
+		"BatchNormalization": {activations: one, fuses: true, weights: never, say: sayBatchNorm},
+		"Identity":           {activations: one, moves: true, say: sayIdentity},
+		"Dropout":            {activations: one, moves: true, say: sayIdentity},
 	}
 }
 
@@ -394,4 +396,94 @@ func sayMean(s *site) error {
 		return fmt.Errorf("%w: reduced from rank %d to 4", ErrUnsupported, len(from))
 	}
 	return s.write(opMean, []int32{x, c.integers(s.y+"/axes", v, int32(len(v)))}, reduceOptions(keep))
+}
+
+// saySlice says a part of a value, its elements side by side.
+func saySlice(s *site) error {
+	c := s.c
+	x, err := s.input(0)
+	if err != nil {
+		return err
+	}
+	from, err := c.shape(s.n.In(0))
+	if err != nil {
+		return err
+	}
+	to, err := c.shape(s.y)
+	if err != nil {
+		return err
+	}
+	starts, ok := s.vector(1, "starts")
+	if !ok || len(to) != len(from) {
+		return fmt.Errorf("%w: its starts are not constant", ErrUnsupported)
+	}
+	over, ok := s.vector(3, "axes")
+	if !ok {
+		for i := range starts {
+			over = append(over, int64(i))
+		}
+	}
+	axes, err := s.axes(over, len(from))
+	if err != nil || len(axes) != len(starts) {
+		return fmt.Errorf("%w: its axes", ErrUnsupported)
+	}
+	if steps, ok := s.vector(4, ""); s.n.In(4) != "" && (!ok || slices.ContainsFunc(steps, func(v int64) bool { return v != 1 })) {
+		return fmt.Errorf("%w: steps %v", ErrUnsupported, steps)
+	}
+	begin, size := make([]int32, len(from)), slices.Clone(to)
+	for i, a := range axes {
+		at := starts[i]
+		if at < 0 {
+			at += int64(from[a])
+		}
+		begin[a] = int32(min(max(at, 0), int64(from[a])))
+		if int64(begin[a])+int64(to[a]) > int64(from[a]) {
+			return fmt.Errorf("%w: it takes %d from %d of %d", ErrUnsupported, to[a], begin[a], from[a])
+		}
+	}
+	if c.batched[s.y] {
+		if begin[0] != 0 {
+			return fmt.Errorf("%w: a part of the batch", ErrUnsupported)
+		}
+		size[0] = -1
+	}
+	n := int32(len(from))
+	return s.moved(x, opSlice, []int32{x, c.integers(s.y+"/begin", last(begin), n), c.integers(s.y+"/size", last(size), n)}, empty(48))
+}
+
+// sayBatchNorm says one that follows no convolution, in float: x*a + b by channel.
+func sayBatchNorm(s *site) error {
+	c := s.c
+	x, err := s.input(0)
+	if err != nil {
+		return err
+	}
+	shape := c.p.tensors[x].shape
+	if len(shape) != 4 && len(shape) != 2 || s.n.Int("training_mode", 0) != 0 {
+		return fmt.Errorf("%w: over a value of rank %d, or in training", ErrUnsupported, len(shape))
+	}
+	var p [4][]float32 // scale, bias, mean, variance
+	for i := range p {
+		t := c.g.Init(s.n.In(1 + i))
+		if t == nil || t.Check() != nil {
+			return fmt.Errorf("%w: its input %d is not constant", ErrUnsupported, 1+i)
+		}
+		if p[i], err = t.F32(); err != nil {
+			return err
+		}
+		if len(p[i]) != int(shape[len(shape)-1]) {
+			return fmt.Errorf("%w: %d numbers for %d channels", ErrUnsupported, len(p[i]), shape[len(shape)-1])
+		}
+	}
+	a, b := make([]float32, len(p[0])), make([]float32, len(p[0]))
+	for i := range a {
+		v := float64(p[0][i]) / math.Sqrt(float64(p[3][i])+float64(s.n.Float("epsilon", 1e-5)))
+		a[i], b[i] = float32(v), float32(float64(p[1][i])-float64(p[2][i])*v)
+	}
+	channel := func(name string, v []float32) int32 {
+		return c.add(&tensorDef{name: s.y + name, typ: float32Type, shape: []int32{int32(len(v))}, data: tensor.From(v).Data})
+	}
+	scaled := c.like(x, s.y+"/scaled", shape)
+	c.emit(opMul, []int32{x, channel("/scale", a)}, scaled, mulOptions(actNone))
+	return s.write(opAdd, []int32{scaled, channel("/shift", b)}, addOptions(s.act))
 }

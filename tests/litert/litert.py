@@ -131,6 +131,14 @@ def cases():
     x = g.op("Clip", x, g.const(np.float32(-1.5)), g.const(np.float32(1)))
     yield "constants that are broadcast, a Clip of its own, two outputs", g, [g.conv(g.conv(x, 3, 4), 4, 4), x], True
 
+    g = Graph(4, 6, 6)  # halves that go separate ways and are shuffled, as in ShuffleNet; a normalization that follows no convolution
+    x = g.op("Relu", g.conv("x", 4, 8, k=1))
+    low, high, channels = (g.const(np.array([v], np.int64)) for v in (0, 4, 1))
+    a, b = g.op("Slice", x, low, high, channels), g.op("Slice", x, high, g.const(np.array([2 ** 31], np.int64)), channels)
+    norm = [g.const(RNG.uniform(0.5, 1.5, 4).astype(np.float32)) for _ in range(4)]
+    x = g.op("Concat", g.op("Relu", g.op("BatchNormalization", a, *norm)), g.op("Relu", g.conv(b, 4, 4, k=1)), axis=1)
+    yield "halves and a lone normalization", g, [g.conv(x, 8, 4, k=1)], True
+
     g = Graph(3, 6, 6, opset=12)
     x = g.op("Squeeze", g.op("GlobalAveragePool", g.conv("x", 3, 5)), axes=[2, 3])
     yield "an older operator set", g, [g.op("Gemm", g.op("Relu", g.op("Gemm", x, g.weight(5, 7), g.weight(7))), g.weight(7, 3))], True
