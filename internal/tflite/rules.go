@@ -464,11 +464,7 @@ func sayBatchNorm(s *site) error {
 	}
 	var p [4][]float32 // scale, bias, mean, variance
 	for i := range p {
-		t := c.g.Init(s.n.In(1 + i))
-		if t == nil || t.Check() != nil {
-			return fmt.Errorf("%w: its input %d is not constant", ErrUnsupported, 1+i)
-		}
-		if p[i], err = t.F32(); err != nil {
+		if p[i], err = s.numbers(1 + i); err != nil {
 			return err
 		}
 		if len(p[i]) != int(shape[len(shape)-1]) {

@@ -113,6 +113,18 @@ func (s *site) weightOf(i int) (dims []int32, w *weight, err error) {
 	return w.dims, w, nil
 }
 
+// numbers returns what constant input i stands for.
+func (s *site) numbers(i int) ([]float32, error) {
+	_, w, err := s.weightOf(i)
+	if err != nil {
+		return nil, err
+	}
+	if w != nil {
+		return w.floats(), nil
+	}
+	return s.c.g.Init(s.n.In(i)).F32()
+}
+
 // codes checks that a weight is what int8 kernels multiply by: no zero point, and
 // one scale or one by output channel (dimension axis).
 func codes(w *weight, axis int) error {
@@ -169,14 +181,12 @@ func (s *site) bias(i int, n int32, x int32, w *weight) (int32, error) {
 	if err != nil {
 		return 0, err
 	}
+	f, err := s.numbers(i)
+	if err != nil {
+		return 0, err
+	}
 	if (&tensorDef{shape: dims}).elems() != int64(n) {
 		return 0, fmt.Errorf("%w: a bias of dimensions %v for %d channels", ErrUnsupported, dims, n)
-	}
-	var f []float32
-	if bw != nil {
-		f = bw.floats()
-	} else if f, err = s.c.g.Init(name).F32(); err != nil {
-		return 0, err
 	}
 	if s.c.bytes += 4 * int64(n); s.c.bytes > MaxBytes {
 		return 0, fmt.Errorf("%w: its constants take more than %d MB, where the format ends", ErrUnsupported, MaxBytes>>20)
