@@ -62,6 +62,12 @@ func newFactor(ctx context.Context, alg Algebra, gram []float32, k int, smooth [
 	if byPower {
 		sort.SliceStable(f.order, func(a, b int) bool { return h[f.order[a]] > h[f.order[b]] })
 	}
+	by := make([]float64, k) // what an input is multiplied by
+	for i := range by {
+		if by[i] = 1; smooth != nil {
+			by[i] = 1 / float64(smooth[i])
+		}
+	}
 	a := make([]float64, k*k)
 	for damp := gptqDamp; ; damp *= 10 {
 		// Reversed, since H = L'L while the factorization gives C C'.
@@ -70,11 +76,7 @@ func newFactor(ctx context.Context, alg Algebra, gram []float32, k int, smooth [
 				i := f.order[k-1-r]
 				for c := range r {
 					j := f.order[k-1-c]
-					v := float64(gram[TriangleRow(max(i, j))+min(i, j)])
-					if smooth != nil {
-						v /= float64(smooth[i]) * float64(smooth[j])
-					}
-					a[r*k+c] = v
+					a[r*k+c] = float64(gram[TriangleRow(max(i, j))+min(i, j)]) * by[i] * by[j]
 				}
 				a[r*k+r] = h[i] + damp*mean
 				if h[i] == 0 { // never active: rounds to nearest, on its own
