@@ -27,7 +27,7 @@ void attention_rows(const AttentionKernels &k, const Attention &a, int64_t b, in
   for (int64_t r = r0; r < r1; r++) {
     const float *bias = a.bias_of(b, h, r);
     if (std::any_of(bias, bias + a.length, [](float v) { return v != -std::numeric_limits<float>::infinity(); })) continue;
-    std::fill_n(a.y + (b * a.length + r) * a.width() + h * a.size, a.size, 0.f);
+    std::fill_n(a.out(b, r, h), a.size, 0.f);
   }
 }
 
@@ -76,7 +76,7 @@ void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, void
       sum += e;
       m.weights[s] = bf16_round(e);
     }
-    float *y = a.y + (b * a.length + r) * a.width() + h * a.size;
+    float *y = a.out(b, r, h);
     for (int64_t d = 0; d < a.size; d++) {
       float v = 0;
       for (int64_t s = 0; s < end; s++) v += bf16_to_float(m.weights[s]) * bf16_to_float(value(a, m, s, d));

@@ -12,18 +12,23 @@ inline constexpr int64_t kMaxHeadSize = 1024;
 inline constexpr int64_t kMaxLength = 1 << 17; // a head's keys and values stay below 1 GiB
 
 struct Attention {
-  const float *qkv = nullptr;  // [batch, length, 3, heads, size]
-  const float *bias = nullptr; // [batch|1, heads|1, length|1, length], added to the scores; or nullptr
+  const float *qkv = nullptr;  // [batch, length, 3, heads, size]; without the queries 2, not 3
+  const float *q = nullptr;    // [batch, queries, heads, size] of another sequence; or nullptr
+  const float *bias = nullptr; // [batch|1, heads|1, rows|1, length], added to the scores; or nullptr
   int64_t bias_batch = 0, bias_head = 0, bias_row = 0; // its strides in elements, 0 where one serves all
-  float *y = nullptr;          // [batch, length, heads, size]
+  float *y = nullptr;          // [batch, rows, heads, size]
   int64_t batch = 0, length = 0, heads = 0, size = 0;
+  int64_t queries = 0; // of q
   float scale = 1;
   bool zero_hidden = false; // a row whose every key has a bias of minus infinity gives 0, not NaN
 
   int64_t width() const { return heads * size; }
+  int64_t rows() const { return q ? queries : length; } // of y
   const float *row(int64_t b, int64_t r, int part, int64_t h) const {
-    return qkv + ((b * length + r) * 3 + part) * width() + h * size;
+    if (!q) return qkv + ((b * length + r) * 3 + part) * width() + h * size;
+    return part ? qkv + ((b * length + r) * 2 + part - 1) * width() + h * size : q + (b * queries + r) * width() + h * size;
   }
+  float *out(int64_t b, int64_t r, int64_t h) const { return y + (b * rows() + r) * width() + h * size; }
   const float *bias_of(int64_t b, int64_t h, int64_t r) const {
     return bias ? bias + b * bias_batch + h * bias_head + r * bias_row : nullptr;
   }

@@ -222,7 +222,7 @@ void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, void
       else
         std::fill_n(m.weights + i * s_row, 16 * vectors, uint16_t(0));
     }
-    float *y = a.y + (b * a.length + r) * a.width() + h * a.size;
+    float *y = a.out(b, r, h);
     for (v = 0; v + kVectors <= a.size_vectors(); v += kVectors) context<kVectors>(a, m, v, end, y, count, shares);
     switch (a.size_vectors() - v) {
     case 1: context<1>(a, m, v, end, y, count, shares); break;

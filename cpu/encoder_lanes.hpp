@@ -165,7 +165,7 @@ template <class L, int R, int G> struct FloatAttention {
       for (int64_t i = 0; i < count; i++) shares[i] = softmax(m.scores + i * s_row, largest[i], end);
       for (int64_t i = 0; i < count; i += R)
         by_groups(a.size_vectors(), [&](int64_t g, auto n) {
-          float *y = a.y + (b * a.length + r + i) * a.width() + h * a.size + g * 16;
+          float *y = a.out(b, r + i, h) + g * 16;
           multiply<n>(m.scores + i * s_row, s_row, m.values + g * 16 * a.length, a.length, end,
                       [&](int row, int at, F sums) __attribute__((always_inline)) {
                         const int64_t columns = a.size - g * 16 - at;

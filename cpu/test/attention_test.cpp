@@ -19,7 +19,7 @@ struct Shape {
 // Runs the rows in parts of `part`, with everything outside the memory's parts
 // poisoned by what was there before.
 std::vector<float> run(const AttentionKernels &kn, Attention a, int64_t part, int fill = 0xff) {
-  std::vector<float> y(size_t(a.batch * a.length * a.width()), -1);
+  std::vector<float> y(size_t(a.batch * a.rows() * a.width()), -1);
   a.y = y.data();
   const size_t bytes = kn.bytes(a);
   std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64), std::free);
@@ -27,7 +27,7 @@ std::vector<float> run(const AttentionKernels &kn, Attention a, int64_t part, in
   for (int64_t b = 0; b < a.batch; b++)
     for (int64_t h = 0; h < a.heads; h++) {
       kn.pack(a, b, h, memory.get());
-      for (int64_t r = 0; r < a.length; r += part) kn.rows(a, b, h, r, std::min(a.length, r + part), memory.get());
+      for (int64_t r = 0; r < a.rows(); r += part) kn.rows(a, b, h, r, std::min(a.rows(), r + part), memory.get());
     }
   return y;
 }
@@ -185,6 +185,33 @@ TEST(attention_leaves_out_hidden_keys) {
       }
   const float strange[] = {0, std::numeric_limits<float>::quiet_NaN(), -inf};
   CHECK(attention_end(strange, 3) == 3 && attention_end(nullptr, 7) == 7 && attention_end(strange + 2, 1) == 1 && attention_end(strange, 1) == 1);
+}
+
+// Queries of other rows than the keys: the same bits as where all are of one
+// sequence, for as many queries as there are.
+TEST(attention_to_another_sequence) {
+  for (const int64_t queries : {1, 6, 17, 40}) {
+    Attention self;
+    self.batch = 2, self.length = 40, self.heads = 2, self.size = 24, self.scale = 0.2f;
+    const int64_t w = self.width();
+    const auto qkv = gauss(size_t(2 * 40 * 3 * w), 1);
+    std::vector<float> q, kv, bias(size_t(2 * 40 * 40)), cut;
+    for (size_t i = 0; i < bias.size(); i++) bias[i] = i % 7 == 1 ? -10000.f : float(i % 5);
+    for (int64_t b = 0; b < 2; b++)
+      for (int64_t r = 0; r < 40; r++) {
+        const float *row = qkv.data() + (b * 40 + r) * 3 * w;
+        if (r < queries) q.insert(q.end(), row, row + w), cut.insert(cut.end(), bias.begin() + (b * 40 + r) * 40, bias.begin() + (b * 40 + r + 1) * 40);
+        kv.insert(kv.end(), row + w, row + 3 * w);
+      }
+    self.qkv = qkv.data(), self.bias = bias.data(), self.bias_row = 40, self.bias_batch = 40 * 40;
+    Attention cross = self;
+    cross.q = q.data(), cross.queries = queries, cross.qkv = kv.data(), cross.bias = cut.data(), cross.bias_batch = queries * 40;
+    for (const Kernels &of : kernels()) {
+      const auto whole = run(*of.k, self, self.length), part = run(*of.k, cross, queries);
+      for (int64_t b = 0; b < 2; b++)
+        if (!CHECK(std::equal(part.begin() + b * queries * w, part.begin() + (b + 1) * queries * w, whole.begin() + b * 40 * w))) return;
+    }
+  }
 }
 
 // Rows of which the bias hides every key are 0 where that is asked for, and only

@@ -29,13 +29,14 @@ func (ix *Index) OnlyBesideShapes(value string) bool {
 	return readers == 1 && !ix.IsOutput(value) && !ix.Captured(value)
 }
 
-// JoinColumns puts the columns of three matrices [rows, width] side by side:
-// [rows, 3 width]. With one row a part may be nil, for zeros.
-func JoinColumns[T any](parts [3][]T, rows, width int64) []T {
-	out := make([]T, rows*3*width)
+// JoinColumns puts the columns of matrices [rows, width] side by side: [rows, n width]
+// of n. With one row a part may be nil, for zeros.
+func JoinColumns[T any](parts [][]T, rows, width int64) []T {
+	n := int64(len(parts))
+	out := make([]T, rows*n*width)
 	for i, p := range parts {
 		for r := range rows {
-			copy(out[(3*r+int64(i))*width:][:width], p[r*width:])
+			copy(out[(n*r+int64(i))*width:][:width], p[r*width:])
 		}
 	}
 	return out

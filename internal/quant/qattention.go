@@ -96,7 +96,7 @@ func (w *attentionMerger) merge(n *graph.Node, heads int64) bool {
 	for i, p := range parts {
 		weights[i] = tensor.View[int8](w.g.Init(p.In(1)))
 	}
-	w.g.SetInit(codes, tensor.From(graph.JoinColumns(weights, rows, width), rows, 3*width))
+	w.g.SetInit(codes, tensor.From(graph.JoinColumns(weights[:], rows, width), rows, 3*width))
 	w.g.SetInit(scales, tensor.From(w.join(parts, 3, width), 3*width))
 	w.g.SetInit(bias, tensor.From(w.join(parts, 6, width), 3*width))
 	p := parts[0]
@@ -155,7 +155,7 @@ func (w *attentionMerger) join(parts [3]*graph.Node, input int, width int64) []f
 			}
 		}
 	}
-	return graph.JoinColumns(vectors, 1, width)
+	return graph.JoinColumns(vectors[:], 1, width)
 }
 
 // mask follows a mask that is added to the scores back to the whole numbers

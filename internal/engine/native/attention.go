@@ -12,6 +12,9 @@ import (
 // opEncoderAttention is the operator of libfewbit_cpu (cpu/encoder_attention.cpp).
 const opEncoderAttention = "EncoderAttention"
 
+// opCrossAttention is the same with keys and values of another sequence.
+const opCrossAttention = "CrossAttention"
+
 // attrHidden is an attribute of EncoderAttention and EncoderLayers: with hiddenZero
 // a row whose every key the mask hides by minus infinity gives 0.
 const (
@@ -30,8 +33,10 @@ const maxHeadSize = 1024
 //	        \-> MatMulQuantized -> Add --/
 //
 // becomes MatMulQuantized(codes, [Wq Wk Wv]) -> Add -> EncoderAttention(., mask):
-// the rows are quantized once, and nothing is turned into heads and back. What
-// nobody reads any more is pruned.
+// the rows are quantized once, and nothing is turned into heads and back. Where only
+// the keys and values do, as in a decoder that attends to its encoder, it becomes
+// CrossAttention(q, MatMulQuantized(codes, [Wk Wv]) -> Add, mask). What nobody reads any
+// more is pruned.
 func (l *lowering) attentions() error {
 	g := l.m.Graph
 	names := g.Namer()
@@ -100,20 +105,25 @@ type branch struct {
 }
 
 func (l *lowering) attention(n *graph.Node, heads int64, names graph.Namer) {
-	var parts [3]branch
-	for i := range parts {
+	parts := make([]branch, 0, 3) // of keys and values, and then the queries if they are of the same rows
+	for _, i := range []int{1, 2, 0} {
 		p, ok := l.branch(n.In(i))
-		if !ok {
+		if ok && len(parts) > 0 {
+			first := parts[0]
+			ok = slices.Equal(p.product.Inputs[:3], first.product.Inputs[:3]) && p.rows == first.rows && p.width == first.width && (p.four == nil) == (first.four == nil)
+		}
+		if !ok && i != 0 {
 			return
 		}
-		parts[i] = p
-		first := parts[0]
-		if !slices.Equal(p.product.Inputs[:3], first.product.Inputs[:3]) || p.rows != first.rows || p.width != first.width || (p.four == nil) != (first.four == nil) {
-			return
+		if ok {
+			parts = append(parts, p)
 		}
 	}
-	rows, width := parts[0].rows, parts[0].width
-	if width%heads != 0 || width/heads > maxHeadSize {
+	width := parts[0].width
+	if width%heads != 0 || width/heads > maxHeadSize || 3*width > maxColumns {
+		return
+	}
+	if len(parts) == 2 && !l.sameLast(n.In(0), width) {
 		return
 	}
 	scale := n.Float("scale", 0)
@@ -124,14 +134,31 @@ func (l *lowering) attention(n *graph.Node, heads int64, names graph.Namer) {
 	if !ok {
 		return
 	}
+	base, in := n.Outputs[0], n.In(0)
+	n.Domain, n.Op = ops.Domain, opEncoderAttention
+	if len(parts) == 3 {
+		n.Inputs = []string{l.join(append(parts[2:], parts[:2]...), func(suffix string) string { return names.Name(base + "_qkv" + suffix) })}
+	} else {
+		n.Op = opCrossAttention
+		n.Inputs = []string{in, l.join(parts, func(suffix string) string { return names.Name(base + "_kv" + suffix) })}
+	}
+	if mask != "" {
+		n.Inputs = append(n.Inputs, mask)
+	}
+	n.Attrs = append(n.Attrs[:0:0], graph.AttrInt("N", width), graph.AttrInt("num_heads", heads), graph.AttrFloat("scale", scale))
+	if w := l.zeroHidden(n.Outputs[0], mask); w != nil {
+		l.gone[w] = true
+		n.Attrs, n.Outputs = append(n.Attrs, graph.AttrString(attrHidden, hiddenZero)), w.Outputs
+	}
+}
+
+// join makes one projection of several of the same rows, and returns its value.
+func (l *lowering) join(parts []branch, fresh func(suffix string) string) string {
 	g := l.m.Graph
-	base := n.Outputs[0]
-	fresh := func(suffix string) string { return names.Name(base + suffix) }
-	in := append(slices.Clone(parts[0].product.Inputs[:3]), fresh("_qkv_quantized"), fresh("_qkv_scale"), fresh("_qkv_sum"))
-	bias, product, qkv := fresh("_qkv_bias"), fresh("_qkv_product"), fresh("_qkv")
-	var codes [3][]int8
-	var scales, biases [3][]float32
-	var sums [3][]int32
+	count, rows, width := int64(len(parts)), parts[0].rows, parts[0].width
+	in := append(slices.Clone(parts[0].product.Inputs[:3]), fresh("_quantized"), fresh("_scale"), fresh("_sum"))
+	bias, product, y := fresh("_bias"), fresh("_product"), fresh("")
+	codes, scales, sums, biases := make([][]int8, count), make([][]float32, count), make([][]int32, count), make([][]float32, count)
 	for i, p := range parts {
 		if p.four == nil {
 			codes[i] = tensor.View[int8](p.w)
@@ -144,24 +171,15 @@ func (l *lowering) attention(n *graph.Node, heads int64, names graph.Namer) {
 	if parts[0].four != nil {
 		g.Nodes = append(g.Nodes, joinBlocks(g, parts, in[3], fresh))
 	} else {
-		g.SetInit(in[3], tensor.From(graph.JoinColumns(codes, rows, width), rows, 3*width))
+		g.SetInit(in[3], tensor.From(graph.JoinColumns(codes, rows, width), rows, count*width))
 	}
-	g.SetInit(in[4], tensor.From(graph.JoinColumns(scales, 1, width), 3*width))
-	g.SetInit(in[5], tensor.From(graph.JoinColumns(sums, 1, width), 3*width))
-	g.SetInit(bias, tensor.From(graph.JoinColumns(biases, 1, width), 3*width))
-	att := []string{qkv}
-	if mask != "" {
-		att = append(att, mask)
-	}
-	n.Domain, n.Op, n.Inputs = ops.Domain, opEncoderAttention, att
-	n.Attrs = append(n.Attrs[:0:0], graph.AttrInt("N", width), graph.AttrInt("num_heads", heads), graph.AttrFloat("scale", scale))
-	if w := l.zeroHidden(n.Outputs[0], mask); w != nil {
-		l.gone[w] = true
-		n.Attrs, n.Outputs = append(n.Attrs, graph.AttrString(attrHidden, hiddenZero)), w.Outputs
-	}
+	g.SetInit(in[4], tensor.From(graph.JoinColumns(scales, 1, width), count*width))
+	g.SetInit(in[5], tensor.From(graph.JoinColumns(sums, 1, width), count*width))
+	g.SetInit(bias, tensor.From(graph.JoinColumns(biases, 1, width), count*width))
 	g.Nodes = append(g.Nodes,
-		graph.NewNode(ops.Domain, ops.OpMatMulQuantized, base+"_qkv_MatMulQuantized", in, []string{product}),
-		graph.NewNode("", "Add", base+"_qkv_Add", []string{product, bias}, []string{qkv}))
+		graph.NewNode(ops.Domain, ops.OpMatMulQuantized, y+"_MatMulQuantized", in, []string{product}),
+		graph.NewNode("", "Add", y+"_Add", []string{product, bias}, []string{y}))
+	return y
 }
 
 // branch follows value, which an attention and nothing but Shapes read, back to

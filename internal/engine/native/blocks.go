@@ -38,18 +38,17 @@ func (l *lowering) weight4(n *graph.Node, b *ops.Blocks) (v weight, ok bool) {
 	return v, err == nil && slices.Equal(want, tensor.View[int32](sum))
 }
 
-// joinBlocks puts the weights of three projections side by side and returns the
-// node that expands them to out.
-func joinBlocks(g *graph.Graph, parts [3]branch, out string, fresh func(suffix string) string) *graph.Node {
-	var codes [3][]uint8
-	var steps [3][]int8
+// joinBlocks puts the weights of projections side by side and returns the node that
+// expands them to out.
+func joinBlocks(g *graph.Graph, parts []branch, out string, fresh func(suffix string) string) *graph.Node {
+	codes, steps := make([][]uint8, len(parts)), make([][]int8, len(parts))
 	for i, p := range parts {
 		codes[i], steps[i] = p.four.Codes, p.four.Steps
 	}
-	blocks, width := parts[0].rows/ops.BlockRows, parts[0].width
-	in := []string{fresh("_qkv_codes"), fresh("_qkv_steps")}
-	g.SetInit(in[0], tensor.From(graph.JoinColumns(codes, blocks*ops.BlockRows/2, width), blocks, ops.BlockRows/2, 3*width))
-	g.SetInit(in[1], tensor.From(graph.JoinColumns(steps, blocks, width), blocks, 1, 3*width))
+	n, blocks, width := int64(len(parts)), parts[0].rows/ops.BlockRows, parts[0].width
+	in := []string{fresh("_codes"), fresh("_steps")}
+	g.SetInit(in[0], tensor.From(graph.JoinColumns(codes, blocks*ops.BlockRows/2, width), blocks, ops.BlockRows/2, n*width))
+	g.SetInit(in[1], tensor.From(graph.JoinColumns(steps, blocks, width), blocks, 1, n*width))
 	return graph.NewNode(ops.Domain, ops.OpExpandBlocks, out+"_ExpandBlocks", in, []string{out})
 }
 

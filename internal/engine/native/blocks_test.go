@@ -132,7 +132,7 @@ func TestFourBitsMixed(t *testing.T) {
 	}
 	m = fourBits(t, c)
 	expand(m, func(w string) bool { return strings.Contains(w, "layer.0") && strings.Contains(w, "query") })
-	if got := operators(t, e, m); got["MultiHeadAttention"] != 1 || got[opLinearRows] != 6 || got[opEncoderLayers] != 1 {
+	if got := operators(t, e, m); got[opCrossAttention] != 1 || got["MultiHeadAttention"] != 0 || got[opLinearRows] != 5 || got[opEncoderLayers] != 1 {
 		t.Errorf("8 bits in one query: %v", got)
 	}
 }

@@ -24,7 +24,7 @@ func (l *lowering) rowsFrom(value, r string, steps int) bool {
 	}
 	if n.Domain == ops.Domain {
 		return n.Op == ops.OpQuantizeRows && n.Outputs[0] == value && from(0) ||
-			(n.Op == ops.OpMatMulQuantized || n.Op == opLinearRows || n.Op == opEncoderAttention) && from(0)
+			(n.Op == ops.OpMatMulQuantized || n.Op == opLinearRows || n.Op == opEncoderAttention || n.Op == opCrossAttention) && from(0)
 	}
 	switch {
 	case n.Is("LayerNormalization"), n.Is("Sigmoid"), n.Is("Sqrt"), n.Is("Erf"), n.Is("Tanh"), n.Is("Relu"), n.Op == "Gelu", n.Op == "FastGelu", n.Op == "QuickGelu", n.Is("ReduceMean") && l.overLast(n):

@@ -82,7 +82,7 @@ func newBentCase(t *testing.T, e *Engine, b []byte) *bentCase {
 	c.m = testModel{domains: []string{"fewbit"}, out: []*pb.ValueInfoProto{rankless("y", tensor.Float32)}}
 	c.o.Threads = 1 + c.src.of(3)
 	edits := c.src.of(4)
-	pick(&c.src, c.linearRows, c.matMulBF16, c.encoderAttention, c.encoderLayers)(t)
+	pick(&c.src, c.linearRows, c.matMulBF16, c.encoderAttention, c.crossAttention, c.encoderLayers)(t)
 	for range edits {
 		c.bend()
 	}
@@ -541,7 +541,7 @@ func (c *bentCase) bendVersion(n *pb.NodeProto) string {
 	case 1:
 		c.m.domains = []string{"fewbit", "fewbit"}
 	case 2:
-		n.OpType = proto.String(pick(&c.src, "LinearRows", "EncoderAttention", "EncoderLayers", "MatMulBF16", "QuantizeRows", ""))
+		n.OpType = proto.String(pick(&c.src, "LinearRows", "EncoderAttention", "CrossAttention", "EncoderLayers", "MatMulBF16", "QuantizeRows", ""))
 	}
 	return fmt.Sprintf("domains %v, operator %q", c.m.domains, n.GetOpType())
 }

@@ -120,7 +120,6 @@ class BmmEncoder(nn.Module):
 
 def model(name, attention):
     k = dict(attn_implementation=attention)
-    plain = dict(k, add_pooling_layer=False)  # of the encoder
     bert = lambda: hf.BertModel(hf.BertConfig(**TEXT, **k), add_pooling_layer=False)
     texts = {
         "bert": (bert, ""),
@@ -134,6 +133,7 @@ def model(name, attention):
         "distilbert": (lambda: hf.DistilBertModel(hf.DistilBertConfig(dim=WIDTH, n_layers=LAYERS, n_heads=HEADS, hidden_dim=INNER, vocab_size=VOCAB, max_position_embeddings=POSITIONS, **k)), ""),
         "electra": (lambda: hf.ElectraModel(hf.ElectraConfig(**TEXT, embedding_size=8, **k)), ""),
         "clip-text": (lambda: hf.CLIPTextModel(hf.CLIPTextConfig(**TEXT, eos_token_id=VOCAB - 1, **k)), ""),
+        "bart": (lambda: hf.BartModel(hf.BartConfig(vocab_size=VOCAB, d_model=WIDTH, encoder_layers=LAYERS, decoder_layers=LAYERS, encoder_attention_heads=HEADS, decoder_attention_heads=HEADS, encoder_ffn_dim=INNER, decoder_ffn_dim=INNER, max_position_embeddings=POSITIONS, use_cache=False, **k)), ""),
         "modernbert": (lambda: hf.ModernBertModel(hf.ModernBertConfig(**TEXT, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2, local_attention=16, **k)), ""),
     }
     images = {
@@ -196,6 +196,7 @@ def main():
     texts = ["bert", "minilm", "bge", "e5", "roberta", "xlmr", "mpnet", "albert", "distilbert", "electra", "clip-text"]
     forms = [(n, "sdpa", e) for n in [*texts, "vit", "clip-image", "siglip-image", "modernbert"] for e in ("ts14", "dy18")]
     forms += [(n, "eager", "ts17") for n in ("bert", "clip-text", "vit")] + [("roberta", "eager", "dy20")]
+    forms += [("bart", "sdpa", "ts14"), ("bart", "eager", "ts17")]
     forms += [(n, "bmm", e) for n in ("clip-text", "bart-encoder") for e in ("ts14", "dy18")]
     for f in forms:
         write(out, *f)
