@@ -317,13 +317,15 @@ func (r *run) fidelities(ctx context.Context, taps []eval.Tap) error {
 	for _, t := range taps {
 		refOuts, qOuts = append(refOuts, t.Ref), append(qOuts, t.Quant)
 	}
-	ref, q, err := r.openPair(
-		func() (engine.Session, error) { return r.lab.Open(ctx, r.float, refOuts, engine.Options{}) },
-		func() (engine.Session, error) { return r.lab.Open(ctx, r.qdq, qOuts, engine.Options{}) })
+	ref, err := r.lab.Open(ctx, r.float, refOuts, engine.Options{})
 	if err != nil {
 		return err
 	}
 	defer ref.Close()
+	q, err := r.lab.Open(ctx, r.qdq, qOuts, engine.Options{})
+	if err != nil {
+		return err
+	}
 	defer q.Close()
 	ds, err := r.openEval()
 	if err != nil {

@@ -3,10 +3,8 @@ package pipeline
 import (
 	"context"
 	"fmt"
-	"sync"
 	"time"
 
-	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/eval"
 	"github.com/fewbit/fewbit/internal/quant"
 )
@@ -15,20 +13,15 @@ func (r *run) judge(ctx context.Context, path string) error {
 	if err := r.operators(ctx); err != nil {
 		return fmt.Errorf("compare operators: %w", err)
 	}
-	open := func(path, which string) func() (engine.Session, error) {
-		return func() (engine.Session, error) {
-			s, err := r.openJudged(ctx, path)
-			if err != nil {
-				return nil, fmt.Errorf("open the %s model: %w", which, err)
-			}
-			return s, nil
-		}
-	}
-	ref, q, err := r.openPair(open(r.req.Model, "float"), open(path, "quantized"))
+	ref, err := r.openJudged(ctx, r.req.Model)
 	if err != nil {
-		return err
+		return fmt.Errorf("open the float model: %w", err)
 	}
 	defer ref.Close()
+	q, err := r.openJudged(ctx, path)
+	if err != nil {
+		return fmt.Errorf("open the quantized model: %w", err)
+	}
 	defer q.Close()
 	r.rep.Warnings = append(r.rep.Warnings, hampered(path, q)...)
 	ds, err := r.openEval()
@@ -118,30 +111,4 @@ func (r *run) peaks(ctx context.Context, path string) error {
 		r.rep.Warnings = append(r.rep.Warnings, "peak memory was not measured: "+err.Error())
 	}
 	return nil
-}
-
-// openPair opens two sessions at once, or under a ceiling one after the other: files are
-// written and read while the other one's weights are put in order. It opens both or none.
-func (r *run) openPair(first, second func() (engine.Session, error)) (a, b engine.Session, err error) {
-	var after error
-	if r.lab.limits != nil {
-		if a, err = first(); err == nil {
-			b, after = second()
-		}
-	} else {
-		var wg sync.WaitGroup
-		wg.Go(func() { b, after = second() })
-		a, err = first()
-		wg.Wait()
-	}
-	switch {
-	case err == nil && after == nil:
-		return a, b, nil
-	case err == nil:
-		a.Close()
-		err = after
-	case after == nil && b != nil:
-		b.Close()
-	}
-	return nil, nil, err
 }
