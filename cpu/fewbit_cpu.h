@@ -25,13 +25,14 @@ enum fewbit_cpu_level {
   FEWBIT_CPU_AVX2 = 3,        // AVX2 and FMA
   FEWBIT_CPU_AVX2_VNNI = 4,   // with VNNI of 256 bits
   FEWBIT_CPU_AVX512_VNNI = 5, // AVX-512 F, BW, DQ, VL and VNNI
-  FEWBIT_CPU_AVX512_BF16 = 6  // and BF16: attention in it, and MatMulBF16
+  FEWBIT_CPU_AVX512_BF16 = 6, // and BF16: attention in it, and MatMulBF16
+  FEWBIT_CPU_AMX = 7          // and tiles of AMX with products of INT8
 };
 
 typedef struct fewbit_cpu_api {
   uint32_t abi;     // FEWBIT_CPU_ABI of the library
   int32_t level;    // enum fewbit_cpu_level that this processor runs
-  const char *name; // of the level, for people: "avx512-bf16", "avx512-vnni", "avx2-vnni", "avx2", "arm-i8mm", "arm-dot", "plain"
+  const char *name; // of the level, for people: "amx", "avx512-bf16", "avx512-vnni", "avx2-vnni", "avx2", "arm-i8mm", "arm-dot", "plain"
 
   // Size in bytes of a float weight [k,n] packed for MatMulBF16; 0 when k or n
   // is outside 1..FEWBIT_CPU_MAX_DIM.

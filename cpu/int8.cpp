@@ -90,6 +90,12 @@ void int8_finish(const Int8Product &p, int64_t r, int64_t panel, int64_t columns
 const Int8Kernels int8_plain = {quantize, multiply};
 
 const Int8Kernels &int8_kernels() {
+#if defined(FEWBIT_EMULATE_AMX)
+  if (level() >= FEWBIT_CPU_AMX && !has_tiles()) return int8_amx_emulated;
+#endif
+#if defined(FEWBIT_AMX)
+  if (level() >= FEWBIT_CPU_AMX) return int8_amx;
+#endif
 #if defined(FEWBIT_AVX512)
   if (level() >= FEWBIT_CPU_AVX512_VNNI) return int8_avx512;
 #endif

@@ -13,6 +13,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "bf16.hpp"
 #include "fewbit_cpu.h"
@@ -60,6 +61,12 @@ struct Int8Product {
   Int8Weight w;
   const void *after = nullptr; // read next behind the last panel: fetched meanwhile
   int64_t after_bytes = 0;
+
+  // What is read behind a panel of panels up to p1, and its bytes.
+  std::pair<const char *, int64_t> ahead(int64_t panel, int64_t p1) const {
+    if (panel + 1 == p1 && after) return {static_cast<const char *>(after), after_bytes};
+    return {reinterpret_cast<const char *>(w.panel(panel + 1)), panel + 1 < w.panel_count() ? w.panel_bytes() : 0};
+  }
 };
 
 // A quantized row: padded_k codes; the scale of a row that holds a NaN or an
@@ -79,6 +86,16 @@ struct Int8Kernels {
 extern const Int8Kernels int8_plain;
 #if defined(FEWBIT_AVX512)
 extern const Int8Kernels int8_avx512;
+// Rows [row,row+rows) of p.y in the columns of a panel, from the sums [rows, kPanel]
+// of its first k rows, which are aligned to 64 bytes and used up.
+void int8_avx512_finish(const Int8Product &p, int64_t row, int64_t rows, int64_t panel, const uint8_t *codes, const RowScale *scales,
+                        int32_t *sums, int64_t k);
+#endif
+#if defined(FEWBIT_AMX)
+extern const Int8Kernels int8_amx;
+#endif
+#if defined(FEWBIT_EMULATE_AMX)
+extern const Int8Kernels int8_amx_emulated; // of tests
 #endif
 #if defined(FEWBIT_AVX2)
 extern const Int8Kernels int8_avx2;

@@ -344,12 +344,10 @@ __attribute__((noinline)) void multiply4(const Int8Product &p, int64_t rows, int
 
 void multiply(const Int8Product &p, int64_t r0, int64_t r1, int64_t p0, int64_t p1, const uint8_t *codes,
               const RowScale *scales) {
-  const int64_t kp = p.w.padded_k(), bytes = p.w.panel_bytes();
+  const int64_t kp = p.w.padded_k();
   const int64_t steps = (r1 - r0 + kRows - 1) / kRows * (kp / kInt8Step);
   for (int64_t panel = p0; panel < p1; panel++) {
-    const bool after = panel + 1 == p1 && p.after;
-    const char *at = after ? static_cast<const char *>(p.after) : reinterpret_cast<const char *>(p.w.panel(panel + 1));
-    const int64_t ahead = after ? p.after_bytes : panel + 1 < p.w.panel_count() ? bytes : 0;
+    const auto [at, ahead] = p.ahead(panel, p1);
     Prefetch next{at, at + ahead, int((ahead / 64 + steps - 1) / steps)};
     if (p.w.four) {
       multiply4(p, r1 - r0, r0, panel, codes, scales, next);
@@ -364,5 +362,20 @@ void multiply(const Int8Product &p, int64_t r0, int64_t r1, int64_t p0, int64_t 
 } // namespace
 
 const Int8Kernels int8_avx512 = {quantize, multiply};
+
+void int8_avx512_finish(const Int8Product &p, int64_t row, int64_t rows, int64_t panel, const uint8_t *codes, const RowScale *scales,
+                        int32_t *sums, int64_t k) {
+  const int64_t kp = p.w.padded_k();
+  const int32_t *const columns = p.w.sums + panel * kPanel;
+  for (int64_t r = 0; r < rows; r++) {
+    const __m512i zero = _mm512_set1_epi32(scales[r].zero);
+    for (int64_t c = r * kPanel, i = 0; i < kPanel; i += 16)
+      _mm512_store_si512(sums + c + i, _mm512_sub_epi32(_mm512_load_si512(sums + c + i), _mm512_mullo_epi32(zero, _mm512_loadu_si512(columns + i))));
+  }
+  Prefetch none{nullptr, nullptr, 0};
+  tiles(rows, [&](auto height, int64_t r) {
+    tile<height>(p, codes + r * kp + k, scales + r, row + r, panel, none, {p.w.panel(panel) + k * kPanel, kp - k, sums + r * kPanel, false, true});
+  });
+}
 
 } // namespace fewbit

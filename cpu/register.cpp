@@ -35,6 +35,7 @@ FEWBIT_EXPORT OrtStatus *ORT_API_CALL RegisterCustomOps(OrtSessionOptions *optio
     const OrtApi *old = base->GetApi(1);
     return old->CreateStatus(ORT_FAIL, "libfewbit_cpu needs ONNX Runtime 1.24 or newer");
   }
+  if (const std::string why = level_refused(); !why.empty()) return api->CreateStatus(ORT_FAIL, why.c_str());
   // Once: operators of other sessions read it while this one is made.
   [[maybe_unused]] static const bool set = (ort = api, true);
   return guard([&] { check(ort->AddCustomOpDomain(options, domain())); });

@@ -38,6 +38,12 @@ std::vector<int8_t> codes(size_t n, uint32_t seed) {
 // All that this processor has.
 std::vector<const Int8Kernels *> kernels() {
   std::vector<const Int8Kernels *> all = {&int8_plain};
+#if defined(FEWBIT_AMX)
+  if (has_tiles() && has_level(FEWBIT_CPU_AMX)) all.push_back(&int8_amx);
+#endif
+#if defined(FEWBIT_EMULATE_AMX)
+  if (has_level(FEWBIT_CPU_AMX)) all.push_back(&int8_amx_emulated);
+#endif
 #if defined(FEWBIT_AVX512)
   if (has_level(FEWBIT_CPU_AVX512_VNNI)) all.push_back(&int8_avx512);
 #endif
@@ -66,7 +72,12 @@ TEST(int8_equal_bit_for_bit) {
   for (int64_t m : {1, 2, 7, 8, 9, 17, 65})
     for (int64_t k : {1, 3, 15, 16, 17, 64, 100})
       for (int64_t n : {1, 15, 16, 17, 47, 48, 49, 97}) shapes.push_back({m, k, n});
+  // Around the tiles of AMX: 16 rows, 64 of k.
+  for (int64_t m : {4, 5, 15, 16, 20, 21, 31, 32, 33, 37})
+    for (int64_t k : {63, 64, 65, 128, 177, 192})
+      for (int64_t n : {47, 49, 97}) shapes.push_back({m, k, n});
   shapes.push_back({3, 4096, 100});
+  shapes.push_back({33, 4096, 49});
   shapes.push_back({2, kInt8MaxK, 49});
   shapes.push_back({4096, 33, 50});
   for (const Shape &s : shapes) {

@@ -21,6 +21,7 @@ bool failed(const char *file, int line, const char *what) {
 }
 
 int main(int argc, char **argv) {
+  if (const std::string why = fewbit::level_refused(); !why.empty()) std::printf("%s\n", why.c_str());
   std::printf("level %s\n", fewbit::level_name(fewbit::level()));
   for (const Test &t : tests()) {
     if (argc > 1 && std::none_of(argv + 1, argv + argc, [&](const char *part) { return std::strstr(t.name, part); })) continue;

@@ -47,7 +47,7 @@ type Kernels struct {
 	Path, Reason string
 	// ABI is the version of functions, layouts and operators: FEWBIT_CPU_ABI.
 	ABI int
-	// Name of what this processor runs: "avx512-bf16", "avx512-vnni", "avx2-vnni",
+	// Name of what this processor runs: "amx", "avx512-bf16", "avx512-vnni", "avx2-vnni",
 	// "avx2", "arm-i8mm", "arm-dot", or "plain" for portable code that is right and slow.
 	Name string
 	// BF16: products of floats in BF16 (operator fewbit.MatMulBF16) run in

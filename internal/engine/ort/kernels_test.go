@@ -91,6 +91,31 @@ func TestKernelsThatDoNotFit(t *testing.T) {
 	}
 }
 
+// TestLevelThatIsNotThere: FEWBIT_CPU_LEVEL with a level that this processor lacks, in
+// a process of its own: the level is decided once.
+func TestLevelThatIsNotThere(t *testing.T) {
+	if os.Getenv("FEWBIT_TEST_LEVEL_REFUSED") != "" {
+		e := withKernels(t)
+		m := bf16Product(t, e, []float32{1}, 1, 1, nil)
+		_, err := e.Open(t.Context(), m.file(t), engine.Options{})
+		fmt.Printf("opened: %v\n", err)
+		return
+	}
+	levels := []string{"no-such-level"}
+	if withKernels(t).Kernels().Name != "amx" {
+		levels = append(levels, "amx")
+	}
+	for _, level := range levels {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestLevelThatIsNotThere$")
+		cmd.Env = append(os.Environ(), "FEWBIT_TEST_LEVEL_REFUSED=1", "FEWBIT_CPU_LEVEL="+level)
+		out, err := cmd.CombinedOutput()
+		line, _, _ := strings.Cut(string(out), "\n")
+		if err != nil || !strings.HasPrefix(line, "opened: engine unavailable") || !strings.Contains(line, "FEWBIT_CPU_LEVEL="+level+" cannot be taken") {
+			t.Errorf("%s: %v\n%s", level, err, out)
+		}
+	}
+}
+
 // bf16Product is y = act(x w + b) through fewbit.MatMulBF16.
 func bf16Product(t *testing.T, e *Engine, w []float32, k, n int, bias []float32, attrs ...*pb.AttributeProto) testModel {
 	t.Helper()
