@@ -180,23 +180,39 @@ template <class L, int R, int G> struct FloatAttention {
 
 template <class L> void normalize_lanes(const float *x, const float *gamma, const float *beta, float epsilon, int64_t rows, int64_t n, float *y) {
   using F = typename L::F;
-  constexpr int W = L::width;
-  for (; rows > 0; rows--, x += n, y += n) {
-    F s[2] = {};
-    for (int64_t i = 0; i < n; i += 2 * W)
-      for (int j = 0; j < 2 && i + j * W < n; j++) s[j] = s[j] + L::load(x + i + j * W, n - i - j * W, 0);
-    const float mean = L::sum(s[0] + s[1]) / float(n);
-    s[0] = s[1] = F{};
-    for (int64_t i = 0; i < n; i += 2 * W)
-      for (int j = 0; j < 2 && i + j * W < n; j++) {
-        const F d = L::load(x + i + j * W, n - i - j * W, mean) - mean;
-        s[j] = L::fma(d, d, s[j]);
-      }
-    const float unit = 1 / std::sqrt(L::sum(s[0] + s[1]) / float(n) + epsilon);
-    for (int64_t i = 0; i < n; i += W) {
-      const F v = (L::load(x + i, n - i, 0) - mean) * unit;
-      L::store(y + i, n - i, L::fma(v, L::load(gamma + i, n - i, 0), L::load(beta + i, n - i, 0)));
+  constexpr int64_t W = L::width;
+  // Calls f(i, which, left) for the vectors of a row, which is 0 and 1 in turn; whole
+  // ones have a constant for what is left.
+  const auto each = [n](const auto &f) __attribute__((always_inline)) {
+    int64_t i = 0;
+    for (; i + 2 * W <= n; i += 2 * W) f(i, 0, W), f(i + W, 1, W);
+    if (i < n) f(i, 0, n - i);
+    if (i + W < n) f(i + W, 1, n - i - W);
+  };
+  // Some rows with each step: a sum ends in a chain of additions, which the next row
+  // does not wait for.
+  constexpr int64_t most = 4;
+  for (int64_t count; rows > 0; rows -= count, x += count * n, y += count * n) {
+    count = std::min(rows, most);
+    float mean[most], unit[most];
+    for (int64_t r = 0; r < count; r++) {
+      F s[2] = {};
+      each([&, from = x + r * n](int64_t i, int which, int64_t left) __attribute__((always_inline)) { s[which] = s[which] + L::load(from + i, left, 0); });
+      mean[r] = L::sum(s[0] + s[1]) / float(n);
     }
+    for (int64_t r = 0; r < count; r++) {
+      F s[2] = {};
+      each([&, from = x + r * n, mean = mean[r]](int64_t i, int which, int64_t left) __attribute__((always_inline)) {
+        const F d = L::load(from + i, left, mean) - mean;
+        s[which] = L::fma(d, d, s[which]);
+      });
+      unit[r] = 1 / std::sqrt(L::sum(s[0] + s[1]) / float(n) + epsilon);
+    }
+    for (int64_t r = 0; r < count; r++)
+      each([&, from = x + r * n, to = y + r * n, mean = mean[r], unit = unit[r]](int64_t i, int, int64_t left) __attribute__((always_inline)) {
+        const F v = (L::load(from + i, left, 0) - mean) * unit;
+        L::store(to + i, left, L::fma(v, L::load(gamma + i, left, 0), L::load(beta + i, left, 0)));
+      });
   }
 }
 
