@@ -71,12 +71,13 @@ func (o *outcome) text() string {
 			continue
 		}
 		fmt.Fprintf(&b, "  %s:", r.Model)
-		for i, p := range r.Made.Phases {
-			sep := ","
-			if i == 0 {
-				sep = ""
+		sep := ""
+		for _, p := range r.Made.Phases {
+			if p.PeakMB == 0 {
+				continue // over before its memory was read
 			}
 			fmt.Fprintf(&b, "%s %s %.0f", sep, p.Name, p.PeakMB)
+			sep = ","
 		}
 		fmt.Fprintln(&b)
 	}
