@@ -187,14 +187,11 @@ type compared struct {
 }
 
 func (c config) compare(ctx context.Context, args []string) (compared, error) {
-	cmd := exec.CommandContext(ctx, c.fewbit, args...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
-	var out, errs bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	if err := cmd.Run(); err != nil {
-		return compared{}, failure(ctx, args[0], err, errs.Bytes())
+	out, err := c.output(ctx, args)
+	if err != nil {
+		return compared{}, err
 	}
-	r, err := report.ReadJSON(&out)
+	r, err := report.ReadJSON(bytes.NewReader(out))
 	if err != nil {
 		return compared{}, err
 	}
@@ -206,6 +203,18 @@ func (c config) compare(ctx context.Context, args []string) (compared, error) {
 	return compared{e, r.Memory, r.Model.Bytes, r.Quantized.Bytes, r.Integer, drive.EngineVersion(*r)}, nil
 }
 
+// output runs fewbit and returns what it printed.
+func (c config) output(ctx context.Context, args []string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, c.fewbit, args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		return nil, failure(ctx, args[0], err, errs.Bytes())
+	}
+	return out.Bytes(), nil
+}
+
 // lite is what fewbit tflite says of the file that it wrote.
 type lite struct {
 	Bytes   int64 `json:"bytes"`
@@ -215,14 +224,12 @@ type lite struct {
 
 // lite writes a quantized model for TensorFlow Lite, beside it.
 func (c config) lite(ctx context.Context, model string) (*lite, error) {
-	cmd := exec.CommandContext(ctx, c.fewbit, "tflite", model, "-o", strings.TrimSuffix(model, ".onnx")+".tflite", "--json")
-	var out, errs bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	if err := cmd.Run(); err != nil {
-		return nil, failure(ctx, "tflite", err, errs.Bytes())
+	out, err := c.output(ctx, []string{"tflite", model, "-o", strings.TrimSuffix(model, ".onnx") + ".tflite", "--json"})
+	if err != nil {
+		return nil, err
 	}
 	l := &lite{}
-	return l, json.Unmarshal(out.Bytes(), l)
+	return l, json.Unmarshal(out, l)
 }
 
 // failure words what a command said last.

@@ -68,18 +68,7 @@ func ints(t *tensor.Tensor) ([]int64, bool) {
 	if t == nil || len(t.Dims) > 1 || t.Len() > foldElems {
 		return nil, false
 	}
-	switch t.Type {
-	case tensor.Int64:
-		return tensor.View[int64](t), true
-	case tensor.Int32:
-		v := tensor.View[int32](t)
-		r := make([]int64, len(v))
-		for i, x := range v {
-			r[i] = int64(x)
-		}
-		return r, true
-	}
-	return nil, false
+	return t.Ints()
 }
 
 // axis normalises a to 0..rank-1.

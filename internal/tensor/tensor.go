@@ -247,6 +247,23 @@ func (t *Tensor) F32() ([]float32, error) {
 	return nil, fmt.Errorf("%w: %v tensor read as FP32", ErrShape, t.Type)
 }
 
+// Ints returns the elements of an INT64 tensor, sharing memory where View does, or of
+// an INT32 one, converted; false for other types.
+func (t *Tensor) Ints() ([]int64, bool) {
+	switch t.Type {
+	case Int64:
+		return View[int64](t), true
+	case Int32:
+		v := View[int32](t)
+		r := make([]int64, len(v))
+		for i, x := range v {
+			r[i] = int64(x)
+		}
+		return r, true
+	}
+	return nil, false
+}
+
 // Len returns the number of elements by Dims, or 0 when Dims are invalid.
 func (t *Tensor) Len() int64 {
 	n, err := Elems(t.Dims)

@@ -394,7 +394,7 @@ func (c *converter) sameParams(dq *graph.Node, t int32) error {
 	if err != nil {
 		return err
 	}
-	if has := c.p.tensors[t].quant; has == nil || has.scale[0] != q.scale[0] || has.zero != q.zero {
+	if has := c.p.tensors[t].quant; has == nil || !has.same(q) {
 		return fmt.Errorf("%w: %q is dequantized with another scale than it was quantized with", ErrUnsupported, dq.In(0))
 	}
 	return nil

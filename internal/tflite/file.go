@@ -230,6 +230,11 @@ type quantization struct {
 	axis  int32
 }
 
+// same reports whether two activations have the same scale and zero point.
+func (q *quantization) same(o *quantization) bool {
+	return q.scale[0] == o.scale[0] && q.zero == o.zero
+}
+
 // tensorDef is a value of the file. Its data are nil unless it is a constant.
 type tensorDef struct {
 	name  string

@@ -103,14 +103,22 @@ func (c *converter) once(name string, typ dtype, shape []int32, perm []int, byte
 	if t, ok := c.consts[key]; ok {
 		return t, nil
 	}
-	if c.bytes += bytes; c.bytes > MaxBytes {
-		return 0, fmt.Errorf("%w: its constants take more than %d MB, where the format ends", ErrUnsupported, MaxBytes>>20)
+	if err := c.reserve(bytes); err != nil {
+		return 0, err
 	}
 	t, err := make()
 	if err == nil {
 		c.consts[key] = t
 	}
 	return t, err
+}
+
+// reserve counts bytes of constants, before they are made.
+func (c *converter) reserve(bytes int64) error {
+	if c.bytes += bytes; c.bytes > MaxBytes {
+		return fmt.Errorf("%w: its constants take more than %d MB, where the format ends", ErrUnsupported, MaxBytes>>20)
+	}
+	return nil
 }
 
 // integers makes an int32 constant.

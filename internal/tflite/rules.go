@@ -56,20 +56,6 @@ func Operators() []string {
 	return names
 }
 
-func ints(t *tensor.Tensor) ([]int64, bool) {
-	switch t.Type {
-	case tensor.Int64:
-		return tensor.View[int64](t), true
-	case tensor.Int32:
-		var r []int64
-		for _, v := range tensor.View[int32](t) {
-			r = append(r, int64(v))
-		}
-		return r, true
-	}
-	return nil, false
-}
-
 // never is for operators that have no integer kernel there.
 func never(*site) error { return fmt.Errorf("%w on int8", ErrUnsupported) }
 
@@ -263,7 +249,7 @@ func sayConcat(s *site) error {
 		if err != nil {
 			return err
 		}
-		if d := c.p.tensors[t]; s.ints && (d.quant.scale[0] != s.quant.scale[0] || d.quant.zero != s.quant.zero) {
+		if d := c.p.tensors[t]; s.ints && !d.quant.same(s.quant) {
 			to := c.add(&tensorDef{name: fmt.Sprintf("%s/%d", s.y, i), typ: int8Type, shape: d.shape, batched: d.batched, quant: s.quant})
 			c.emit(opQuantize, []int32{t}, to, empty(89))
 			t = to
@@ -277,11 +263,7 @@ func sayConcat(s *site) error {
 // goes through ONNX's layout where that differs.
 func sayReshape(s *site) error {
 	c := s.c
-	x, err := s.input(0)
-	if err != nil {
-		return err
-	}
-	from, err := c.shape(s.n.In(0))
+	x, from, err := s.data()
 	if err != nil {
 		return err
 	}
@@ -308,11 +290,7 @@ func sayReshape(s *site) error {
 
 func sayTranspose(s *site) error {
 	c := s.c
-	x, err := s.input(0)
-	if err != nil {
-		return err
-	}
-	from, err := c.shape(s.n.In(0))
+	x, from, err := s.data()
 	if err != nil {
 		return err
 	}
@@ -348,11 +326,7 @@ func sayIdentity(s *site) error {
 // sayMean averages over dimensions, the spatial ones for GlobalAveragePool.
 func sayMean(s *site) error {
 	c := s.c
-	x, err := s.input(0)
-	if err != nil {
-		return err
-	}
-	from, err := c.shape(s.n.In(0))
+	x, from, err := s.data()
 	if err != nil {
 		return err
 	}
@@ -401,11 +375,7 @@ func sayMean(s *site) error {
 // saySlice says a part of a value, its elements side by side.
 func saySlice(s *site) error {
 	c := s.c
-	x, err := s.input(0)
-	if err != nil {
-		return err
-	}
-	from, err := c.shape(s.n.In(0))
+	x, from, err := s.data()
 	if err != nil {
 		return err
 	}

@@ -178,6 +178,15 @@ func (s *site) input(i int) (int32, error) {
 	return s.c.float(name)
 }
 
+// data returns the tensor of activation 0, and its shape in ONNX's order.
+func (s *site) data() (t int32, shape []int32, err error) {
+	if t, err = s.input(0); err != nil {
+		return 0, nil, err
+	}
+	shape, err = s.c.shape(s.n.In(0))
+	return t, shape, err
+}
+
 func (s *site) isWeight(i int) bool {
 	dq := s.c.ix.Producer(s.n.In(i))
 	return dq != nil && dequantizes(dq) && s.c.g.Init(dq.In(0)) != nil
@@ -247,7 +256,7 @@ func (s *site) finish(t int32) error {
 		c.floats[s.y] = t
 		return nil
 	}
-	if has := c.p.tensors[t].quant; has.scale[0] != s.quant.scale[0] || has.zero != s.quant.zero {
+	if has := c.p.tensors[t].quant; !has.same(s.quant) {
 		to, err := c.value(s.q.Outputs[0], s.y, int8Type, s.quant)
 		if err != nil {
 			return err
@@ -281,7 +290,7 @@ func (s *site) moved(t int32, code opcode, in []int32, o options) error {
 	return s.finish(to)
 }
 
-// number reads a constant vector of integers, such as axes or a shape.
+// vector reads a constant vector of integers, such as axes or a shape.
 func (s *site) vector(i int, attr string) ([]int64, bool) {
 	if v := s.n.Ints(attr); v != nil {
 		return v, true
@@ -293,7 +302,7 @@ func (s *site) vector(i int, attr string) ([]int64, bool) {
 	if t == nil || t.Check() != nil {
 		return nil, false
 	}
-	return ints(t)
+	return t.Ints()
 }
 
 // axes returns normalized, distinct axes.

@@ -188,8 +188,8 @@ func (s *site) bias(i int, n int32, x int32, w *weight) (int32, error) {
 	if (&tensorDef{shape: dims}).elems() != int64(n) {
 		return 0, fmt.Errorf("%w: a bias of dimensions %v for %d channels", ErrUnsupported, dims, n)
 	}
-	if s.c.bytes += 4 * int64(n); s.c.bytes > MaxBytes {
-		return 0, fmt.Errorf("%w: its constants take more than %d MB, where the format ends", ErrUnsupported, MaxBytes>>20)
+	if err := s.c.reserve(4 * int64(n)); err != nil {
+		return 0, err
 	}
 	if !s.ints {
 		return s.c.add(&tensorDef{name: name, typ: float32Type, shape: []int32{n}, data: tensor.From(f).Data}), nil
@@ -348,11 +348,7 @@ func sayPool(s *site) error {
 // sayPad says a constant border.
 func sayPad(s *site) error {
 	c := s.c
-	x, err := s.input(0)
-	if err != nil {
-		return err
-	}
-	from, err := c.shape(s.n.In(0))
+	x, from, err := s.data()
 	if err != nil {
 		return err
 	}

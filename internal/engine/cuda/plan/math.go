@@ -512,15 +512,5 @@ func (b *builder) constInts(name string) ([]int64, bool) {
 	if t == nil || len(t.Dims) > 1 {
 		return nil, false
 	}
-	switch t.Type {
-	case tensor.Int64:
-		return tensor.View[int64](t), true
-	case tensor.Int32:
-		var r []int64
-		for _, v := range tensor.View[int32](t) {
-			r = append(r, int64(v))
-		}
-		return r, true
-	}
-	return nil, false
+	return t.Ints()
 }
