@@ -29,7 +29,7 @@ type quantizeFlags struct {
 	out, recipe, calib, eval, report                     string
 	scheme, method, weights, granularity                 string
 	target, precision                                    string
-	exclude                                              []string
+	exclude, learn                                       []string
 	operators                                            rulesValue
 	samples, evalSamples, maxTokens                      int
 	symmetric, noSmooth, noBias, equalize, force, asJSON bool
@@ -76,6 +76,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	f.StringVar(&q.method, "method", "", "range method: auto, minmax, entropy, percentile[:P], mse or moving-average (default auto: per tensor by the operator's output error)")
 	f.StringVar(&q.calibrator, "calibrator", "", "choose ranges with this program and its arguments, separated by spaces (docs/calibrators.md)")
 	f.StringVar(&q.weights, "weights", "", "how weights are rounded: auto, rtn, mse, gptq, adaround, brecq, hqq or, in 4 bits, awq (default auto: gptq with calibration data, else rtn for 8 bits and mse for 4)")
+	f.StringSliceVar(&q.learn, "learn", nil, "with --weights brecq: operator names or types whose blocks are learned (default: all blocks)")
 	f.StringVar(&q.granularity, "granularity", "", "weight scales: per-channel or per-tensor (default per-channel)")
 	f.BoolVar(&q.symmetric, "symmetric", false, "centre activation ranges on zero")
 	f.StringVar(&q.target, "target", "", "graph form: ort-cpu (stock operators of ONNX Runtime), cpu or cuda (the native form, for fewbit's kernels), qdq or qoperator (default ort-cpu)")
@@ -175,7 +176,7 @@ func (q *quantizeFlags) run(cmd *cobra.Command, model string) error {
 func (q *quantizeFlags) config() (quant.Config, error) {
 	return quant.Config{
 		Scheme: quant.Scheme(q.scheme), Target: quant.Target(q.target), Granularity: quant.Granularity(q.granularity), Symmetric: q.symmetric,
-		Method: q.method, Weights: quant.WeightMethod(q.weights), Exclude: q.exclude, Rules: q.operators.rules, NoSmooth: q.noSmooth, NoBiasCorrection: q.noBias, Equalize: q.equalize, ReduceRange: pipeline.SaturatesU8S8(),
+		Method: q.method, Weights: quant.WeightMethod(q.weights), Learn: q.learn, Exclude: q.exclude, Rules: q.operators.rules, NoSmooth: q.noSmooth, NoBiasCorrection: q.noBias, Equalize: q.equalize, ReduceRange: pipeline.SaturatesU8S8(),
 	}.WithDefaults()
 }
 

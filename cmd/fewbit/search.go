@@ -55,7 +55,8 @@ func newSearchCommand() *cobra.Command {
 		Long: `Try ways to quantize a float model, measure what each loses on data and how fast it is in
 turn with FP32 on this machine, and keep the best. FP16 weights come first: soon after the
 start something usable is on disk, and each better model replaces it at once. Then INT8;
-where that loses too much, the most sensitive operators stay higher, as few as measured to
+where that loses too much, blocks with convolutions are learned from the float model, if
+that may suffice, and the most sensitive operators stay higher, as few as measured to
 suffice; where a size is asked for, embeddings and the least sensitive operators get 4 bits.
 
 A model is kept only when the whole paired interval of its loss is within --max-loss, and
@@ -87,7 +88,7 @@ next start and other forms read them. Exit status 1 when nothing meets what was 
 	f.DurationVar(&q.timeLimit, "time-limit", pipeline.DefaultTimeLimit, "end after this long; what was found stays")
 	f.StringSliceVar(&q.targets, "targets", nil, "graph forms to choose from: ort-cpu, cpu or cuda (the native form, which is fast in fewbit only), qdq, qoperator (default ort-cpu)")
 	f.StringVar(&q.method, "method", "", "range method: auto, minmax, entropy, percentile[:P], mse or moving-average (default auto)")
-	f.StringVar(&q.weights, "weights", "", "how weights are rounded: auto, rtn, mse, gptq, adaround, hqq or, in 4 bits, awq (default auto)")
+	f.StringVar(&q.weights, "weights", "", "how weights are rounded: auto, rtn, mse, gptq, adaround, hqq or, in 4 bits, awq; brecq is gptq, and learns blocks wherever INT8 loses too much, not of convolutions alone (default auto)")
 	f.IntVar(&q.samples, "samples", 0, fmt.Sprintf("calibrate with this many samples, spread over the data (0: %d)", pipeline.DefaultSamples))
 	f.IntVar(&q.evalSamples, "eval-samples", 0, "judge on this many samples (0: as many as the time limit allows)")
 	f.IntVar(&q.maxTokens, "max-tokens", 0, fmt.Sprintf("cut texts to this many tokens (0: %d)", task.DefaultMaxTokens))
@@ -284,6 +285,9 @@ func (q *searchFlags) best(flags *pflag.FlagSet, t *report.Trial) (string, error
 	out := &yaml.Node{Kind: yaml.MappingNode, Content: []*yaml.Node{text("scheme"), text(t.Scheme), text("target"), text(t.Target)}}
 	if len(doc.Content) == 1 {
 		for i, pairs := 0, doc.Content[0].Content; i+1 < len(pairs); i += 2 {
+			if pairs[i].Value == "weights" && (len(t.Learned) > 0 || pairs[i+1].Value == string(quant.BRECQ)) {
+				continue // which blocks are learned says the trial
+			}
 			if !slices.Contains(notOfQuantize, pairs[i].Value) {
 				out.Content = append(out.Content, pairs[i], pairs[i+1])
 			}
@@ -299,6 +303,13 @@ func (q *searchFlags) best(flags *pflag.FlagSet, t *report.Trial) (string, error
 			ops.Content = append(ops.Content, text(r.Match), text(string(r.Precision)))
 		}
 		out.Content = append(out.Content, text("operators"), ops)
+	}
+	if len(t.Learned) > 0 {
+		names := &yaml.Node{Kind: yaml.SequenceNode}
+		for _, n := range t.Learned {
+			names.Content = append(names.Content, text(n))
+		}
+		out.Content = append(out.Content, text("weights"), text(string(quant.BRECQ)), text("learn"), names)
 	}
 	b, err := yaml.Marshal(out)
 	if err != nil {

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fewbit/fewbit/internal/quant"
+
 	"github.com/spf13/pflag"
 )
 
@@ -164,23 +166,25 @@ func TestStartErrors(t *testing.T) {
 }
 
 func TestProgress(t *testing.T) {
-	last := 0.0
-	p := overall(func(_ string, f float64) {
-		if f < last || f > 1 {
-			t.Errorf("progress %v after %v", f, last)
+	for _, w := range []quant.WeightMethod{quant.GPTQ, quant.BRECQ} {
+		last := 0.0
+		p := overall(phasesOf(w), func(_ string, f float64) {
+			if f < last || f > 1 {
+				t.Errorf("progress %v after %v", f, last)
+			}
+			last = f
+		})
+		for _, ph := range phasesOf(w) {
+			for _, f := range []float64{0, 0.5, 1} {
+				p(ph.name, f)
+			}
 		}
-		last = f
-	})
-	for _, ph := range phases {
-		for _, f := range []float64{0, 0.5, 1} {
-			p(ph.name, f)
+		if last != 1 {
+			t.Errorf("progress ends at %v", last)
 		}
-	}
-	if last != 1 {
-		t.Errorf("progress ends at %v", last)
 	}
 	seen := -1.0
-	overall(func(_ string, f float64) { seen = f })("a phase of tomorrow", 0.7)
+	overall(phases, func(_ string, f float64) { seen = f })("a phase of tomorrow", 0.7)
 	if seen != 0 {
 		t.Errorf("an unknown phase moves progress to %v", seen)
 	}

@@ -200,7 +200,7 @@ func (a *App) quantize(ctx context.Context, id, name string, spec jobs.Spec, pro
 	if spec.Scheme == schemeSearch {
 		rep, err = a.search(ctx, id, p, req, spec, progress)
 	} else {
-		rep, err = p.Quantize(ctx, req, overall(progress))
+		rep, err = p.Quantize(ctx, req, overall(phasesOf(req.Config.Weights), progress))
 	}
 	if rep != nil && (err == nil || errors.Is(err, pipeline.ErrRefused)) {
 		var b bytes.Buffer
@@ -221,7 +221,7 @@ func (a *App) quantize(ctx context.Context, id, name string, spec jobs.Spec, pro
 	if err != nil {
 		return registry.Version{}, err
 	}
-	overall(progress)("publish", 0)
+	overall(phases, progress)("publish", 0)
 	if err := out.Link(src, besideModel(src)...); err != nil {
 		return registry.Version{}, err
 	}

@@ -9,6 +9,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/fewbit/fewbit/internal/data"
 	"github.com/fewbit/fewbit/internal/engine"
@@ -37,6 +38,12 @@ type blocksPass struct {
 	samples  func() (data.Dataset, error)
 	progress Progress
 	warn     func(string)
+	budget   int64     // bytes of samples between two blocks
+	only     []string  // operators whose blocks are learned; none is all
+	until    time.Time // when blocks are no longer begun; zero is never
+	learnt   []string  // first operators of the blocks that were learned
+	// ceiling tells what is left below a ceiling, and the ceiling; nil is none.
+	ceiling func() (left, ceiling int64)
 }
 
 var _ quant.Pass = (*blocksPass)(nil)
@@ -68,37 +75,51 @@ func (b *blocksPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, erro
 	if m.Opset() < reconstruct.MinOpset {
 		return quant.Stats{}, fmt.Errorf("%w: weights %s need a model of opset %d or above, this one has %d; export it anew, or use weights %s", quant.ErrConfig, quant.BRECQ, reconstruct.MinOpset, m.Opset(), quant.GPTQ)
 	}
-	ops := map[*graph.Node]planned{}
-	inner := map[string]bool{}
-	for _, p := range b.plans {
-		for _, op := range p.Ops {
-			ops[op.Node] = planned{op, p}
-			if op.Out != op.Node.Outputs[0] {
-				inner[op.Node.Outputs[0]] = true
-			}
-			if op.Add != nil && op.Act != nil {
-				inner[op.Add.Outputs[0]] = true
-			}
-		}
+	ops, segments := b.index(m)
+	st := &student{blocksPass: b, m: m, ix: m.Graph.Index(), ops: ops}
+	learn, err := b.chosen(st, segments)
+	if err != nil {
+		return quant.Stats{}, err
 	}
-	weighted := func(n *graph.Node) bool { k, ok := ops[n]; return ok && hasWeight(k.Op) }
-	segments := reconstruct.Segments(m.Graph, weighted, func(v string) bool { return inner[v] })
+	if err := b.room(m); err != nil {
+		return quant.Stats{}, err
+	}
 	streams, err := b.open(ctx)
 	if err != nil {
 		return quant.Stats{}, err
 	}
-	st := &student{blocksPass: b, m: m, ix: m.Graph.Index(), ops: ops}
 	sum := &blocksSum{}
+	var longest time.Duration
 	for i, seg := range segments {
-		phase := fmt.Sprintf("block %d of %d%s", i+1, len(segments), sum.last)
-		b.progress.say(phase, 0)
-		streams, err = b.block(ctx, st, seg, streams, sum, func(f float64) { b.progress.say(phase, f) })
+		left := 0
+		for _, l := range learn[i:] {
+			if l {
+				left++
+			}
+		}
+		if left == 0 {
+			break // what follows is not looked at
+		}
+		if b.ended(longest) {
+			sum.late = left
+			break
+		}
+		begin := time.Now()
+		said := func(f float64) {
+			b.progress.say("learn blocks", (float64(i)+min(f, 1))/float64(len(segments)))
+		}
+		said(0)
+		streams, err = b.block(ctx, st, seg, learn[i], streams, sum, said)
 		if err != nil {
 			return quant.Stats{}, fmt.Errorf("block %d of %d: %w", i+1, len(segments), err)
 		}
+		if learn[i] {
+			longest = max(longest, time.Since(begin))
+			b.learnt = append(b.learnt, st.name(seg))
+		}
 	}
 	if sum.dropped > 0 {
-		b.warn(fmt.Sprintf("weights %s learned from %d of %d samples: more would hold over %s between two blocks", quant.BRECQ, sum.samples, sum.samples+sum.dropped, report.Bytes(blocksBytes)))
+		b.warn(fmt.Sprintf("weights %s learned from %d of %d samples: more would hold over %s between two blocks", quant.BRECQ, sum.samples, sum.samples+sum.dropped, report.Bytes(b.budget)))
 	}
 	return quant.Stats{Changed: sum.kept, Note: sum.String()}, nil
 }
@@ -130,7 +151,7 @@ func (b *blocksPass) open(ctx context.Context) ([]*stream, error) {
 }
 
 // block learns one segment and carries the samples behind it.
-func (b *blocksPass) block(ctx context.Context, st *student, seg *reconstruct.Segment, streams []*stream, sum *blocksSum, progress func(float64)) ([]*stream, error) {
+func (b *blocksPass) block(ctx context.Context, st *student, seg *reconstruct.Segment, learn bool, streams []*stream, sum *blocksSum, progress func(float64)) ([]*stream, error) {
 	// The teacher first: what it gives is the target.
 	all := append(slices.Clone(seg.Outs), seg.Carry...)
 	teacher, err := st.float(seg, all)
@@ -148,7 +169,7 @@ func (b *blocksPass) block(ctx context.Context, st *student, seg *reconstruct.Se
 		for _, t := range out {
 			held += 2 * int64(len(t.Data)) // the student gives as much
 		}
-		if held > blocksBytes {
+		if held > b.budget {
 			fit = i
 		}
 	}); err != nil {
@@ -165,8 +186,10 @@ func (b *blocksPass) block(ctx context.Context, st *student, seg *reconstruct.Se
 			s.side[v] = want[i][v]
 		}
 	}
-	if err := b.learn(ctx, st, seg, streams, want, sum, progress); err != nil {
-		return nil, err
+	if learn {
+		if err := b.learn(ctx, st, seg, streams, want, sum, progress); err != nil {
+			return nil, err
+		}
 	}
 	made, err := st.quantized(seg, seg.Outs)
 	if err != nil {
@@ -303,16 +326,16 @@ func (b *blocksPass) each(ctx context.Context, m *graph.Model, streams []*stream
 type blocksSum struct {
 	blocks, kept     int
 	layered          int // segments that were learned one operator after the other
+	late             int // blocks that had no time
 	samples, dropped int
 	logs             float64
-	last             string // of the block before, for the progress
 	lines            []string
 }
 
 func (s *blocksSum) add(name string, r reconstruct.Result) {
 	s.blocks++
 	line := fmt.Sprintf("%s %.3g -> %.3g", name, r.Before, r.After)
-	if s.last = fmt.Sprintf(" (before: %.3g to %.3g)", r.Before, r.After); !r.Kept {
+	if !r.Kept {
 		line += ", left"
 		r.After = r.Before
 	} else {
@@ -325,12 +348,18 @@ func (s *blocksSum) add(name string, r reconstruct.Result) {
 }
 
 func (s *blocksSum) String() string {
-	if s.blocks == 0 {
+	switch {
+	case s.blocks == 0 && s.late > 0:
+		return fmt.Sprintf("no blocks: %d had no time", s.late)
+	case s.blocks == 0:
 		return "no blocks"
 	}
 	note := fmt.Sprintf("%d of %d blocks are better on samples held back; their outputs' squared error is %.0f %% of that before (geometric mean of all)", s.kept, s.blocks, 100*math.Exp(s.logs/float64(s.blocks)))
 	if s.layered > 0 {
 		note += fmt.Sprintf("; %d were learned operator by operator, for want of a derivative", s.layered)
+	}
+	if s.late > 0 {
+		note += fmt.Sprintf("; %d more had no time", s.late)
 	}
 	return note + "; relative error by block: " + strings.Join(s.lines, "; ")
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/onnx"
 	"github.com/fewbit/fewbit/internal/quant"
+	"github.com/fewbit/fewbit/internal/reconstruct"
 	"github.com/fewbit/fewbit/internal/report"
 	"github.com/fewbit/fewbit/internal/tensor"
 )
@@ -118,6 +119,7 @@ type needs struct {
 	choose    int64 // the largest search for a range and smoothing
 	solve     int64 // the largest rounding of one weight, and without its Hessian
 	round     int64
+	blocks    int64 // learning the largest block from the fewest samples
 	weights   int64 // of the float model
 	largest   int64 // of them, what one operator reads, but for rows looked up
 	pack      int64 // weights in BF16 while they are packed
@@ -133,7 +135,7 @@ func (n needs) peak(taps, gram int64) int64 {
 	calibrate := n.live + taps + n.pack
 	weights := n.result + gram + max(n.solve, n.live+taps+n.pack)
 	judge := n.result + n.floats + 2*(n.live+taps)
-	return n.base + codeBytes + n.mapped + n.evidence + max(calibrate, n.choose, weights, judge)
+	return n.base + codeBytes + n.mapped + n.evidence + max(calibrate, n.choose, weights, n.result+n.blocks, judge)
 }
 
 func (n needs) least() int64 { return n.peak(n.tapLeast, n.gramLeast) }
@@ -175,6 +177,11 @@ func (r *run) fitCeiling(ctx context.Context) error {
 	}
 	if least := n.least() + left; least > ceiling {
 		err := fmt.Errorf("%w: the smallest steps need about %s and %s is %s: give at least that", ErrCeiling, report.Bytes(least), r.req.Words.maxMemory(), report.Bytes(ceiling))
+		if n.blocks > 0 {
+			if n.blocks = 0; n.least()+left <= ceiling {
+				return fmt.Errorf("%w, or use weights %s, which learns no blocks", err, quant.GPTQ)
+			}
+		}
 		if n.solve, n.gramLeast = n.round, 0; n.least()+left <= ceiling {
 			err = fmt.Errorf("%w, or use weights %s, which collects no Hessians", err, quant.RTN)
 		}
@@ -348,6 +355,10 @@ func (r *run) needs(sizes map[string]int64) (needs, *limits) {
 			n.gram += gram.Bytes()
 			n.gramLeast = max(n.gramLeast, gram.Bytes())
 		}
+	}
+	if cfg.Weights == quant.BRECQ {
+		learner, sample := r.blocks().needs(r.m, lim.size)
+		n.blocks = learner + reconstruct.MinSamples*sample
 	}
 	for _, group := range r.plan.Linears() {
 		k, all := g.Init(group[0].W).Dims[group[0].InAxis], int64(0)

@@ -163,6 +163,9 @@ func (r *run) prepare(ctx context.Context) error {
 	if cfg.Exclude, err = r.named.resolve(r.m, cfg.Exclude); err != nil {
 		return err
 	}
+	if cfg.Learn, err = r.named.toLearn(r.m, cfg.Learn); err != nil {
+		return err
+	}
 	r.req.Config = cfg
 	r.spec = SpecOf(r.m)
 	if err := r.checkEval(); err != nil {

@@ -70,8 +70,6 @@ func (p *Pipeline) Quantize(ctx context.Context, req Request, progress Progress)
 func CheckData(req Request) error {
 	cfg := req.Config
 	switch {
-	case cfg.Weights == quant.BRECQ && req.MaxMemory > 0:
-		return fmt.Errorf("%w: what learning blocks takes is not predicted: use weights %s below %s", quant.ErrConfig, quant.GPTQ, req.Words.maxMemory())
 	case req.Calib != "":
 		return nil
 	case cfg.NeedsCalibration():
@@ -146,6 +144,10 @@ type run struct {
 	entered    map[int]bool // of these, what stands in a body and was entered for it
 	progress   Progress
 	rep        *report.Report
+	// learnUntil is when blocks are no longer begun; zero is never. learnt names the
+	// first operators of those that were.
+	learnUntil time.Time
+	learnt     []string
 	// samplesOf opens the samples of a body; nil: the model is no body.
 	samplesOf func() (data.Dataset, error)
 	nothing   error // outside of bodies there is nothing to quantize
@@ -242,7 +244,7 @@ func (r *run) decide(ctx context.Context) error {
 		return err
 	}
 	r.reuse.keep(r)
-	return nil
+	return r.learnBlocks(ctx) // what a block learns is of this run alone
 }
 
 // choosing returns the passes that decide from calibration data.
@@ -276,15 +278,6 @@ func (r *run) choosing(known map[*quant.Plan]quant.Choices) []quant.Pass {
 		if !cfg.NoBiasCorrection && !r.tabled {
 			table = append(table, &biasPass{r.lab, p, r.choices, r.solved, r.openCalib, r.progress})
 		}
-	}
-	// The samples of a body may be few, and it has blocks seldom.
-	if cfg.Weights == quant.BRECQ && r.samplesOf == nil && !r.tabled {
-		b := &blocksPass{lab: r.lab, teacher: r.float, plans: r.plans, choices: r.choices, solved: r.solved, samples: r.openCalib, progress: r.progress,
-			warn: func(s string) { r.rep.Warnings = append(r.rep.Warnings, s) }}
-		if r.evidence != nil {
-			b.stats = r.evidence
-		}
-		table = append(table, b)
 	}
 	return table
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/fewbit/fewbit/internal/bare"
 	"github.com/fewbit/fewbit/internal/quant"
+	"github.com/fewbit/fewbit/internal/reconstruct"
 	"github.com/fewbit/fewbit/internal/report"
 	"github.com/fewbit/fewbit/internal/search"
 )
@@ -85,9 +86,6 @@ func (p *Pipeline) Search(ctx context.Context, req SearchRequest, progress Progr
 	}
 	if req.Calib == "" {
 		return nil, fmt.Errorf("%w: give %s", ErrNeedsCalibration, req.Words.calib())
-	}
-	if req.Config.Weights == quant.BRECQ {
-		return nil, fmt.Errorf("%w: weights %s would be learned anew for each trial: search with weights %s, and learn for the recipe that is found", quant.ErrConfig, quant.BRECQ, quant.GPTQ)
 	}
 	if _, ok, err := OpenTable(req.Calib); ok || err != nil {
 		return nil, fmt.Errorf("%w: a calibration table holds no samples to judge on: give the data", quant.ErrConfig)
@@ -217,6 +215,9 @@ func (s *searching) open(ctx context.Context) error {
 		space.Linear = space.Linear || op.Kind == quant.Linear
 		space.Conv = space.Conv || op.Kind == quant.Conv
 	}
+	// On encoders learning has gained nothing over GPTQ (docs/numerics.md): who asks for it gets it.
+	w := s.req.Config.Weights
+	space.Learns = w == quant.BRECQ || space.Conv && (w == quant.AutoWeights || w == quant.GPTQ) && base.m.Opset() >= reconstruct.MinOpset && base.samples() >= reconstruct.MinSamples
 	// What should lie at Out and does not must be made again: a process may die
 	// between publishing and its line.
 	if s.best, err = s.published(ctx); err != nil {
@@ -352,6 +353,9 @@ func (s *searching) base(ctx context.Context, t quant.Target) (*run, error) {
 	}
 	cfg := s.req.Config
 	cfg.Scheme, cfg.Target, cfg.Rules = quant.INT8, t, nil
+	if cfg.Weights == quant.BRECQ { // where blocks are learned says the candidate
+		cfg.Weights, cfg.Learn = quant.GPTQ, nil
+	}
 	r, err := s.start(ctx, Request{Model: s.req.Model, Config: cfg, Calib: s.req.Calib, Eval: s.req.Eval, Samples: s.req.Samples,
 		EvalSamples: s.req.EvalSamples, Precision: s.req.Precision, MaxTokens: s.req.MaxTokens, MaxLoss: s.req.MaxLoss, MaxMemory: s.req.MaxMemory, Words: s.req.Words}, s.progress)
 	if err != nil {
@@ -392,7 +396,7 @@ func (r *run) fork(cfg quant.Config) *run {
 	f.m = r.m.Clone()
 	f.choices, f.solved = quant.Choices{}, quant.NewSolved()
 	f.rep = &report.Report{Created: r.rep.Created, Model: r.rep.Model, Recipe: r.rep.Recipe, Machine: r.rep.Machine}
-	f.rules, f.plans, f.plan, f.qdq, f.evidence, f.insert, f.covered, f.entered = nil, nil, nil, nil, nil, nil, nil, nil
+	f.rules, f.plans, f.plan, f.qdq, f.evidence, f.insert, f.covered, f.entered, f.learnt = nil, nil, nil, nil, nil, nil, nil, nil, nil
 	return &f
 }
 

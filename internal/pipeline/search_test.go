@@ -28,8 +28,13 @@ func TestSearchTrials(t *testing.T) {
 		if k.name == "cnn" {
 			first, second = quant.Rule{Match: "dw", Precision: quant.PrecisionFP32}, quant.Rule{Match: "pw", Precision: quant.PrecisionFP16}
 		}
+		learn := []string{"up"}
+		if k.name == "cnn" {
+			learn = []string{"pw"}
+		}
 		for _, c := range []search.Candidate{
 			{Scheme: quant.INT8, Target: quant.ORTCPU},
+			{Scheme: quant.INT8, Target: quant.ORTCPU, Learn: learn},
 			{Scheme: quant.INT8Dynamic, Target: quant.ORTCPU},
 			{Scheme: quant.INT8, Target: quant.ORTCPU, Rules: []quant.Rule{first}},
 			{Scheme: quant.INT8, Target: quant.ORTCPU, Rules: []quant.Rule{second}},
@@ -42,6 +47,10 @@ func TestSearchTrials(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.req.Config = cfg
+			s.req.TimeLimit = time.Hour
+			if len(c.Learn) > 0 {
+				cfg.Weights, cfg.Learn = quant.BRECQ, c.Learn
+			}
 			dir := t.TempDir()
 			r, err := s.build(context.Background(), c)
 			if err != nil {

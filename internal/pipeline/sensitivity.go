@@ -12,6 +12,7 @@ import (
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/eval"
 	"github.com/fewbit/fewbit/internal/quant"
+	"github.com/fewbit/fewbit/internal/reconstruct"
 	"github.com/fewbit/fewbit/internal/report"
 )
 
@@ -55,8 +56,10 @@ func (p *Pipeline) Sensitivity(ctx context.Context, req SensitivityRequest, prog
 		return nil, fmt.Errorf("%w: scheme %s has no operators to tell apart; use %s, %s or %s", quant.ErrConfig, cfg.Scheme, quant.INT8, quant.INT8Dynamic, quant.INT4)
 	case req.Calib == "":
 		return nil, fmt.Errorf("%w: give %s", ErrNeedsCalibration, req.Words.calib())
-	case cfg.Weights == quant.BRECQ:
-		return nil, fmt.Errorf("%w: weights %s are learned in whole blocks, and here single operators are compared: use weights %s", quant.ErrConfig, quant.BRECQ, quant.GPTQ)
+	}
+	learns := cfg.Weights == quant.BRECQ
+	if learns { // in whole blocks, and here single operators are compared
+		cfg.Weights, cfg.Learn = quant.GPTQ, nil
 	}
 	if req.EvalSamples == 0 {
 		req.EvalSamples = DefaultSensitivitySamples
@@ -75,8 +78,11 @@ func (p *Pipeline) Sensitivity(ctx context.Context, req SensitivityRequest, prog
 	if err := r.choose(ctx); err != nil {
 		return nil, err
 	}
+	if learns {
+		r.rep.Warnings = append(r.rep.Warnings, fmt.Sprintf("weights %s are learned in whole blocks: operators are compared with the weights of %s, with which that begins", quant.BRECQ, quant.GPTQ))
+	}
 	s := &sensitivity{run: r, top: req.Top}
-	s.out = &report.Sensitivity{Created: time.Now().UTC(), Command: req.Command, Model: r.rep.Model, Machine: r.rep.Machine, Recipe: r.rep.Recipe, Equalized: cfg.Equalize, Warnings: r.rep.Warnings}
+	s.out = &report.Sensitivity{Created: time.Now().UTC(), Command: req.Command, Model: r.rep.Model, Machine: r.rep.Machine, Recipe: r.rep.Recipe, Equalized: cfg.Equalize, Learns: r.m.Opset() >= reconstruct.MinOpset && cfg.Scheme == quant.INT8 && !learns, Warnings: r.rep.Warnings}
 	if err := s.measure(ctx); err != nil {
 		return nil, err
 	}

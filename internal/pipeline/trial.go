@@ -35,6 +35,8 @@ const (
 	// searchRankSamples measure one unit, searchRankUnits units at most are measured.
 	searchRankSamples = 16
 	searchRankUnits   = 24
+	// searchLearnShare is the part of the time limit that learning blocks may take.
+	searchLearnShare = 0.3
 	// searchFeeds are the samples that latency is measured on.
 	searchFeeds = 16
 )
@@ -79,6 +81,7 @@ func (s *searching) Try(ctx context.Context, number int, c search.Candidate) (re
 	if err := r.describeResult(ctx, st.path); err != nil {
 		return t, err
 	}
+	t.Learned = r.learnt
 	t.Bytes, t.SHA256 = r.rep.Quantized.Bytes, r.rep.Quantized.SHA256
 	if share, ok := r.rep.Integer.Share(); ok {
 		t.Integer = report.Num(share)
@@ -135,10 +138,16 @@ func (s *searching) build(ctx context.Context, c search.Candidate) (*run, error)
 	}
 	cfg := base.req.Config
 	cfg.Scheme, cfg.Target, cfg.Rules = c.Scheme, c.Target, c.Rules
+	if len(c.Learn) > 0 {
+		cfg.Weights, cfg.Learn = quant.BRECQ, c.Learn
+	}
 	if cfg, err = cfg.WithDefaults(); err != nil {
 		return nil, err
 	}
 	r := base.fork(cfg)
+	if len(c.Learn) > 0 {
+		r.learnUntil = time.Now().Add(time.Duration(searchLearnShare * float64(s.req.TimeLimit)))
+	}
 	return r, r.rewrite(ctx)
 }
 

@@ -171,6 +171,8 @@ type Config struct {
 	Thresholder calib.Thresholder
 	// Weights says how the codes of weights are found; default AutoWeights.
 	Weights WeightMethod
+	// Learn lists operators by name whose blocks BRECQ learns; none is all blocks.
+	Learn []string
 	// Rules give operators a precision other than the scheme's; later ones win.
 	Rules []Rule
 	// Exclude lists operator names and operator types that stay in float.
@@ -215,6 +217,9 @@ func (c Config) WithDefaults() (Config, error) {
 	}
 	if !slices.Contains(WeightMethods, c.Weights) {
 		return c, fmt.Errorf("%w: unknown method %q for weights; use %s", ErrConfig, c.Weights, joined(WeightMethods))
+	}
+	if len(c.Learn) > 0 && c.Weights != BRECQ {
+		return c, fmt.Errorf("%w: operators to learn are for weights %s, and weights are %s: use weights %s, or name none", ErrConfig, BRECQ, c.Weights, BRECQ)
 	}
 	if c.Weights == AWQ && c.Scheme != INT4 && !slices.ContainsFunc(c.Rules, func(r Rule) bool { return r.Precision == PrecisionINT4 }) {
 		return c, fmt.Errorf("%w: weights %s are for 4 bits: use scheme %s, a rule with int4, or weights %s", ErrConfig, AWQ, INT4, GPTQ)

@@ -86,6 +86,9 @@ type Trial struct {
 	Target string `json:"target"`
 	// Operators are the rules of single operators, MATCH=PRECISION.
 	Operators []string `json:"operators,omitempty"`
+	// Learned names the first operator of each block that was learned from the float
+	// model (weights brecq, learn).
+	Learned []string `json:"learned,omitempty"`
 	// Accepted: within the loss by its whole interval, and not slower than FP32.
 	Accepted bool   `json:"accepted"`
 	Why      string `json:"why,omitempty"` // it was not

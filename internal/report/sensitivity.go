@@ -25,6 +25,8 @@ type Sensitivity struct {
 	Samples int `json:"samples"`
 	// Equalized: the channels between convolutions were scaled.
 	Equalized bool `json:"equalized,omitempty"`
+	// Learns: blocks can be learned from the float model, and are not yet.
+	Learns bool `json:"learns,omitempty"`
 	// Whole is the loss with all operators quantized.
 	Whole Loss `json:"whole"`
 	// Operators are ranked, the worst first: those measured by Only, then the
@@ -101,36 +103,44 @@ func (s *Sensitivity) Rank() {
 	for i := range s.Operators {
 		o := &s.Operators[i]
 		if share := loss(*o) / sum; sum > 0 && share >= remedyShare {
-			o.Remedy = o.remedy(share, float64(o.MACs)/max(macs, 1), s.Equalized)
+			o.Remedy = o.remedy(share, float64(o.MACs)/max(macs, 1), s.Equalized, s.Learns)
 		}
 	}
 }
 
 // remedy names the first thing to try.
-func (o OperatorLoss) remedy(share, work float64, equalized bool) string {
+func (o OperatorLoss) remedy(share, work float64, equalized, learns bool) string {
 	float := fmt.Sprintf("keep it in float: operators: {%s: fp32} (%.1f %% of the work), or as few as suffice: --min-sqnr", o.Name, 100*work)
+	block := ""
+	if learns && o.Op == "Conv" {
+		block = fmt.Sprintf("learn its block from the float model: --weights brecq (of this one alone: --learn %s); then ", o.Name)
+	}
 	switch {
 	case o.Precision == "int4":
 		return fmt.Sprintf("8 bits for it: operators: {%s: int8-dynamic}", o.Name)
 	case float64(o.Weight.SQNR) < lowWeightSQNR && share < floatShare:
-		return o.Weight.remedy()
+		return o.Weight.remedy(block != "")
 	case float64(o.Outlier) >= highOutlier && !o.Smoothed && o.Op != "Conv":
 		return fmt.Sprintf("outlier channels in its input: leave smoothing on, or measure the range at run time: operators: {%s: int8-dynamic}", o.Name)
 	case share >= floatShare:
-		return float
+		return block + float
 	case o.Op == "Conv" && !equalized:
-		return "channels of unlike ranges: --equalize; then " + float
+		return "channels of unlike ranges: --equalize; then " + block + float
 	case o.Op == "Conv":
-		return "another range for its input: --method mse, or minmax; then " + float
+		return "another range for its input: --method mse, or minmax; then " + block + float
 	}
 	return fmt.Sprintf("measure its range at run time: operators: {%s: int8-dynamic}; then %s", o.Name, float)
 }
 
 // remedy is for a weight that loses more than its operator's input does.
-func (w WeightFacts) remedy() string {
+func (w WeightFacts) remedy(learns bool) string {
 	switch w.Method {
 	case "gptq", "adaround", "awq", "brecq":
-		return fmt.Sprintf("its weight loses most: more calibration samples for %s", w.Method)
+		more := fmt.Sprintf("its weight loses most: more calibration samples for %s", w.Method)
+		if learns {
+			more += ", or learn its block from the float model: --weights brecq"
+		}
+		return more
 	}
 	return fmt.Sprintf("its weight loses most by %s: solve for it by the calibration samples: --weights gptq", w.Method)
 }

@@ -40,11 +40,24 @@ func TestSensitivityRank(t *testing.T) {
 		}
 	}
 	conv := OperatorLoss{Name: "c", Op: "Conv", Precision: "int8", Weight: WeightFacts{SQNR: 40}}
-	if got := conv.remedy(.1, .2, false); !strings.Contains(got, "--equalize; then keep it") {
+	if got := conv.remedy(.1, .2, false, false); !strings.Contains(got, "--equalize; then keep it") {
 		t.Errorf("a convolution: %q", got)
 	}
-	if got := conv.remedy(.1, .2, true); !strings.Contains(got, "--method mse") || strings.Contains(got, "--equalize") {
+	if got := conv.remedy(.1, .2, true, false); !strings.Contains(got, "--method mse") || strings.Contains(got, "--equalize") {
 		t.Errorf("an equalized convolution: %q", got)
+	}
+	for _, share := range []float64{.1, .9} {
+		if got := conv.remedy(share, .2, true, true); !strings.Contains(got, "--weights brecq (of this one alone: --learn c); then keep it in float") {
+			t.Errorf("a convolution whose block can be learned: %q", got)
+		}
+	}
+	conv.Weight = WeightFacts{SQNR: 20, Method: "gptq"}
+	if got := conv.remedy(.1, .2, true, true); !strings.Contains(got, "for gptq, or learn its block from the float model: --weights brecq") {
+		t.Errorf("a weight that loses most: %q", got)
+	}
+	linear := OperatorLoss{Name: "l", Op: "MatMul", Precision: "int8", Weight: WeightFacts{SQNR: 40}}
+	if got := linear.remedy(.1, .2, true, true); strings.Contains(got, "brecq") {
+		t.Errorf("a matrix product: %q", got)
 	}
 	if remedies["quiet"] != "" || remedies["rest"] != "" {
 		t.Errorf("remedies without need: %q", remedies)

@@ -25,6 +25,9 @@ type Candidate struct {
 	Scheme quant.Scheme
 	Target quant.Target
 	Rules  []quant.Rule
+	// Learn names the operators whose blocks are learned from the float model; none
+	// is no learning.
+	Learn []string
 	// Safe marks what loses next to nothing: a first look judges it.
 	Safe bool
 }
@@ -34,6 +37,9 @@ func (c Candidate) Key() string {
 	parts := []string{string(c.Scheme), string(c.Target)}
 	for _, r := range c.Rules {
 		parts = append(parts, r.String())
+	}
+	if len(c.Learn) > 0 {
+		parts = append(append(parts, string(quant.BRECQ)), c.Learn...)
 	}
 	return strings.Join(parts, " ")
 }
@@ -69,9 +75,19 @@ type Space struct {
 	// Linear, Conv and Tables say what the model has: matrix products with constant
 	// weights, convolutions, embedding tables that fit 4-bit blocks.
 	Linear, Conv, Tables bool
+	// Learns says that blocks can be learned and that it may pay.
+	Learns bool
 	// Rules are the user's: they hold in every candidate.
 	Rules []quant.Rule
 }
+
+const (
+	// learnWithin is how many times the allowed loss INT8 may lose for learning to be tried:
+	// it takes longer than all other trials, and halves a loss rather than removing it.
+	learnWithin = 3
+	// learnShare of what the units lose together is in the blocks that are learned.
+	learnShare = 0.9
+)
 
 // maxTrials bounds a search that has no other end.
 const maxTrials = 200
@@ -176,11 +192,40 @@ func (s *Search) eight(ctx context.Context, t quant.Target) error {
 	if !s.Space.Static || lossMet(static, s.Goal) {
 		return nil
 	}
+	if met, err := s.learn(ctx, t, static); met || err != nil {
+		return err
+	}
 	kept := quant.PrecisionFP16
 	if s.Space.Linear && !s.Space.Conv && lossMet(dynamic, s.Goal) {
 		kept = quant.PrecisionDynamic
 	}
 	return s.raise(ctx, t, kept)
+}
+
+// learn has the blocks learned that lose most in static INT8, where these may bring its
+// loss within what is allowed, and reports whether they did.
+func (s *Search) learn(ctx context.Context, t quant.Target, static report.Trial) (met bool, err error) {
+	if !s.Space.Learns || static.Bytes == 0 || !(float64(static.Loss) <= learnWithin*s.Goal.MaxLoss) {
+		return false, nil
+	}
+	units, err := s.unitsOf(ctx, t)
+	if err != nil || len(units) == 0 {
+		return false, err
+	}
+	var sum, have float64
+	for _, u := range units {
+		sum += float64(u.Loss)
+	}
+	var names []string
+	for _, u := range units {
+		if len(names) > 0 && have >= learnShare*sum {
+			break
+		}
+		have += float64(u.Loss)
+		names = append(names, u.Names...)
+	}
+	r, err := s.try(ctx, Candidate{Label: "INT8" + in(t) + ", blocks learned", Scheme: quant.INT8, Target: t, Learn: names})
+	return lossMet(r, s.Goal), err
 }
 
 // in names a form that is not the default.
@@ -367,11 +412,11 @@ type based struct {
 }
 
 // base picks what shrinking begins with: the best 8-bit trial, else the one that
-// loses least.
+// loses least. Learned blocks would have to be learned again for each further trial.
 func (s *Search) base() (based, bool) {
 	var all []report.Trial
 	for _, t := range s.Trials {
-		if t.Scheme == string(quant.INT8) && t.Bytes > 0 && t.Loss.Finite() {
+		if t.Scheme == string(quant.INT8) && len(t.Learned) == 0 && t.Bytes > 0 && t.Loss.Finite() {
 			all = append(all, t)
 		}
 	}
