@@ -28,10 +28,12 @@ type summary struct {
 
 	Accuracy  *accuracyPair `json:"accuracy,omitempty"`
 	Agreement *eval.Score   `json:"agreement,omitempty"` // share with the same top class
-	Cosine    *cosine       `json:"cosine,omitempty"`    // of outputs to FP32's
-	LatencyMS *latencyPair  `json:"latency_ms,omitempty"`
-	SizeBytes *bytesPair    `json:"size_bytes,omitempty"`
-	PeakBytes *bytesPair    `json:"peak_memory_bytes,omitempty"`
+	// Detections is the share, by score, of a detector's boxes that are FP32's.
+	Detections *eval.Score  `json:"detections,omitempty"`
+	Cosine     *cosine      `json:"cosine,omitempty"` // of outputs to FP32's
+	LatencyMS  *latencyPair `json:"latency_ms,omitempty"`
+	SizeBytes  *bytesPair   `json:"size_bytes,omitempty"`
+	PeakBytes  *bytesPair   `json:"peak_memory_bytes,omitempty"`
 	// IntegerShare of the multiply-accumulates, 0..1.
 	IntegerShare *float64 `json:"integer_share,omitempty"`
 }
@@ -84,7 +86,9 @@ func summarize(r *report.Report) summary {
 	if e.RefAccuracy != nil && e.QuantAccuracy != nil {
 		s.Accuracy = &accuracyPair{*e.RefAccuracy, *e.QuantAccuracy, e.Difference}
 	}
-	if c := e.Cosine; c.N > 0 && !math.IsNaN(c.Mean) && !math.IsInf(c.Mean, 0) {
+	if d := e.Detected; d != nil {
+		s.Detections = &d.Agreement
+	} else if c := e.Cosine; c.N > 0 && !math.IsNaN(c.Mean) && !math.IsInf(c.Mean, 0) {
 		s.Cosine = &cosine{c.Mean, c.Min, c.N}
 	}
 	if l := e.Latency; l != nil && len(l.Candidates) > 1 && len(l.Ratios) > 1 {

@@ -71,14 +71,19 @@ type Result struct {
 	// Neighbours is the share of samples with the same nearest other sample.
 	Neighbours *Score `json:"neighbours,omitempty"`
 
-	// Cosine describes the cosine of each sample's logits or pooled embedding.
+	// Detected is what became of a detector's boxes.
+	Detected *Detected `json:"detected,omitempty"`
+
+	// Cosine describes the cosine of each sample's logits or pooled embedding; of
+	// detections, which have none, each image's share that agrees (Detected).
 	Cosine     Summary `json:"cosine"`
 	CosineMean Score   `json:"cosine_mean"`
 	// Cosines are the same values, sample by sample.
 	Cosines []float64 `json:"-"`
 	// TokenCosine describes the cosine of single tokens' vectors.
 	TokenCosine *TokenCosine `json:"token_cosine,omitempty"`
-	// Fidelity is the error of the output (unpadded tokens only).
+	// Fidelity is the error of the output (unpadded tokens only; of detections, of
+	// the coordinates of boxes that both models found).
 	Fidelity Error   `json:"fidelity"`
 	SQNR     float64 `json:"sqnr_db"`
 	// BrokenSamples had a NaN or infinity where FP32 had a number.
@@ -86,6 +91,12 @@ type Result struct {
 	// BlindSamples have no finite number in FP32's own output: nothing can be
 	// said of them.
 	BlindSamples int `json:"blind_samples,omitempty"`
+	// EmptySamples have no element in the output of either model.
+	EmptySamples int `json:"empty_samples,omitempty"`
+	// Unlike counts, by output, the samples where its length differs between the
+	// models; they are left out of its error. The user's output has none, unless it
+	// holds detections.
+	Unlike map[string]int `json:"unlike,omitempty"`
 
 	// Outputs and Tensors are ranked, worst first.
 	Outputs []TensorFidelity `json:"outputs"`
@@ -159,6 +170,8 @@ type comparison struct {
 	few    answers
 	near   neighbours
 	token  TokenCosine
+	find   *detector
+	found  detections
 	kept   []engine.Feeds
 	bytes  int
 	full   bool
@@ -169,9 +182,9 @@ func newComparison(ref, quant engine.Session, o Options) (*comparison, error) {
 		return nil, fmt.Errorf("%w: %d samples, %d latency samples, expected none below 0", ErrOptions, o.MaxSamples, o.LatencySamples)
 	}
 	switch o.Kind {
-	case Auto, Classifier, Embedding, Other:
+	case Auto, Classifier, Embedding, Detections, Other:
 	default:
-		return nil, fmt.Errorf("%w: kind %q, expected %q, %q or %q", ErrOptions, o.Kind, Classifier, Embedding, Other)
+		return nil, fmt.Errorf("%w: kind %q, expected %q, %q, %q or %q", ErrOptions, o.Kind, Classifier, Embedding, Detections, Other)
 	}
 	if o.Mask == "" {
 		o.Mask = DefaultMask
@@ -250,21 +263,88 @@ func (c *comparison) sample(ctx context.Context, s Sample) error {
 	defer qr.Close()
 	r, q := rr.Tensors(), qr.Tensors()
 	for _, t := range c.o.Taps {
-		if err := observe(c.taps, t, r, q); err != nil {
+		if err := c.observe(c.taps, t, r, q); err != nil {
 			return err
 		}
 	}
+	if err := c.kind(r); err != nil {
+		return err
+	}
 	for i, t := range c.outputs {
-		if i != c.main {
-			if err := observe(c.errs, t, r, q); err != nil {
+		if i != c.main && (c.find == nil || !c.find.has(t)) {
+			if err := c.observe(c.errs, t, r, q); err != nil {
 				return err
 			}
 		}
 	}
+	if c.find != nil {
+		return c.detections(r, q)
+	}
 	return c.mainOutput(s, r, q)
 }
 
-func observe(into Tensors, t Tap, r, q engine.Feeds) error {
+// kind decides how the output is read; its first real shape decides, as the
+// declared one may be all -1.
+func (c *comparison) kind(r engine.Feeds) error {
+	if c.kindKnown {
+		return nil
+	}
+	for _, t := range c.outputs {
+		if r[t.Ref] == nil {
+			return fmt.Errorf("%w: the model did not return %q", ErrOutput, t.Ref)
+		}
+	}
+	c.kindKnown = true
+	main := c.outputs[c.main]
+	if c.o.Kind == Auto || c.o.Kind == Detections {
+		if c.find = findDetector(c.outputs, r); c.find != nil && (c.o.Output == "" || c.find.has(main)) {
+			c.res.Kind = Detections
+			return nil
+		}
+		c.find = nil
+	}
+	switch c.o.Kind {
+	case Auto:
+		c.res.Kind = KindOf(main.Name, r[main.Ref].Dims)
+	case Detections:
+		return fmt.Errorf("%w: no boxes [n, 4] with scores [n], nor one output [1, n, 6]", ErrOutput)
+	}
+	return nil
+}
+
+// detections compares what both models found in one image.
+func (c *comparison) detections(r, q engine.Feeds) error {
+	a, heard, err := c.find.read(r, func(t Tap) string { return t.Ref })
+	if err != nil {
+		return fmt.Errorf("reference model: %w", err)
+	}
+	b, sound, err := c.find.read(q, func(t Tap) string { return t.Quant })
+	if err != nil {
+		return fmt.Errorf("quantized model: %w", err)
+	}
+	name := c.res.Output
+	if c.errs[name] == nil {
+		c.errs[name] = new(Error)
+	}
+	share := 0.0
+	switch {
+	case !heard:
+		c.res.BlindSamples++
+	case !sound:
+		c.res.BrokenSamples++
+	default:
+		if share, err = c.found.add(a, b, c.errs[name]); err != nil {
+			return err
+		}
+	}
+	c.res.Cosines = append(c.res.Cosines, share)
+	return nil
+}
+
+// observe adds a pair of tensors. Where the length depends on the data (what a
+// detector proposes), it may differ between the models: such a pair has no
+// error, and is counted.
+func (c *comparison) observe(into Tensors, t Tap, r, q engine.Feeds) error {
 	a, err := floats(t.Ref, r[t.Ref])
 	if err != nil {
 		return err
@@ -272,6 +352,13 @@ func observe(into Tensors, t Tap, r, q engine.Feeds) error {
 	b, err := floats(t.Quant, q[t.Quant])
 	if err != nil {
 		return err
+	}
+	if len(a) != len(b) {
+		if c.res.Unlike == nil {
+			c.res.Unlike = map[string]int{}
+		}
+		c.res.Unlike[t.Name]++
+		return nil
 	}
 	return into.Observe(t.Name, a, b)
 }
@@ -290,12 +377,8 @@ func (c *comparison) mainOutput(s Sample, r, q engine.Feeds) error {
 	if !slices.Equal(dims, q[t.Quant].Dims) {
 		return fmt.Errorf("%w: %q has shape %v in the reference, %v in the quantized model", ErrOutput, t.Name, dims, q[t.Quant].Dims)
 	}
-	if !c.kindKnown {
-		// The first real shape decides: the declared one may be all -1.
-		if c.o.Kind == Auto {
-			c.res.Kind = KindOf(t.Name, dims)
-		}
-		c.kindKnown = true
+	if len(a) == 0 {
+		c.res.EmptySamples++
 	}
 	x, y := read(c.res.Kind, a, dims, s.Feeds, c.o.Mask), read(c.res.Kind, b, dims, s.Feeds, c.o.Mask)
 	if err := c.errs.Observe(t.Name, x.all, y.all); err != nil {
@@ -407,6 +490,11 @@ func (c *comparison) finish() error {
 		r.TokenCosine = &c.token
 	}
 	switch r.Kind {
+	case Detections:
+		if r.Detected, err = c.found.finish(r.Cosines, c.o.Seed); err != nil {
+			return err
+		}
+		r.EmptySamples = r.Detected.Empty
 	case Classifier:
 		a := Proportion("top-1 agreement", c.agree, r.Samples)
 		r.Agreement = &a
@@ -425,6 +513,14 @@ func (c *comparison) finish() error {
 		if r.Labelled < r.Samples {
 			c.warn(fmt.Sprintf("%d of %d samples have no label and do not count for accuracy", r.Samples-r.Labelled, r.Samples))
 		}
+	}
+	for _, t := range c.outputs {
+		if n := r.Unlike[t.Name]; n > 0 {
+			c.warn(fmt.Sprintf("output %q has another length than FP32's for %d of %d samples, which its error leaves out", t.Name, n, r.Samples))
+		}
+	}
+	if r.EmptySamples > 0 {
+		c.warn(fmt.Sprintf("neither model finds anything in %d of %d samples, which say little", r.EmptySamples, r.Samples))
 	}
 	if r.Labelled == 0 && r.Kind == Classifier {
 		c.warn("no labels: fidelity to FP32 stands in for accuracy")

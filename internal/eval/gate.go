@@ -28,6 +28,11 @@ const (
 	// distanceSlack: so many times the budget the probabilities may move on
 	// average. 0.05 is what turns 0.55 into 0.5.
 	distanceSlack = 5
+	// detectionSlack: so many times the budget the detections may differ. Boxes of
+	// low scores come and go without a label behind them; ten of a hundred that
+	// move by a budget of one are a convention, as no detector with labels was at
+	// hand to measure it.
+	detectionSlack = 10
 )
 
 // Check returns the reasons to refuse r, and warnings about what r neither
@@ -45,7 +50,17 @@ func (g Gate) Check(r *Result) (refusals, warnings []string) {
 	if r.BlindSamples > 0 {
 		refuse("FP32 itself gives no finite number for %d of %d samples: look at the evaluation data and the model", r.BlindSamples, r.Samples)
 	}
+	if r.EmptySamples > 0 && r.EmptySamples == r.Samples {
+		refuse("output %q is empty for all %d samples, in both models: nothing could be judged; give data in which the model finds something", r.Output, r.Samples)
+		return refusals, warnings
+	}
 	switch {
+	case r.Detected != nil && (g.MaxChanged != nil || g.MaxLoss != nil):
+		budget := g.MaxChanged
+		if budget == nil {
+			budget = g.MaxLoss
+		}
+		g.detections(r.Detected, *budget, refuse, warn)
 	case g.MaxLoss != nil && r.Difference != nil && r.RefAccuracy != nil && r.QuantAccuracy != nil:
 		budget := *g.MaxLoss * r.RefAccuracy.Value
 		if -r.Difference.Value > budget {
@@ -96,5 +111,17 @@ func (g Gate) answers(r *Result, refuse, warn func(string, ...any)) {
 		refuse("the probabilities moved by %.3f on average (95 %% interval %.3f to %.3f) where %.3f are allowed", a.Distance.Value, a.Distance.Lo, a.Distance.Hi, most)
 	case a.Loss.Hi > budget:
 		warn("%d samples without labels do not prove the accuracy budget: %s, and the loss may be up to %.2f points where %.2f are allowed", a.Loss.N, before, 100*a.Loss.Hi, 100*budget)
+	}
+}
+
+// detections judges what a detector found, by its whole interval.
+func (g Gate) detections(d *Detected, budget float64, refuse, warn func(string, ...any)) {
+	a, least := d.Agreement, 1-detectionSlack*budget
+	said := fmt.Sprintf("%.1f %% of the detections, weighed by score, are FP32's (95 %% interval %.1f to %.1f; n = %d images)", 100*a.Value, 100*a.Lo, 100*a.Hi, a.N)
+	switch {
+	case a.Hi < least:
+		refuse("%s where %.1f %% are asked for", said, 100*least)
+	case a.Lo < least:
+		warn("%d images do not prove it: %s where %.1f %% are asked for", a.N, said, 100*least)
 	}
 }

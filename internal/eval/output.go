@@ -21,6 +21,9 @@ const (
 	// Embedding: [1, s, d], one vector a token, pooled to their mean where the
 	// attention mask is 1; or [1, d], already pooled.
 	Embedding Kind = "embedding"
+	// Detections: boxes with their scores and classes in several outputs, or [1, n,
+	// 6], matched by class and overlap (Detected).
+	Detections Kind = "detections"
 	// Other: any other tensor, compared element by element.
 	Other Kind = "other"
 )

@@ -257,6 +257,8 @@ func (j *judge) close() { j.ref.Close() }
 const (
 	metricAccuracy = "accuracy"
 	metricCosine   = "cosine"
+	// metricDetected is eval.Detected's agreement, which stands where a cosine does.
+	metricDetected = "agreement of detections"
 	// metricAnswers is the accuracy that FP32's own probabilities expect: of few
 	// classes without labels.
 	metricAnswers = "expected accuracy"
@@ -321,6 +323,11 @@ func (s *searching) plan(ctx context.Context, j *judge) error {
 	j.metric, j.output = metricCosine, res.Output
 	need := 0
 	switch a := res.Answers; {
+	case res.Detected != nil:
+		j.metric = metricDetected
+		if res.EmptySamples == res.Samples {
+			return fmt.Errorf("%w: FP32 finds nothing in any of %d samples: look at the data and the model", eval.ErrOutput, res.Samples)
+		}
 	case res.RefAccuracy != nil:
 		j.metric = metricAccuracy
 		if res.RefAccuracy.Hi == 0 {

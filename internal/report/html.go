@@ -233,6 +233,9 @@ func (r Report) tiles() (t []tile) {
 	case e.RefAccuracy != nil && e.QuantAccuracy != nil && e.Difference != nil:
 		t = append(t, tile{"Accuracy", percent(e.QuantAccuracy.Value), percent(e.RefAccuracy.Value),
 			fmt.Sprintf("%s points (%s to %s); n\u00a0=\u00a0%d", points(e.Difference.Value), points(e.Difference.Lo), points(e.Difference.Hi), e.Difference.N), ""})
+	case e.Detected != nil:
+		d := e.Detected
+		t = append(t, tile{"Same detections", percent(d.Agreement.Value), "", fmt.Sprintf("by score; %s to %s; overlap %s", percent(d.Agreement.Lo), percent(d.Agreement.Hi), percent(d.Overlap)), ""})
 	case e.Cosine.N > 0:
 		t = append(t, tile{"Cosine to FP32", cosineText(e.Cosine.Mean), "", fmt.Sprintf("minimum %s, n = %d", cosineText(e.Cosine.Min), e.Cosine.N), ""})
 	}

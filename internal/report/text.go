@@ -60,7 +60,10 @@ func (r Report) rows() (rows []row) {
 		if a := e.Neighbours; a != nil {
 			add("nearest neighbour", "", percent(a.Value), fmt.Sprintf("same as FP32 (95 %%: %s to %s; n = %d)", percent(a.Lo), percent(a.Hi), a.N))
 		}
-		if e.Cosine.N > 0 {
+		if d := e.Detected; d != nil {
+			add("same detections", "", percent(d.Agreement.Value), fmt.Sprintf("by score (95 %%: %s to %s; n = %d); %d boxes of FP32's %d and %d found by both", percent(d.Agreement.Lo), percent(d.Agreement.Hi), d.Agreement.N, d.Matched, d.Ref, d.Quant))
+			add("their overlap", "", percent(d.Overlap), fmt.Sprintf("SQNR of their coordinates %.1f dB", e.SQNR))
+		} else if e.Cosine.N > 0 {
 			add("cosine to FP32", "", cosineText(e.Cosine.Mean), fmt.Sprintf("minimum %s, 5th percentile %s; n = %d", cosineText(e.Cosine.Min), cosineText(e.Cosine.P5), e.Cosine.N))
 			add("SQNR", "", fmt.Sprintf("%.1f dB", e.SQNR), "")
 		}
