@@ -83,7 +83,7 @@ operator quantized, and with all but this one. Bias correction and embeddings st
 	f.StringVarP(&out, "out", "o", "", "write the report to this .html or .json file")
 	f.StringVar(&scheme, "scheme", "", "int8, int8-dynamic, int4 or mixed (default int8)")
 	f.StringVar(&target, "target", "", "graph form: ort-cpu (stock operators of ONNX Runtime), cpu or cuda (the native form, for fewbit's kernels), qdq or qoperator (default ort-cpu)")
-	f.StringVar(&weights, "weights", "", "how weights are rounded: auto, rtn, mse, gptq, adaround, hqq or, in 4 bits, awq (default auto)")
+	f.StringVar(&weights, "weights", "", "how weights are rounded: auto, rtn, mse, gptq, adaround, hqq or, in 4 bits, awq; brecq is compared as gptq, with which it begins (default auto)")
 	f.StringSliceVar(&exclude, "exclude", nil, "operator names or types that stay in float")
 	f.Var(&operators, "operators", "precision of single operators, MATCH=int8|int8-dynamic|int4|fp16|bf16|fp32")
 	f.BoolVar(&equalize, "equalize", false, equalizeHelp)

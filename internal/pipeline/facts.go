@@ -128,12 +128,12 @@ func (r *run) cover() {
 		}
 		if c.Integer {
 			op.Precision = "int8"
-			if precision[c.Node.Outputs[0]] == quant.PrecisionINT4 {
-				op.Precision = "int4"
-			}
 			if r.plan.Config.Wide {
 				op.Precision, op.Integer, op.Rule = string(quant.A16W8), false, "16-bit activations: ONNX Runtime's CPU engine multiplies in float what it reads from them"
 			}
+		}
+		if precision[c.Node.Outputs[0]] == quant.PrecisionINT4 {
+			op.Precision = "int4"
 		}
 		r.rep.Operators = append(r.rep.Operators, op)
 		r.covered = append(r.covered, c.Node.Outputs[0])

@@ -166,7 +166,7 @@ func (k *keeping) want(g *graph.Graph, p *quant.Plan, op *quant.Op, choices quan
 		}
 		return out, nil
 	}
-	out.k, out.n = int(t.Dims[op.InAxis]), int(t.Dims[op.OutAxis])
+	out.k, out.n = op.Matrix(t.Dims)
 	blocks := (&quant.BlockWeight{K: out.k}).Blocks()
 	out.codes, out.scales = out.n*blocks*quant.Int4Block/2, out.n*blocks
 	if p.Solves() == quant.AWQ {

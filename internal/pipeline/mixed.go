@@ -88,7 +88,7 @@ func plans(m *graph.Model, c quant.Config, a assignment) (out []*quant.Plan, flo
 			if q == p {
 				return ""
 			}
-			return fmt.Sprintf("%s by the recipe", q)
+			return string(q) + byRecipe
 		})
 		switch {
 		case errors.Is(err, quant.ErrNothing):
@@ -139,7 +139,7 @@ func unmet(m *graph.Model, rules []quant.Rule, a assignment, all []*quant.Plan, 
 		}
 		why := fmt.Sprintf("a %s has no such form", n.Op)
 		for _, f := range floats {
-			if f.Node == n && !strings.HasSuffix(f.Rule, "by the recipe") {
+			if f.Node == n && !strings.HasSuffix(f.Rule, byRecipe) {
 				why = f.Rule
 			}
 		}
@@ -152,6 +152,10 @@ func unmet(m *graph.Model, rules []quant.Rule, a assignment, all []*quant.Plan, 
 func (r *run) prepare(ctx context.Context) error {
 	if op := r.m.Quantized(); op != "" {
 		return fmt.Errorf("%w: it contains %s; give the float model it was made from", quant.ErrQuantized, op)
+	}
+	// Codes of convolutions in 4 bits are taken apart by operators that any model may have.
+	if scheme := r.m.Metadata[schemeKey]; scheme != "" {
+		return fmt.Errorf("%w: by fewbit, scheme %s; give the float model it was made from", quant.ErrQuantized, scheme)
 	}
 	cfg := r.req.Config
 	r.progress.say("prepare", 0)
@@ -178,6 +182,9 @@ func (r *run) prepare(ctx context.Context) error {
 	return nil
 }
 
+// byRecipe ends the reason why an operator is none of a plan: a rule gives it another precision.
+const byRecipe = " by the recipe"
+
 // planned makes the plans.
 func (r *run) planned() (err error) {
 	cfg := r.req.Config
@@ -194,6 +201,11 @@ func (r *run) planned() (err error) {
 	switch {
 	case err == nil:
 		r.plans, r.plan = made, quant.Union(made)
+		for i, f := range r.plan.Float { // why a pattern or a type has not taken it
+			if j := slices.IndexFunc(floats, func(g quant.Float) bool { return g.Node == f.Node && !strings.HasSuffix(g.Rule, byRecipe) }); j >= 0 && strings.HasSuffix(f.Rule, byRecipe) {
+				r.plan.Float[i].Rule = floats[j].Rule
+			}
+		}
 	case r.embeds().Any(r.m) && !cfg.NoEmbeddings: // which no plan lists
 		r.plans, r.plan = nil, made[0]
 	case slices.ContainsFunc(r.m.Graph.Nodes, func(n *graph.Node) bool { return len(bodyNamesOf(n)) > 0 }):

@@ -89,7 +89,8 @@ func TestMixedRefuses(t *testing.T) {
 		want string
 	}{
 		{quant.Rule{Match: "stemm", Precision: quant.PrecisionINT8, Where: "recipe, line 3"}, `recipe, line 3: operators: "stemm" names no operator and no operator type of the model; did you mean "stem"?`},
-		{quant.Rule{Match: "stem", Precision: quant.PrecisionINT4}, `operators: "stem": int4 is not possible: 4-bit weights exist for matrix products only`},
+		{quant.Rule{Match: "stem", Precision: quant.PrecisionINT4}, `operators: "stem": int4 is not possible: 27 weights an output: 4-bit blocks have 32`},
+		{quant.Rule{Match: "dw", Precision: quant.PrecisionINT4}, `operators: "dw": int4 is not possible: it has groups, and 4-bit blocks reach over all input channels`},
 		{quant.Rule{Match: "nothing*", Precision: quant.PrecisionINT4}, `operators: "nothing*" names no operator`},
 	} {
 		out := filepath.Join(t.TempDir(), "q.onnx")

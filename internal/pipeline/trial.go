@@ -216,7 +216,7 @@ func (s *sensitivity) units() (units []search.Unit, ops []map[*quant.Op]bool) {
 		if !ok {
 			n = len(units)
 			at[key] = n
-			units = append(units, search.Unit{Linear: op.Kind == quant.Linear})
+			units = append(units, search.Unit{Linear: op.Kind == quant.Linear, Four: s.plan.Four(s.m, op)})
 			ops = append(ops, map[*quant.Op]bool{})
 		}
 		u := &units[n]

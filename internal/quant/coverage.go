@@ -23,10 +23,11 @@ func (p *Plan) Cover(m *graph.Model, shapes map[string][]int64) []Coverage {
 	for _, f := range p.Float {
 		rules[f.Node] = f.Rule
 	}
-	planned := map[*graph.Node]bool{}
+	planned, small := map[*graph.Node]bool{}, map[*graph.Node]bool{} // small: convolutions with 4-bit weights
 	for _, op := range p.Ops {
 		if op.Kind == Linear || op.Kind == Conv {
 			planned[op.Node] = true
+			small[op.Node] = op.Kind == Conv && op.Precision == PrecisionINT4
 		}
 	}
 	macs := macsAt(m, shapes)
@@ -36,13 +37,17 @@ func (p *Plan) Cover(m *graph.Model, shapes map[string][]int64) []Coverage {
 			continue
 		}
 		rule, float := rules[n]
+		four := planned[n] && small[n]
+		if four {
+			rule = "4-bit weight: floats are made of it when the model is loaded"
+		}
 		if macs[n.Outputs[0]] == 0 && !planned[n] && !float {
 			continue
 		}
 		if !planned[n] && !float {
 			rule = "no integer form is known for it"
 		}
-		out = append(out, Coverage{n, macs[n.Outputs[0]], planned[n], rule})
+		out = append(out, Coverage{n, macs[n.Outputs[0]], planned[n] && !four, rule})
 	}
 	own := map[*graph.Node]bool{}
 	for _, n := range m.Graph.Nodes {

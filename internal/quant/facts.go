@@ -32,7 +32,7 @@ func WeightFacts(g *graph.Graph, p *Plan, op *Op, choices Choices, s *Solved, st
 	var after []float32
 	var by WeightMethod
 	if op.Precision == PrecisionINT4 {
-		k, n := int(t.Dims[op.InAxis]), int(t.Dims[op.OutAxis])
+		k, n := op.Matrix(t.Dims)
 		if op.InAxis == 1 {
 			v = transpose2D(v, n, k)
 		}

@@ -150,7 +150,8 @@ func (q *BlockWeight) Dequantize() []float32 {
 }
 
 // BlockWeights is the pass that replaces every planned matrix product by
-// com.microsoft's MatMulNBits.
+// com.microsoft's MatMulNBits, and the weight of every planned convolution by its codes
+// and what makes floats of them.
 type BlockWeights struct {
 	Plan *Plan
 	// Stats gives the importance of input channels; nil weighs all alike.
@@ -175,17 +176,27 @@ func (p *BlockWeights) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 	drop := map[*graph.Node]bool{}
 	done := map[string]bool{} // weights written; tied ones share a copy
 	var added []*graph.Node
-	count, methods := 0, methodCount{}
+	count, convs, methods := 0, 0, methodCount{}
 	names, inputs := g.Namer(), map[string]string{}
 	for _, op := range p.Plan.Ops {
 		if err := ctx.Err(); err != nil {
 			return Stats{}, err
 		}
-		if op.Kind != Linear {
+		if op.Kind != Linear && op.Kind != Conv {
 			continue
 		}
 		w := g.Init(op.W)
-		k, n := int(w.Dims[op.InAxis]), int(w.Dims[op.OutAxis])
+		k, n := op.Matrix(w.Dims)
+		if op.Kind == Conv {
+			made, by, err := p.unpacked(g, op, w, names)
+			if err != nil {
+				return Stats{}, fmt.Errorf("weight %q: %w", op.W, err)
+			}
+			added = append(added, made...)
+			methods[by]++
+			convs++
+			continue
+		}
 		x, mul := p.divided(g, op.X[0], inputs, names)
 		if mul != nil {
 			added = append(added, mul)
@@ -230,7 +241,11 @@ func (p *BlockWeights) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 		return Stats{}, err
 	}
 	g.Prune()
-	return Stats{Changed: count, Note: fmt.Sprintf("%d matrix products with weights in blocks of %d%s", count, Int4Block, methods)}, nil
+	what := fmt.Sprintf("%d matrix products", count)
+	if convs > 0 {
+		what += fmt.Sprintf(" and %d convolutions", convs)
+	}
+	return Stats{Changed: count + convs, Note: fmt.Sprintf("%s with weights in blocks of %d%s", what, Int4Block, methods)}, nil
 }
 
 // importance is the mean square of each input channel over the rows that stats

@@ -45,7 +45,7 @@ func (p *Plan) Rounded(g *graph.Graph, op *Op, choices Choices, s *Solved, stats
 		r.eight.each(func(i, c int) { r.Steps[i] = r.eight.Scales[c] })
 		return r, nil
 	}
-	k, n := int(t.Dims[op.InAxis]), int(t.Dims[op.OutAxis])
+	k, n := op.Matrix(t.Dims)
 	columns := v
 	if op.InAxis == 1 {
 		columns = transpose2D(v, n, k)

@@ -98,7 +98,7 @@ func NewPlanOf(m *graph.Model, c Config, leave func(*graph.Node) string) (*Plan,
 		return nil, fmt.Errorf("%w: it contains %s; give the float model it was made from", ErrQuantized, op)
 	}
 	p := &Plan{Config: c, source: map[string]string{}}
-	b := planner{Plan: p, g: m.Graph, ix: m.Graph.Index(), quantized: map[string]bool{}, taken: map[*graph.Node]bool{}}
+	b := planner{Plan: p, g: m.Graph, ix: m.Graph.Index(), quantized: map[string]bool{}, taken: map[*graph.Node]bool{}, opset: m.Opset()}
 	used := map[string]bool{}
 	for _, n := range m.Graph.Nodes {
 		if b.taken[n] {
@@ -191,6 +191,7 @@ type planner struct {
 	ix        *graph.Index
 	quantized map[string]bool // tensors that will have a quantized form
 	taken     map[*graph.Node]bool
+	opset     int64
 }
 
 // hasMACs reports whether n is an operator that people expect to be quantized.
@@ -348,7 +349,7 @@ func trailingVector(dims []int64) bool {
 func (b *planner) conv(n *graph.Node) (*Op, string) {
 	x, w, bias := n.In(0), n.In(1), n.In(2)
 	if b.Config.Scheme == INT4 {
-		return nil, "4-bit weights exist for matrix products only"
+		return b.conv4(n)
 	}
 	if b.Config.Scheme == INT8Dynamic {
 		return nil, "convolutions need static ranges (ConvInteger is slower than float); use scheme int8 with calibration data"
@@ -460,7 +461,7 @@ func (b *planner) accept(op *Op) {
 	b.quantized[op.Out] = op.QuantOut
 	switch op.Kind {
 	case Conv:
-		b.quantized[op.X[0]] = true
+		b.quantized[op.X[0]] = b.quantized[op.X[0]] || op.QuantOut
 	case Through:
 		b.source[op.Out] = op.X[0]
 	}

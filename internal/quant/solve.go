@@ -73,7 +73,7 @@ func (s *Solved) SolveGPTQ(ctx context.Context, alg Algebra, p *Plan, g *graph.G
 			v = scaleInputs(v, t.Dims, op.InAxis, smooth)
 		}
 		out := op.Node.Outputs[0]
-		if op.Kind == Conv {
+		if op.Kind == Conv && !int4 {
 			q, gain, err := solveConv(ctx, alg, p.Config, v, t.Dims, gram)
 			if err != nil {
 				return nil, fmt.Errorf("operator %q: %w", op.Node.Name, err)
@@ -87,7 +87,7 @@ func (s *Solved) SolveGPTQ(ctx context.Context, alg Algebra, p *Plan, g *graph.G
 				return nil, fmt.Errorf("operator %q: %w", op.Node.Name, err)
 			}
 		}
-		k, n := int(t.Dims[op.InAxis]), int(t.Dims[op.OutAxis])
+		k, n := op.Matrix(t.Dims)
 		if op.InAxis == 1 {
 			v = transpose2D(v, n, k)
 		}

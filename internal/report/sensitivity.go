@@ -116,6 +116,8 @@ func (o OperatorLoss) remedy(share, work float64, equalized, learns bool) string
 		block = fmt.Sprintf("learn its block from the float model: --weights brecq (of this one alone: --learn %s); then ", o.Name)
 	}
 	switch {
+	case o.Precision == "int4" && o.Op == "Conv":
+		return fmt.Sprintf("8 bits for it: operators: {%s: int8}", o.Name)
 	case o.Precision == "int4":
 		return fmt.Sprintf("8 bits for it: operators: {%s: int8-dynamic}", o.Name)
 	case float64(o.Weight.SQNR) < lowWeightSQNR && share < floatShare:

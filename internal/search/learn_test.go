@@ -75,3 +75,24 @@ func TestShrinkLeavesLearned(t *testing.T) {
 		}
 	}
 }
+
+// mixedUnits is a lab with convolutions, one of which has no form in 4 bits.
+type mixedUnits struct{ bench }
+
+func (m *mixedUnits) Units(ctx context.Context, t quant.Target) ([]Unit, error) {
+	units, err := m.bench.Units(ctx, t)
+	for i := range units {
+		units[i].Linear, units[i].Four = false, units[i].Names[0] != "b"
+	}
+	return units, err
+}
+
+// TestShrinkConvolutions: a size is met by 4 bits for convolutions that have such a form.
+func TestShrinkConvolutions(t *testing.T) {
+	m := &mixedUnits{bench{lost: map[string]float64{"a": 0.004, "b": 0.0001, "c": 0.0002, "d": 0.0003}, bytes: 1000}}
+	s := &Search{Goal: report.Goal{MaxLoss: 0.01, MaxBytes: 3300}, Space: Space{Targets: []quant.Target{quant.ORTCPU}, Static: true, Conv: true}, Lab: m}
+	best := run(t, s)
+	if best == nil || best.Bytes > 3300 || !slices.Equal(best.Operators, []string{"c=int4", "d=int4"}) {
+		t.Fatalf("%+v of %q", best, m.tries)
+	}
+}

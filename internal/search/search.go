@@ -53,8 +53,10 @@ type Unit struct {
 	// MACs and Elements count multiply-accumulates and weights.
 	MACs     int64 `json:"macs"`
 	Elements int64 `json:"elements"`
-	// Linear units are matrix products, which have 4-bit and dynamic forms.
+	// Linear units are matrix products, which have dynamic forms.
 	Linear bool `json:"linear"`
+	// Four units have weights that fit 4-bit blocks: matrix products, and most convolutions.
+	Four bool `json:"four"`
 }
 
 // Lab makes and measures models.
@@ -320,7 +322,7 @@ func (s *Search) giveBack(kept []Unit, with func([]Unit) (bool, error)) error {
 const int4Saves = 1 - 0.5 - 4.0/quant.Int4Block
 
 // shrink is for a size that nothing has met: 4-bit embeddings, then 4-bit weights
-// for the least sensitive matrix products, as many as it takes.
+// for the least sensitive operators, as many as it takes.
 func (s *Search) shrink(ctx context.Context) error {
 	best := Best(s.Goal, s.Trials)
 	if s.Goal.MaxBytes == 0 || best != nil && best.Bytes <= s.Goal.MaxBytes {
@@ -356,7 +358,7 @@ func (s *Search) shrink(ctx context.Context) error {
 	}
 	var small []Unit // the least sensitive first, by loss for what it saves
 	for _, u := range units {
-		if u.Linear && !slices.ContainsFunc(u.Names, func(n string) bool { return taken[n] }) {
+		if u.Four && !slices.ContainsFunc(u.Names, func(n string) bool { return taken[n] }) {
 			small = append(small, u)
 		}
 	}

@@ -26,7 +26,7 @@ var errDied = errors.New("died")
 
 func (b *bench) Units(context.Context, quant.Target) (units []Unit, err error) {
 	for n, l := range b.lost {
-		units = append(units, Unit{Names: []string{n}, Loss: report.Num(l), Elements: b.bytes, Linear: true})
+		units = append(units, Unit{Names: []string{n}, Loss: report.Num(l), Elements: b.bytes, Linear: true, Four: true})
 	}
 	slices.SortFunc(units, func(x, y Unit) int {
 		if x.Loss != y.Loss {
