@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/fewbit/fewbit/internal/onnx/pb"
+	"github.com/fewbit/fewbit/internal/tensor"
 )
 
 // knownDomains are those that ONNX Runtime ships operators for.
@@ -138,10 +139,17 @@ func (m *Model) Quantized() string {
 			"MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits",
 			"QGemm", "QAttention", "GatherBlockQuantized", "QLinearAdd", "QEmbedLayerNormalization":
 			return n.Op
+		case "BitShift": // as convolutions have 4-bit weights: two codes a byte, in blocks
+			if t := m.Graph.Init(n.In(0)); t != nil && t.Type == tensor.Uint8 && len(t.Dims) == packedRank {
+				return n.Op + " of 4-bit weights"
+			}
 		}
 	}
 	return ""
 }
+
+// packedRank is that of codes in blocks: outputs, blocks, bytes.
+const packedRank = 3
 
 // Sort brings the nodes into topological order, keeping the given order where
 // it is already one. A cycle is ErrInvalid and names one of its nodes.

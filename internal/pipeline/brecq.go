@@ -72,12 +72,9 @@ func (s *stream) bytes() (n int64) {
 }
 
 func (b *blocksPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error) {
-	if m.Opset() < reconstruct.MinOpset {
-		return quant.Stats{}, fmt.Errorf("%w: weights %s need a model of opset %d or above, this one has %d; export it anew, or use weights %s", quant.ErrConfig, quant.BRECQ, reconstruct.MinOpset, m.Opset(), quant.GPTQ)
-	}
 	ops, segments := b.index(m)
 	st := &student{blocksPass: b, m: m, ix: m.Graph.Index(), ops: ops}
-	learn, err := b.chosen(st, segments)
+	learn, err := b.chosen(ops, segments)
 	if err != nil {
 		return quant.Stats{}, err
 	}

@@ -74,6 +74,11 @@ func TestFourBitConvolutions(t *testing.T) {
 	if _, err := p.Quantize(context.Background(), Request{Model: out, Config: quant.Config{Scheme: quant.INT4}, NoLatency: true, Force: true}, nil); !errors.Is(err, quant.ErrQuantized) {
 		t.Errorf("quantized twice: %v", err)
 	}
+	if q, err := graph.Open(out); err != nil || q.Quantized() != "BitShift of 4-bit weights" {
+		t.Errorf("the file is not known as quantized: %v", err)
+	} else {
+		q.Close()
+	}
 	ref := m.Clone()
 	for name, outs := range map[string]int{"k1": 32, "k2": 24} {
 		w := m.Graph.Init(name)
@@ -113,6 +118,13 @@ func TestFourBitConvolutions(t *testing.T) {
 	}
 	if mixed.Evaluation.SQNR < near.Evaluation.SQNR {
 		t.Errorf("one in 4 bits: SQNR %.1f dB, both to nearest %.1f dB", mixed.Evaluation.SQNR, near.Evaluation.SQNR)
+	}
+	tied := wideCNN()
+	tied.Graph.Nodes = append(tied.Graph.Nodes, node("Conv", "again", "x k1", "z"))
+	tied.Graph.Outputs = append(tied.Graph.Outputs, value("z", -1, 32, 4, 4))
+	shared, err := p.Quantize(context.Background(), Request{Model: save(t, tied), Config: quant.Config{Scheme: quant.INT4}, NoLatency: true, Force: true}, nil)
+	if err != nil || shared.Quantized.Bytes > rep.Quantized.Bytes+500 {
+		t.Errorf("a weight that two convolutions read is stored twice: %v", err)
 	}
 	for _, target := range []quant.Target{quant.CPU, quant.QDQ} {
 		req.Config = quant.Config{Scheme: quant.INT4, Target: target}

@@ -48,6 +48,20 @@ func (r *run) blocks() *blocksPass {
 	return b
 }
 
+// canLearn refuses before anything is calibrated what learning blocks would refuse after it.
+func (r *run) canLearn() error {
+	if r.req.Config.Weights != quant.BRECQ || r.samplesOf != nil {
+		return nil
+	}
+	if r.m.Opset() < reconstruct.MinOpset {
+		return fmt.Errorf("%w: weights %s need a model of opset %d or above, this one has %d; export it anew, or use weights %s", quant.ErrConfig, quant.BRECQ, reconstruct.MinOpset, r.m.Opset(), quant.GPTQ)
+	}
+	b := r.blocks()
+	ops, segments := b.index(r.m)
+	_, err := b.chosen(ops, segments)
+	return err
+}
+
 // index finds the operators of the plans, and cuts m into blocks.
 func (b *blocksPass) index(m *graph.Model) (map[*graph.Node]planned, []*reconstruct.Segment) {
 	ops := map[*graph.Node]planned{}
@@ -69,13 +83,13 @@ func (b *blocksPass) index(m *graph.Model) (map[*graph.Node]planned, []*reconstr
 
 // chosen reports for each segment whether it is to be learned, and ErrConfig when an
 // operator that is named has no block.
-func (b *blocksPass) chosen(st *student, segments []*reconstruct.Segment) ([]bool, error) {
+func (b *blocksPass) chosen(ops map[*graph.Node]planned, segments []*reconstruct.Segment) ([]bool, error) {
 	all := make([]bool, len(segments))
 	met := map[string]bool{}
 	for i, seg := range segments {
 		all[i] = len(b.only) == 0
 		for _, n := range seg.Nodes {
-			if op, ok := st.ops[n]; !ok || !hasWeight(op.Op) {
+			if op, ok := ops[n]; !ok || !hasWeight(op.Op) {
 				continue
 			}
 			for _, name := range []string{n.Name, n.Op} {

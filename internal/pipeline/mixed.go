@@ -153,10 +153,6 @@ func (r *run) prepare(ctx context.Context) error {
 	if op := r.m.Quantized(); op != "" {
 		return fmt.Errorf("%w: it contains %s; give the float model it was made from", quant.ErrQuantized, op)
 	}
-	// Codes of convolutions in 4 bits are taken apart by operators that any model may have.
-	if scheme := r.m.Metadata[schemeKey]; scheme != "" {
-		return fmt.Errorf("%w: by fewbit, scheme %s; give the float model it was made from", quant.ErrQuantized, scheme)
-	}
 	cfg := r.req.Config
 	r.progress.say("prepare", 0)
 	r.named = operatorsOf(r.m)
@@ -201,6 +197,9 @@ func (r *run) planned() (err error) {
 	switch {
 	case err == nil:
 		r.plans, r.plan = made, quant.Union(made)
+		if err := r.canLearn(); err != nil {
+			return err
+		}
 		for i, f := range r.plan.Float { // why a pattern or a type has not taken it
 			if j := slices.IndexFunc(floats, func(g quant.Float) bool { return g.Node == f.Node && !strings.HasSuffix(g.Rule, byRecipe) }); j >= 0 && strings.HasSuffix(f.Rule, byRecipe) {
 				r.plan.Float[i].Rule = floats[j].Rule

@@ -346,9 +346,6 @@ func (s snapshot) Run(_ context.Context, m *graph.Model) (quant.Stats, error) {
 	return quant.Stats{Note: "kept to compare operators with the float model"}, nil
 }
 
-// schemeKey is the metadata that says what a file was quantized to.
-const schemeKey = "fewbit.scheme"
-
 // nativeNeeds says in a native file what it is made for.
 const nativeNeeds = "fewbit's kernels: libfewbit_cpu on a CPU with AVX2 or, faster, AVX-512 VNNI and BF16, or fewbit on a CUDA device; " +
 	"without them ONNX Runtime computes the functions in this file: the same numbers, several times slower"
@@ -360,7 +357,7 @@ func (r *run) stamp() {
 		needs = nativeNeeds
 	}
 	for k, v := range map[string]string{
-		"fewbit.version": r.Version, schemeKey: r.req.Config.Name(), "fewbit.target": r.req.Config.Target.Form(),
+		"fewbit.version": r.Version, "fewbit.scheme": r.req.Config.Name(), "fewbit.target": r.req.Config.Target.Form(),
 		"fewbit.source_sha256": r.rep.Model.SHA256, "fewbit.needs": needs,
 	} {
 		if v != "" {

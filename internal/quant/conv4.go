@@ -64,7 +64,7 @@ func (p *Plan) Four(m *graph.Model, op *Op) bool {
 }
 
 // unpacked puts the weight of op into the graph in 4 bits and returns the nodes that make
-// floats of it. These have constant inputs alone, so that an engine computes them once, when
+// floats of it, the last of which gives the weight. They have constant inputs alone, so that an engine computes them once, when
 // it loads the model. A byte holds the codes c of two elements that are half a block apart,
 // the first in its low bits:
 //
@@ -105,8 +105,7 @@ func (p *BlockWeights) unpacked(g *graph.Graph, op *Op, w *tensor.Tensor, names 
 		out = node("Reshape", []string{out, value("_rows", tensor.From([]int64{int64(n), rows}, 2))})
 		out = node("Slice", []string{out, value("_from", tensor.From([]int64{0}, 1)), value("_to", tensor.From([]int64{int64(k)}, 1)), value("_axis", tensor.From([]int64{1}, 1))})
 	}
-	out = node("Reshape", []string{out, value("_shape", tensor.From(append([]int64(nil), w.Dims...), int64(len(w.Dims))))})
-	op.Node.Inputs[1] = out
+	node("Reshape", []string{out, value("_shape", tensor.From(append([]int64(nil), w.Dims...), int64(len(w.Dims))))})
 	return made, by, nil
 }
 

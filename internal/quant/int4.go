@@ -177,7 +177,7 @@ func (p *BlockWeights) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 	done := map[string]bool{} // weights written; tied ones share a copy
 	var added []*graph.Node
 	count, convs, methods := 0, 0, methodCount{}
-	names, inputs := g.Namer(), map[string]string{}
+	names, inputs, floats := g.Namer(), map[string]string{}, map[string]string{}
 	for _, op := range p.Plan.Ops {
 		if err := ctx.Err(); err != nil {
 			return Stats{}, err
@@ -188,13 +188,16 @@ func (p *BlockWeights) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 		w := g.Init(op.W)
 		k, n := op.Matrix(w.Dims)
 		if op.Kind == Conv {
-			made, by, err := p.unpacked(g, op, w, names)
-			if err != nil {
-				return Stats{}, fmt.Errorf("weight %q: %w", op.W, err)
-			}
-			added = append(added, made...)
-			methods[by]++
 			convs++
+			if floats[op.W] == "" { // tied ones share the first one's codes, as matrix products do
+				made, by, err := p.unpacked(g, op, w, names)
+				if err != nil {
+					return Stats{}, fmt.Errorf("weight %q: %w", op.W, err)
+				}
+				added, floats[op.W] = append(added, made...), made[len(made)-1].Outputs[0]
+				methods[by]++
+			}
+			op.Node.Inputs[1] = floats[op.W]
 			continue
 		}
 		x, mul := p.divided(g, op.X[0], inputs, names)
