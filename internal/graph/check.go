@@ -136,7 +136,7 @@ func (m *Model) Quantized() string {
 		}
 		switch n.Op {
 		case "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
-			"MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits",
+			"MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits",
 			"QGemm", "QAttention", "GatherBlockQuantized", "QLinearAdd", "QEmbedLayerNormalization":
 			return n.Op
 		case "BitShift": // as convolutions have 4-bit weights: two codes a byte, in blocks

@@ -294,7 +294,7 @@ func (r *run) operators(ctx context.Context) error {
 	}
 	var taps []eval.Tap
 	for _, op := range r.plan.Ops {
-		if op.Kind != quant.Linear && op.Kind != quant.Conv {
+		if op.Kind != quant.Linear && op.Kind != quant.Conv && op.Kind != quant.Recurrent {
 			continue
 		}
 		t := eval.Tap{Name: op.Node.Outputs[0], Ref: op.Out, Quant: op.Out}

@@ -25,7 +25,7 @@ func (p *Plan) Cover(m *graph.Model, shapes map[string][]int64) []Coverage {
 	}
 	planned, small := map[*graph.Node]bool{}, map[*graph.Node]bool{} // small: convolutions with 4-bit weights
 	for _, op := range p.Ops {
-		if op.Kind == Linear || op.Kind == Conv {
+		if op.Kind == Linear || op.Kind == Conv || op.Kind == Recurrent {
 			planned[op.Node] = true
 			small[op.Node] = op.Kind == Conv && op.Precision == PrecisionINT4
 		}

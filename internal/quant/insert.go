@@ -104,7 +104,11 @@ func (w *inserter) freeTag() string {
 		"_rows_quantized", "_rows_scale", "_rows_zero_point", "_sum", "_channels_scale", "_channels_zero_point", "_channels_dequantized"}
 	taken := func(tag string) bool {
 		for _, op := range w.Plan.Ops {
-			for _, base := range append([]string{op.W, op.Bias, op.Out}, op.X...) {
+			bases := append([]string{op.W, op.Bias, op.Out}, op.X...)
+			if op.Kind == Recurrent {
+				bases = append(bases, op.Node.In(lstmWeight), op.Node.In(lstmRecurrent))
+			}
+			for _, base := range bases {
 				for _, s := range suffixes {
 					if used[base+tag+s] {
 						return true
@@ -255,6 +259,8 @@ func (w *inserter) dynamic(t string) (string, error) {
 
 func (w *inserter) op(op *Op) error {
 	switch op.Kind {
+	case Recurrent:
+		return w.recurrent(op)
 	case Linear:
 		if w.Plan.Config.byRow(op) {
 			return w.nativeLinear(op)

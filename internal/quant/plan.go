@@ -32,13 +32,15 @@ const (
 	// Through moves quantized values without arithmetic: its output has the
 	// parameters of its input.
 	Through
+	// Recurrent is an LSTM with constant weights; its input and output are float.
+	Recurrent
 )
 
 // Op is one operator that will run in integers.
 type Op struct {
 	Node *graph.Node
 	Kind Kind
-	// X lists the activation inputs (one, except for Chain operators).
+	// X lists the activation inputs (one; more for Chain operators, none for Recurrent ones).
 	X []string
 	// W and Bias are initializer names, "" where absent.
 	W, Bias string
@@ -222,6 +224,8 @@ func (b *planner) consider(n *graph.Node) (*Op, string) {
 		return b.gemm(n)
 	case n.Is("Conv"):
 		return b.conv(n)
+	case n.Is("LSTM"):
+		return b.lstm(n)
 	case n.Domain == graph.DomainONNX && chainOps[n.Op]:
 		return b.chain(n), ""
 	case n.Domain == graph.DomainONNX && throughOps[n.Op]:
