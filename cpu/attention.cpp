@@ -21,13 +21,15 @@ int64_t attention_end(const float *bias, int64_t length) {
   return length;
 }
 
+bool hides_all(const float *bias, int64_t length) {
+  return std::all_of(bias, bias + length, [](float v) { return v == -std::numeric_limits<float>::infinity(); });
+}
+
 void attention_rows(const AttentionKernels &k, const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, void *memory) {
   k.rows(a, b, h, r0, r1, memory);
   if (!a.zero_hidden || !a.bias) return;
   for (int64_t r = r0; r < r1; r++) {
-    const float *bias = a.bias_of(b, h, r);
-    if (std::any_of(bias, bias + a.length, [](float v) { return v != -std::numeric_limits<float>::infinity(); })) continue;
-    std::fill_n(a.out(b, r, h), a.size, 0.f);
+    if (hides_all(a.bias_of(b, h, r), a.length)) std::fill_n(a.out(b, r, h), a.size, 0.f);
   }
 }
 

@@ -11,6 +11,13 @@ namespace fewbit {
 inline constexpr int64_t kMaxHeadSize = 1024;
 inline constexpr int64_t kMaxLength = 1 << 17; // a head's keys and values stay below 1 GiB
 
+// Positions of queries and keys: the first `columns` of each head are turned, rotary.hpp.
+struct Rotation {
+  const float *cos = nullptr, *sin = nullptr; // [batch|1, length, columns]; or nullptr
+  int64_t batch = 0;                          // stride in elements, 0 where one serves all
+  int64_t columns = 0;                        // even, at most a head's size
+};
+
 struct Attention {
   const float *qkv = nullptr;  // [batch, length, 3, heads, size]; without the queries 2, not 3
   const float *q = nullptr;    // [batch, queries, heads, size] of another sequence; or nullptr
@@ -20,6 +27,7 @@ struct Attention {
   int64_t batch = 0, length = 0, heads = 0, size = 0;
   int64_t queries = 0; // of q
   float scale = 1;
+  Rotation rotation;        // kernels take queries and keys that are turned already
   bool zero_hidden = false; // a row whose every key has a bias of minus infinity gives 0, not NaN
 
   int64_t width() const { return heads * size; }
@@ -98,6 +106,9 @@ extern const AttentionKernels attention_avx512;
 extern const AttentionKernels attention_avx2;
 #endif
 const AttentionKernels &attention_kernels(); // the level's
+
+// Whether the bias [length] is minus infinity for every key.
+bool hides_all(const float *bias, int64_t length);
 
 // k.rows, and the zeros that a.zero_hidden asks for.
 void attention_rows(const AttentionKernels &k, const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, void *memory);

@@ -7,6 +7,7 @@
 #include <new>
 
 #include "level.hpp"
+#include "rotary.hpp"
 
 namespace fewbit {
 
@@ -19,6 +20,25 @@ void normalize_plain(const float *x, const float *gamma, const float *beta, floa
     const double unit = 1 / std::sqrt(squares / double(n) + epsilon);
     for (int64_t i = 0; i < n; i++) y[i] = float((x[i] - mean) * unit) * gamma[i] + beta[i];
   }
+}
+
+void rms_plain(const float *x, const float *gamma, const float *, float epsilon, int64_t rows, int64_t n, float *y) {
+  for (; rows > 0; rows--, x += n, y += n) {
+    double squares = 0;
+    for (int64_t i = 0; i < n; i++) squares += double(x[i]) * x[i];
+    const double unit = 1 / std::sqrt(squares / double(n) + epsilon);
+    for (int64_t i = 0; i < n; i++) y[i] = float(x[i] * unit) * gamma[i];
+  }
+}
+
+Normalize rms_kernel() {
+#if defined(FEWBIT_AVX512)
+  if (level() >= FEWBIT_CPU_AVX512_VNNI) return rms_avx512;
+#endif
+#if defined(FEWBIT_AVX2)
+  if (level() >= FEWBIT_CPU_AVX2) return rms_avx2;
+#endif
+  return rms_portable;
 }
 
 Normalize normalize_kernel() {
@@ -48,15 +68,16 @@ int64_t unpadded_length(const Attention &a, int64_t b) {
   int64_t length = a.bias ? 0 : a.length;
   const int64_t heads = a.bias_head ? a.heads : 1, rows = a.bias_row ? a.length : 1;
   for (int64_t h = 0; h < heads; h++)
-    for (int64_t r = rows; r-- > 0 && length < a.length;) // the last row of a causal mask sees the most
-      length = std::max(length, attention_end(a.bias_of(b, h, r), a.length));
-  return length;
+    for (int64_t r = rows; r-- > 0 && length < a.length;) { // the last row of a causal mask sees the most
+      const float *bias = a.bias_of(b, h, r);
+      if (!a.zero_hidden || !hides_all(bias, a.length)) length = std::max(length, attention_end(bias, a.length));
+    }
+  return length ? length : a.length;
 }
 
-Projection Projection::head(int64_t h, int64_t size) const {
+Projection Projection::columns(int64_t first, int64_t n) const {
   Projection p = *this;
-  const int64_t first = h * 3 * size; // a multiple of kPanel
-  p.w.n = 3 * size;
+  p.w.n = n;
   p.w.panels = w.panel(first / kPanel);
   p.w.sums += first, p.w.scales += first;
   if (bias) p.bias += first;
@@ -67,6 +88,7 @@ namespace {
 
 constexpr int64_t kTileRows = 8;
 constexpr int64_t kColumnTiles = 2; // with fewer tiles of rows a thread the columns are divided
+constexpr int64_t kGatePanels = 4;   // of a gate at a time, which are multiplied while they lie in the cache
 constexpr int64_t kBlockRows = 64;   // at most: what lies between the products stays in the cache
 
 // Takes parts of memory one after the other; without memory it counts.
@@ -140,16 +162,18 @@ private:
 
 struct Run {
   const Encoder &e;
-  const Attention &a; // its size is padded
+  const Attention *kinds; // their sizes are padded
   const Parallel &parallel;
   const float *x;
   float *y;
   const int64_t *starts; // sample b is rows [starts[b], starts[b+1]) of all that lies between x and y
+  const Attention &a = kinds[0]; // for what all have in common
   const int64_t rows = starts[a.batch];
   const bool packed = rows < a.batch * a.length;
   const Int8Kernels &int8 = int8_kernels();
   const AttentionKernels &attend = attention_kernels();
-  const Normalize normalize = normalize_kernel();
+  const Normalize normalize = e.rms ? rms_kernel() : normalize_kernel();
+  const Rotate rotate = rotate_kernel();
 
   static int64_t padded(int64_t k) { return (k + kInt8Step - 1) / kInt8Step * kInt8Step; }
 
@@ -171,6 +195,22 @@ struct Run {
     q.w = p.w, q.bias = p.bias, q.act = act, q.residual = residual, q.y = to;
     int8.multiply(q, 0, count, p0, p1, codes, scales);
   }
+  // Panels [p0,p1) of act(Up) times the gate, which is computed in `side`, of
+  // gate_columns() for each row.
+  void multiply_gate(const EncoderLayer &l, const Codes &codes, int64_t count, int64_t p0, int64_t p1, float *up, float *side, Ahead after) const {
+    for (int64_t p = p0; p < p1; p += kGatePanels) {
+      const int64_t end = std::min(p1, p + kGatePanels), first = p * kPanel, n = std::min(end * kPanel, e.inner) - first;
+      const Projection gate = l.gate.columns(first, n);
+      multiply(l.up, codes.codes, codes.scales, count, p, end, e.act, nullptr, up, Ahead::of(gate.w, 0));
+      multiply(gate, codes.codes, codes.scales, count, 0, end - p, Activation::none, nullptr, side, end < p1 ? Ahead::of(l.up.w, end) : after);
+      for (int64_t r = 0; r < count; r++) {
+        float *const to = up + r * e.inner + first;
+        const float *const by = side + r * n;
+        for (int64_t i = 0; i < n; i++) to[i] *= by[i];
+      }
+    }
+  }
+  int64_t gate_columns() const { return e.gated ? std::min(kGatePanels * kPanel, e.inner) : 0; }
 
   // What one task of heads works in.
   struct Head {
@@ -188,12 +228,13 @@ struct Run {
   // What one task of rows works in.
   struct Rows {
     Codes codes;
-    float *middle, *up, *normal; // normal: with the normalization first, what a product takes of the rows
+    float *middle, *up, *side, *normal; // normal: with the normalization first, what a product takes of the rows
     static Rows at(const Run &run, int64_t rows, void *memory, size_t *bytes = nullptr) {
       Carve c{reinterpret_cast<uintptr_t>(memory)};
-      Rows r{Codes::take(c, rows, padded(std::max(run.e.hidden(), run.e.inner))), nullptr, nullptr, nullptr};
+      Rows r{Codes::take(c, rows, padded(std::max(run.e.hidden(), run.e.inner))), nullptr, nullptr, nullptr, nullptr};
       r.middle = c.take<float>(rows * run.e.hidden());
       r.up = c.take<float>(rows * run.e.inner);
+      r.side = c.take<float>(rows * run.gate_columns());
       r.normal = c.take<float>(run.e.normalize_first ? rows * run.e.hidden() : 0);
       if (bytes) *bytes = c.used;
       return r;
@@ -237,10 +278,11 @@ struct Run {
     const Projection p = l.qkv.head(h, a.size);
     const int64_t r = starts[b], length = starts[b + 1] - r;
     multiply(p, codes.codes + r * p.w.padded_k(), codes.scales + r, length, 0, p.w.panel_count(), Activation::none, nullptr, m.qkv, after);
-    Attention one = a;
+    Attention one = kinds[l.kind];
+    if (const Rotation &t = one.rotation; t.cos) rotate(t.cos + b * t.batch, t.sin + b * t.batch, t.columns, length, m.qkv, 3 * a.size, a.size);
     one.batch = one.heads = 1, one.length = length;
     one.qkv = m.qkv, one.y = m.y;
-    one.bias = a.bias_of(b, h, 0);
+    one.bias = kinds[l.kind].bias_of(b, h, 0);
     attend.pack(one, 0, 0, m.attention);
     attention_rows(attend, one, 0, 0, 0, length, m.attention);
     for (int64_t i = 0; i < length; i++) std::copy_n(m.y + i * a.size, e.size, context + (r + i) * e.hidden() + h * e.size);
@@ -248,7 +290,7 @@ struct Run {
 
   // The codes that a layer begins with, of n rows.
   void enter(const EncoderLayer &l, const float *from, int64_t n, float *normal, const Codes &codes) const {
-    if (e.normalize_first) {
+    if (e.normalize_first && l.gamma[0]) {
       normalize(from, l.gamma[0], l.beta[0], e.epsilon, n, e.hidden(), normal);
       from = normal;
     }
@@ -269,7 +311,10 @@ struct Run {
     float *const normal = e.normalize_first ? m.normal : m.middle;
     normalize(m.middle, l.gamma[which], l.beta[which], e.epsilon, n, hidden, normal);
     quantize(l.up, normal, 0, n, m.codes);
-    whole(l.up, e.act, nullptr, m.up, Ahead::of(l.down.w, 0));
+    if (e.gated)
+      multiply_gate(l, m.codes, n, 0, l.up.w.panel_count(), m.up, m.side, Ahead::of(l.down.w, 0));
+    else
+      whole(l.up, e.act, nullptr, m.up, Ahead::of(l.down.w, 0));
     quantize(l.down, m.up, 0, n, m.codes);
     float *to = result + r0 * hidden;
     whole(l.down, Activation::none, m.middle, to, after);
@@ -285,12 +330,14 @@ struct Run {
   struct Columns {
     Codes codes;
     float *x, *middle; // of the layers x_of and middle_of
+    float *side;
     int64_t *x_of, *middle_of;
     static Columns take(Carve &c, const Run &run) {
       Columns m;
       m.codes = Codes::take(c, run.rows, padded(std::max(run.e.hidden(), run.e.inner)));
       m.x = c.take<float>(run.rows * run.e.hidden()), m.middle = c.take<float>(run.rows * run.e.hidden());
       m.x_of = c.take<int64_t>(2), m.middle_of = m.x_of + 1;
+      m.side = c.take<float>(run.rows * run.gate_columns());
       return m;
     }
   };
@@ -326,7 +373,7 @@ struct Run {
       // What the products of queries and Up take, and what the residuals add.
       const float *const begin_with = i ? m.end : packed ? m.in : x;
       const auto input = [&](const Columns &c) -> const float * {
-        if (i == 0 && !first) return begin_with;
+        if (first ? !l.gamma[0] : i == 0) return begin_with;
         if (*c.x_of != i) {
           const EncoderLayer &of = first ? l : e.layers[size_t(i - 1)];
           normalize(begin_with, of.gamma[!first], of.beta[!first], e.epsilon, rows, hidden, c.x);
@@ -351,7 +398,10 @@ struct Run {
           if (begins) quantize(p, prepare(c), 0, rows, c.codes);
           Ahead after;
           if (!more && next) after = begin(next->w, share);
-          multiply(p, c.codes.codes, c.codes.scales, rows, panel, panel + 1, act, residual(c), to, after);
+          if (e.gated && &p == &l.up)
+            multiply_gate(l, c.codes, rows, panel, panel + 1, to, c.side, after);
+          else
+            multiply(p, c.codes.codes, c.codes.scales, rows, panel, panel + 1, act, residual(c), to, after);
         });
       };
       m.shares.run(parallel, a.batch * a.heads, [&](int64_t u, int64_t share, bool more, bool begins) {
@@ -432,18 +482,23 @@ struct Run {
 
 } // namespace
 
-void encode(const Encoder &e, const Attention &a, const float *x, float *y, EncoderMemory &memory, const Parallel &parallel) {
+void encode(const Encoder &e, const Attention *kinds, size_t count, const float *x, float *y, EncoderMemory &memory, const Parallel &parallel) {
+  memory.kinds.assign(kinds, kinds + count);
+  bool of_each = false; // sample
+  for (Attention &a : memory.kinds) a.size = e.padded_size(), of_each |= a.bias_batch != 0;
+  const int64_t batch = kinds->batch;
   std::vector<int64_t> &starts = memory.starts;
-  starts.resize(size_t(a.batch + 1));
+  starts.resize(size_t(batch + 1));
   starts[0] = 0;
-  int64_t length = a.length;
-  for (int64_t b = 0; b < a.batch; b++) {
-    if (e.skip_padding && (b == 0 || a.bias_batch)) length = unpadded_length(a, b);
+  int64_t length = kinds->length;
+  for (int64_t b = 0; b < batch; b++) {
+    if (e.skip_padding && (b == 0 || of_each)) {
+      length = 0;
+      for (size_t i = 0; i < count; i++) length = std::max(length, unpadded_length(kinds[i], b));
+    }
     starts[size_t(b + 1)] = starts[size_t(b)] + length;
   }
-  Attention padded = a;
-  padded.size = e.padded_size();
-  Run{e, padded, parallel, x, y, starts.data()}.run(memory);
+  Run{e, memory.kinds.data(), parallel, x, y, starts.data()}.run(memory);
 }
 
 } // namespace fewbit

@@ -1,10 +1,11 @@
-// fewbit.EncoderAttention(QKV, Bias) -> Y: attention of three projections that
+// fewbit.EncoderAttention(QKV, Bias, Cos, Sin) -> Y: attention of three projections that
 // one product made, and CrossAttention, to another sequence; see attention.hpp.
 #include <cmath>
 
 #include "attention.hpp"
 #include "bf16.hpp"
 #include "operators.hpp"
+#include "rotary.hpp"
 #include "tasks.hpp"
 
 namespace fewbit {
@@ -17,6 +18,17 @@ void set_bias(Attention &a, const Tensor &t, const char *op) {
   a.bias_row = t.dims[2] == 1 ? 0 : a.length;
   a.bias_head = t.dims[1] == 1 ? 0 : t.dims[2] * a.length;
   a.bias_batch = t.dims[0] == 1 ? 0 : t.dims[1] * t.dims[2] * a.length;
+}
+
+void set_rotation(Attention &a, const Tensor &cos, const Tensor &sin, const char *op) {
+  const std::string name = op;
+  for (const Tensor &t : {cos, sin}) {
+    if (t.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) refuse(name + ": Cos and Sin must be FP32");
+    if ((t.rank != 3 && (t.rank != 4 || t.dims[1] != 1)) || (t.dims[0] != a.batch && t.dims[0] != 1) || t.dims[t.rank - 2] != a.length || t.last() < 2 || t.last() % 2 || t.last() > a.size ||
+        t.rows() != cos.rows() || t.last() != cos.last())
+      refuse(name + ": Cos and Sin must be alike, [batch or 1, length, an even number up to " + std::to_string(a.size) + "]");
+  }
+  a.rotation = {cos.as<float>(), sin.as<float>(), cos.dims[0] == 1 ? 0 : a.length * cos.last(), cos.last()};
 }
 
 bool hidden_is_zero(const Node &node, const char *op) {
@@ -39,6 +51,33 @@ void run(const Call &call, const Attention &a) {
       [&](int64_t head, void *memory) { kernels.pack(a, head / a.heads, head % a.heads, memory); },
       [&](int64_t head, int64_t part, void *memory) {
         attention_rows(kernels, a, head / a.heads, head % a.heads, std::min(part * rows, a.rows()), std::min((part + 1) * rows, a.rows()), memory);
+      });
+}
+
+// The same for queries and keys that are turned first, in a copy of the head. A task
+// is a head.
+void run_turned(const Call &call, const Attention &a) {
+  const AttentionKernels &kernels = attention_kernels();
+  const Rotate rotate = rotate_kernel();
+  const auto round = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
+  Attention one = a;
+  one.batch = one.heads = 1, one.rotation = {};
+  const size_t in = round(size_t(a.length * 3 * a.size) * sizeof(float)), out = round(size_t(a.length * a.size) * sizeof(float));
+  run_blocks(
+      call, a.batch * a.heads, 1, in + out + kernels.bytes(one), [](int64_t, void *) {},
+      [&](int64_t task, int64_t, void *memory) {
+        const int64_t b = task / a.heads, h = task % a.heads;
+        auto *const qkv = static_cast<float *>(memory), *const y = reinterpret_cast<float *>(static_cast<char *>(memory) + in);
+        void *const work = static_cast<char *>(memory) + in + out;
+        for (int64_t r = 0; r < a.length; r++)
+          for (int part = 0; part < 3; part++) std::copy_n(a.row(b, r, part, h), a.size, qkv + (r * 3 + part) * a.size);
+        const Rotation &t = a.rotation;
+        rotate(t.cos + b * t.batch, t.sin + b * t.batch, t.columns, a.length, qkv, 3 * a.size, a.size);
+        Attention head = one;
+        head.qkv = qkv, head.y = y, head.bias = a.bias_of(b, h, 0);
+        kernels.pack(head, 0, 0, work);
+        attention_rows(kernels, head, 0, 0, 0, a.length, work);
+        for (int64_t r = 0; r < a.length; r++) std::copy_n(y + r * a.size, a.size, a.out(b, r, h));
       });
 }
 
@@ -74,8 +113,13 @@ struct EncoderAttention final : Attending {
     Attention a = of(x);
     if (a.length > kMaxLength) refuse("EncoderAttention: QKV has more than " + std::to_string(kMaxLength) + " rows");
     if (bias.data) set_bias(a, bias, "EncoderAttention");
+    const Tensor cos = call.input(2), sin = call.input(3);
+    if (!cos.data != !sin.data) refuse("EncoderAttention: Cos and Sin stand together");
     a.y = static_cast<float *>(call.output(0, {a.batch, a.length, width}));
-    if (a.batch && a.length) run(call, a);
+    if (!a.batch || !a.length) return;
+    if (!cos.data) return run(call, a);
+    set_rotation(a, cos, sin, "EncoderAttention");
+    run_turned(call, a);
   }
 };
 
@@ -102,7 +146,7 @@ struct CrossAttention final : Attending {
 
 const Operator &encoder_attention() {
   constexpr auto f32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-  static const Operator op("EncoderAttention", {{f32}, {f32, true}}, {{f32}}, [](const Node &n) -> Kernel * { return new EncoderAttention(n); },
+  static const Operator op("EncoderAttention", {{f32}, {f32, true}, {f32, true}, {f32, true}}, {{f32}}, [](const Node &n) -> Kernel * { return new EncoderAttention(n); },
                            shapes_with_columns);
   return op;
 }

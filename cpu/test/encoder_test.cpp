@@ -9,6 +9,7 @@
 #include "encoder.hpp"
 #include "int4.hpp"
 #include "level.hpp"
+#include "rotary.hpp"
 #include "test.hpp"
 
 using namespace fewbit;
@@ -57,12 +58,20 @@ struct Made {
     }
     return p;
   }
-  explicit Made(const Dims &d) {
+  explicit Made(const Dims &d, bool gated = false) {
+    e.gated = gated;
     e.heads = d.heads, e.size = d.size, e.inner = d.inner, e.scale = 1 / std::sqrt(float(d.size)), e.epsilon = 1e-12f;
     for (int i = 0; i < d.layers; i++) {
       EncoderLayer l;
       l.qkv = projection(e.hidden(), 3 * e.heads * e.padded_size(), i, e.size, e.padded_size()), l.out = projection(e.hidden(), e.hidden(), i);
-      l.up = projection(e.hidden(), e.inner, i), l.down = projection(e.inner, e.hidden(), i);
+      if (gated) { // both in one weight, the columns of each with zeros behind them
+        const int64_t padded = (e.inner + kPanel - 1) / kPanel * kPanel;
+        const Projection both = projection(e.hidden(), 2 * padded, i, e.inner, padded);
+        l.up = both.columns(0, e.inner), l.gate = both.columns(padded, e.inner);
+      } else {
+        l.up = projection(e.hidden(), e.inner, i);
+      }
+      l.down = projection(e.inner, e.hidden(), i);
       for (int j = 0; j < 2; j++) l.gamma[j] = vector(e.hidden(), 0.9f, 0.2f), l.beta[j] = vector(e.hidden(), 0, 0.1f);
       e.layers.push_back(l);
     }
@@ -82,17 +91,20 @@ void on_threads(void *, size_t n, void (*task)(void *, size_t), void *data) {
   for (auto &t : all) t.join();
 }
 
-std::vector<float> run(const Encoder &e, Attention a, const std::vector<float> &x, EncoderMemory &memory, const Parallel &p) {
+using Kinds = std::vector<Attention>;
+
+std::vector<float> run(const Encoder &e, Kinds kinds, const std::vector<float> &x, EncoderMemory &memory, const Parallel &p) {
   std::vector<float> y(x.size(), -1);
-  a.heads = e.heads, a.size = e.size, a.scale = e.scale;
-  encode(e, a, x.data(), y.data(), memory, p);
+  for (Attention &a : kinds) a.heads = e.heads, a.size = e.size, a.scale = e.scale;
+  encode(e, kinds.data(), kinds.size(), x.data(), y.data(), memory, p);
   return y;
 }
+std::vector<float> run(const Encoder &e, const Attention &a, const std::vector<float> &x, EncoderMemory &memory, const Parallel &p) { return run(e, Kinds{a}, x, memory, p); }
 
 // The same, one operation after the other on whole matrices.
-std::vector<float> step_by_step(const Encoder &e, Attention a, const std::vector<float> &x, const Int8Kernels &int8, const AttentionKernels &attend,
+std::vector<float> step_by_step(const Encoder &e, const Kinds &kinds, const std::vector<float> &x, const Int8Kernels &int8, const AttentionKernels &attend,
                                 Normalize normalize) {
-  const int64_t rows = a.batch * a.length, hidden = e.hidden();
+  const int64_t rows = kinds[0].batch * kinds[0].length, hidden = e.hidden();
   const auto project = [&](const Projection &p, const std::vector<float> &from, Activation act, const float *residual) {
     std::vector<float> y(size_t(rows * p.w.n));
     std::vector<uint8_t> codes(size_t(rows * p.w.padded_k()));
@@ -110,26 +122,67 @@ std::vector<float> step_by_step(const Encoder &e, Attention a, const std::vector
       normalize(from.data(), l.gamma[i], l.beta[i], e.epsilon, rows, hidden, to.data());
       return to;
     };
-    const auto qkv = project(l.qkv, e.normalize_first ? normal(v, 0) : v, Activation::none, nullptr);
+    Attention a = kinds[l.kind];
+    const auto qkv = project(l.qkv, e.normalize_first && l.gamma[0] ? normal(v, 0) : v, Activation::none, nullptr);
     std::vector<float> plain(size_t(rows * 3 * hidden)), context(x.size());
     for (int64_t r = 0; r < rows; r++)
       for (int64_t h = 0; h < e.heads; h++)
         for (int64_t part = 0; part < 3; part++)
           std::copy_n(&qkv[size_t(((r * e.heads + h) * 3 + part) * e.padded_size())], e.size, &plain[size_t(((r * 3 + part) * e.heads + h) * e.size)]);
     a.qkv = plain.data(), a.y = context.data(), a.heads = e.heads, a.size = e.size, a.scale = e.scale;
+    if (const Rotation &t = a.rotation; t.cos)
+      for (int64_t b = 0; b < a.batch; b++)
+        for (int64_t h = 0; h < e.heads; h++)
+          rotate_plain(t.cos + b * t.batch, t.sin + b * t.batch, t.columns, a.length, &plain[size_t(b * a.length * 3 * hidden + h * e.size)], 3 * hidden, hidden);
     std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(64, (attend.bytes(a) + 63) / 64 * 64), std::free);
     for (int64_t b = 0; b < a.batch; b++)
       for (int64_t h = 0; h < a.heads; h++) {
         attend.pack(a, b, h, memory.get());
-        attend.rows(a, b, h, 0, a.length, memory.get());
+        attention_rows(attend, a, b, h, 0, a.length, memory.get());
       }
     auto middle = project(l.out, context, Activation::none, v.data());
     if (!e.normalize_first) middle = normal(middle, 0);
-    v = project(l.down, project(l.up, e.normalize_first ? normal(middle, 1) : middle, e.act, nullptr), Activation::none, middle.data());
+    const auto from = e.normalize_first ? normal(middle, 1) : middle;
+    auto up = project(l.up, from, e.act, nullptr);
+    if (e.gated) {
+      const auto gate = project(l.gate, from, Activation::none, nullptr);
+      for (size_t i = 0; i < up.size(); i++) up[i] *= gate[i];
+    }
+    v = project(l.down, up, Activation::none, middle.data());
     if (!e.normalize_first) v = normal(v, 1);
   }
   return v;
 }
+std::vector<float> step_by_step(const Encoder &e, const Attention &a, const std::vector<float> &x, const Int8Kernels &int8, const AttentionKernels &attend, Normalize normalize) {
+  return step_by_step(e, Kinds{a}, x, int8, attend, normalize);
+}
+
+constexpr float lowest = std::numeric_limits<float>::lowest(), inf = std::numeric_limits<float>::infinity();
+
+// Two kinds of attention, as ModernBERT has them: to all that is no padding, and to what
+// is near as well, each with positions of its own. The mask is a Where of minus infinity,
+// rows that see nothing are 0.
+struct TwoKinds {
+  std::vector<float> near, far, angles[4];
+  Kinds kinds;
+
+  TwoKinds(int64_t batch, int64_t length, int64_t columns, int64_t window, const std::function<bool(int64_t b, int64_t s)> &padded) : kinds(2) {
+    for (int64_t b = 0; b < batch; b++)
+      for (int64_t r = 0; r < length; r++)
+        for (int64_t s = 0; s < length; s++) {
+          far.push_back(padded(b, s) ? -inf : 0);
+          near.push_back(padded(b, s) || std::abs(r - s) > window ? -inf : 0);
+        }
+    for (size_t i = 0; i < 2; i++) {
+      Attention &a = kinds[i];
+      a.batch = batch, a.length = length, a.zero_hidden = true;
+      a.bias = (i ? near : far).data(), a.bias_row = length, a.bias_batch = length * length;
+      const int64_t each = i ? batch : 1; // the second has positions of each sample
+      angles[2 * i] = gauss(size_t(each * length * columns), uint32_t(20 + i)), angles[2 * i + 1] = gauss(size_t(each * length * columns), uint32_t(30 + i));
+      a.rotation = {angles[2 * i].data(), angles[2 * i + 1].data(), i ? length * columns : 0, columns};
+    }
+  }
+};
 
 } // namespace
 
@@ -170,7 +223,6 @@ TEST(encoder_equals_its_parts) {
 // Where padding is skipped, rows that count are what they are without, bit for
 // bit, and the others are 0, with everything in them.
 TEST(encoder_skips_padding) {
-  constexpr float lowest = std::numeric_limits<float>::lowest(), inf = std::numeric_limits<float>::infinity();
   struct Case {
     const char *what;
     int64_t batch, heads, rows; // of the mask, 1 or the encoder's
@@ -231,6 +283,59 @@ TEST(encoder_skips_padding) {
   }
 }
 
+// The same of encoders with gates, RMS normalization, layers that normalize nothing first,
+// and two kinds of attention; and without padding the rows that count are the same.
+TEST(encoder_forms_equal_their_parts) {
+  struct Form {
+    bool first, rms, gated, bare; // bare: the first layer has no normalization of its own
+    Activation act;
+    int64_t columns; // that are turned; 0: one kind, without positions
+  };
+  const Form forms[] = {{true, false, true, true, Activation::gelu, 16}, {true, true, true, false, Activation::silu, 6}, {false, true, true, false, Activation::gelu_tanh, 0},
+                        {false, false, true, false, Activation::silu, 2}, {true, true, false, false, Activation::relu, 0}};
+  const Dims dims[] = {{2, 16, 40, 3}, {3, 32, 100, 2}, {2, 20, 48, 2}, {1, 64, 200, 2}, {2, 16, 1, 1}};
+  const std::pair<int64_t, int64_t> shapes[] = {{1, 1}, {1, 7}, {3, 1}, {1, 17}, {2, 33}, {1, 130}, {2, 100}};
+  EncoderMemory memory;
+  for (const Form &f : forms)
+    for (const Dims &d : dims) {
+      Made made(d, f.gated);
+      made.e.normalize_first = f.first, made.e.rms = f.rms, made.e.act = f.act;
+      if (f.bare) made.e.layers[0].gamma[0] = made.e.layers[0].beta[0] = nullptr;
+      if (f.columns)
+        for (size_t i = 0; i < made.e.layers.size(); i++) made.e.layers[i].kind = i % 2;
+      for (const auto &[batch, length] : shapes) {
+        const int64_t hidden = made.e.hidden(), some = (length + 3) / 4;
+        const auto x = gauss(size_t(batch * length * hidden), 3, 2);
+        TwoKinds two(batch, length, std::min(f.columns, d.size), 5, [&](int64_t b, int64_t s) { return b == 0 && s >= some; });
+        if (!f.columns) two.kinds.resize(1), two.kinds[0].rotation = {};
+        auto want = step_by_step(made.e, two.kinds, x, int8_kernels(), attention_kernels(), f.rms ? rms_kernel() : normalize_kernel());
+        bool ok = true;
+        for (const bool skip : {false, true}) {
+          made.e.skip_padding = skip;
+          if (skip) std::fill(want.begin() + some * hidden, want.begin() + length * hidden, 0.f);
+          for (const int threads : {1, 2, 5})
+            for (const auto way : {in_order, from_behind, on_threads}) ok &= same_bits(want, run(made.e, two.kinds, x, memory, {nullptr, way, threads}));
+        }
+        if (!CHECK(ok)) {
+          std::fprintf(stderr, "  form %d, batch %d, length %d, heads %d, size %d, inner %d\n", int(&f - forms), int(batch), int(length), int(d.heads), int(d.size), int(d.inner));
+          return;
+        }
+      }
+    }
+}
+
+// Rows that see no key are 0 and end no sample, but a sample of them alone is whole.
+TEST(encoder_length_of_hidden_rows) {
+  for (const bool zero : {false, true}) {
+    TwoKinds two(2, 60, 2, 5, [](int64_t b, int64_t s) { return b == 1 || s >= 20; });
+    for (Attention &a : two.kinds) {
+      a.zero_hidden = zero;
+      CHECK(unpadded_length(a, 0) == (&a == &two.kinds[0] || zero ? 20 : 60));
+      CHECK(unpadded_length(a, 1) == 60);
+    }
+  }
+}
+
 // Rounding in the last place moves a value to the next code here and there.
 constexpr double kLayerTolerance = 5e-3;
 
@@ -241,6 +346,19 @@ TEST(encoder_close_to_the_plain_kernels) {
   const auto x = gauss(size_t(2 * 21 * made.e.hidden()), 3, 2);
   EncoderMemory memory;
   const auto y = run(made.e, a, x, memory, {nullptr, in_order, 2}), want = step_by_step(made.e, a, x, int8_plain, level() >= FEWBIT_CPU_AVX512_BF16 ? attention_plain : attention_portable, normalize_plain);
+  double d = 0, s = 0;
+  for (size_t i = 0; i < y.size(); i++) d += (y[i] - want[i]) * double(y[i] - want[i]), s += want[i] * double(want[i]);
+  CHECK(std::sqrt(d / s) <= kLayerTolerance);
+}
+
+TEST(encoder_close_to_the_plain_kernels_with_gates) {
+  Made made({4, 32, 300, 2}, true);
+  made.e.normalize_first = made.e.rms = true, made.e.act = Activation::silu, made.e.layers[1].kind = 1;
+  TwoKinds two(2, 21, 32, 5, [](int64_t, int64_t) { return false; });
+  for (Attention &a : two.kinds) a.heads = 4, a.size = 32, a.scale = made.e.scale;
+  const auto x = gauss(size_t(2 * 21 * made.e.hidden()), 3, 2);
+  EncoderMemory memory;
+  const auto y = run(made.e, two.kinds, x, memory, {nullptr, in_order, 2}), want = step_by_step(made.e, two.kinds, x, int8_plain, level() >= FEWBIT_CPU_AVX512_BF16 ? attention_plain : attention_portable, rms_plain);
   double d = 0, s = 0;
   for (size_t i = 0; i < y.size(); i++) d += (y[i] - want[i]) * double(y[i] - want[i]), s += want[i] * double(want[i]);
   CHECK(std::sqrt(d / s) <= kLayerTolerance);
@@ -298,5 +416,64 @@ TEST(normalize_rows) {
       auto in_place = x;
       normalize(in_place.data(), gamma.data(), beta.data(), 1e-5f, rows, n, in_place.data());
       CHECK(std::memcmp(in_place.data(), y.data(), size_t(2 * n) * sizeof(float)) == 0);
+    }
+}
+
+TEST(normalize_by_root_mean_square) {
+  std::vector<Normalize> all = {rms_plain, rms_portable};
+#if defined(FEWBIT_AVX2)
+  if (has_level(FEWBIT_CPU_AVX2)) all.push_back(rms_avx2);
+#endif
+#if defined(FEWBIT_AVX512)
+  if (has_level(FEWBIT_CPU_AVX512_VNNI)) all.push_back(rms_avx512);
+#endif
+  for (const Normalize normalize : all)
+    for (const int64_t n : {1, 2, 15, 16, 17, 63, 64, 65, 100, 768, 4097}) {
+      auto x = gauss(size_t(3 * n), 1, 3);
+      for (int64_t i = 0; i < n; i++) x[size_t(n + i)] = 0;
+      x[size_t(2 * n)] = std::numeric_limits<float>::quiet_NaN();
+      const auto gamma = gauss(size_t(n), 2);
+      std::vector<float> y(x.size());
+      normalize(x.data(), gamma.data(), nullptr, 1e-5f, 3, n, y.data());
+      double squares = 0;
+      for (int64_t i = 0; i < n; i++) squares += x[size_t(i)] * double(x[size_t(i)]) / double(n);
+      constexpr double tolerance = 1e-5; // of values of a few units
+      for (int64_t i = 0; i < n; i++) {
+        const double want = x[size_t(i)] / std::sqrt(squares + 1e-5) * gamma[size_t(i)];
+        CHECK(std::fabs(y[size_t(i)] - want) <= tolerance * std::max(1.0, std::fabs(want)));
+        CHECK(y[size_t(n + i)] == 0);
+        CHECK(std::isnan(y[size_t(2 * n + i)]));
+      }
+      normalize(x.data(), gamma.data(), nullptr, 1e-5f, 3, n, x.data());
+      CHECK(std::memcmp(x.data(), y.data(), size_t(2 * n) * sizeof(float)) == 0);
+    }
+}
+
+// Turned bits are the same at each level, what lies beside them stays.
+TEST(rotate_rows) {
+  std::vector<Rotate> all = {rotate_portable};
+#if defined(FEWBIT_AVX2)
+  if (has_level(FEWBIT_CPU_AVX2)) all.push_back(rotate_avx2);
+#endif
+#if defined(FEWBIT_AVX512)
+  if (has_level(FEWBIT_CPU_AVX512_VNNI)) all.push_back(rotate_avx512);
+#endif
+  for (const int64_t n : {2, 6, 30, 32, 34, 64, 80, 256})
+    for (const int64_t rows : {1, 3}) {
+      const int64_t size = n + 5;
+      const auto x = gauss(size_t(rows * 3 * size), 1), cos = gauss(size_t(rows * n), 2), sin = gauss(size_t(rows * n), 3);
+      auto want = x;
+      rotate_plain(cos.data(), sin.data(), n, rows, want.data(), 3 * size, size);
+      for (int64_t i = 0; i < rows * 3 * size; i++) {
+        const int64_t r = i / (3 * size), d = i % size;
+        double v = x[size_t(i)];
+        if (i % (3 * size) < 2 * size && d < n) v = v * cos[size_t(r * n + d)] + (d < n / 2 ? -x[size_t(i + n / 2)] : x[size_t(i - n / 2)]) * double(sin[size_t(r * n + d)]);
+        CHECK(std::fabs(want[size_t(i)] - v) < 1e-5);
+      }
+      for (const Rotate rotate : all) {
+        auto y = x;
+        rotate(cos.data(), sin.data(), n, rows, y.data(), 3 * size, size);
+        CHECK(same_bits(want, y));
+      }
     }
 }

@@ -46,7 +46,7 @@ func (f *attentionFuser) match(soft *graph.Node) *attention {
 		return nil
 	}
 	var scale float32
-	if a.v, scale = f.split(a, ctx.In(1), []int64{0, 2, 1, 3}); a.v == "" || scale != 1 {
+	if a.v, scale = f.split(a, ctx.In(1), []int64{0, 2, 1, 3}); a.v != "" && scale != 1 {
 		return nil
 	}
 	out := f.past(ctx.Outputs[0])
@@ -72,14 +72,18 @@ func (f *attentionFuser) match(soft *graph.Node) *attention {
 	if scores == nil {
 		return nil
 	}
-	if a.q, scale = f.split(a, scores.In(0), []int64{0, 2, 1, 3}); a.q == "" {
+	var byKeys float32
+	if a.q, scale = f.turned(a, scores.In(0), []int64{0, 1, 2, 3}); a.q != "" {
+		if a.k, byKeys = f.turned(a, scores.In(1), []int64{0, 1, 3, 2}); a.v == "" {
+			a.v = f.joined(a, ctx.In(1)) // a part of one projection for all three
+		}
+	} else if a.q, scale = f.split(a, scores.In(0), []int64{0, 2, 1, 3}); a.q != "" {
+		a.k, byKeys = f.split(a, scores.In(1), []int64{0, 2, 3, 1})
+	}
+	if a.q == "" || a.k == "" || a.v == "" {
 		return nil
 	}
-	a.scale *= scale
-	if a.k, scale = f.split(a, scores.In(1), []int64{0, 2, 3, 1}); a.k == "" {
-		return nil
-	}
-	if a.scale *= scale; a.scale == 0 || a.scale-a.scale != 0 || !f.shapesFit(a) {
+	if a.scale *= scale * byKeys; a.scale == 0 || a.scale-a.scale != 0 || !f.shapesFit(a) {
 		return nil
 	}
 	return a

@@ -105,9 +105,21 @@ type branch struct {
 }
 
 func (l *lowering) attention(n *graph.Node, heads int64, names graph.Namer) {
+	of := [3]operand{l.operand(n.In(0)), l.operand(n.In(1)), l.operand(n.In(2))}
+	turned := []string(nil)
+	if of[0].cos != "" && of[0].cos == of[1].cos && of[0].sin == of[1].sin && of[2].cos == "" {
+		turned = []string{of[0].cos, of[0].sin}
+		if l.attentionOfOne(n, heads, of, turned) {
+			return
+		}
+	}
 	parts := make([]branch, 0, 3) // of keys and values, and then the queries if they are of the same rows
 	for _, i := range []int{1, 2, 0} {
-		p, ok := l.branch(n.In(i))
+		value := n.In(i)
+		if turned != nil && of[i].part < 0 {
+			value = of[i].value
+		}
+		p, ok := l.branch(value)
 		if ok && len(parts) > 0 {
 			first := parts[0]
 			ok = slices.Equal(p.product.Inputs[:3], first.product.Inputs[:3]) && p.rows == first.rows && p.width == first.width && (p.four == nil) == (first.four == nil)
@@ -123,13 +135,10 @@ func (l *lowering) attention(n *graph.Node, heads int64, names graph.Namer) {
 	if width%heads != 0 || width/heads > maxHeadSize || 3*width > maxColumns {
 		return
 	}
-	if len(parts) == 2 && !l.sameLast(n.In(0), width) {
+	if len(parts) == 2 && (turned != nil || !l.sameLast(n.In(0), width)) {
 		return
 	}
-	scale := n.Float("scale", 0)
-	if scale == 0 {
-		scale = float32(1 / math.Sqrt(float64(width/heads)))
-	}
+	scale := scaleOf(n, width/heads)
 	mask, ok := l.mask(n.In(5))
 	if !ok {
 		return
@@ -144,6 +153,42 @@ func (l *lowering) attention(n *graph.Node, heads int64, names graph.Namer) {
 	}
 	if mask != "" {
 		n.Inputs = append(n.Inputs, mask)
+	}
+	l.finish(n, width, heads, scale, mask, turned)
+}
+
+// attentionOfOne rewrites an attention whose operands are the parts of one projection.
+func (l *lowering) attentionOfOne(n *graph.Node, heads int64, of [3]operand, turned []string) bool {
+	width := int64(0)
+	for i, o := range of {
+		if o.part != int64(i) || o.value != of[0].value || o.heads != heads {
+			return false
+		}
+	}
+	if d := l.m.Graph.Dims(of[0].value); len(d) == 3 {
+		width = d[2].N / 3
+	}
+	mask, ok := l.mask(n.In(5))
+	if !ok || width < 1 || width%heads != 0 || width/heads > maxHeadSize || 3*width > maxColumns {
+		return false
+	}
+	scale := scaleOf(n, width/heads)
+	n.Domain, n.Op, n.Inputs = ops.Domain, opEncoderAttention, []string{of[0].value, mask}
+	l.finish(n, width, heads, scale, mask, turned)
+	return true
+}
+
+func scaleOf(n *graph.Node, size int64) float32 {
+	if scale := n.Float("scale", 0); scale != 0 {
+		return scale
+	}
+	return float32(1 / math.Sqrt(float64(size)))
+}
+
+// finish gives the operator its positions and attributes.
+func (l *lowering) finish(n *graph.Node, width, heads int64, scale float32, mask string, turned []string) {
+	if turned != nil {
+		n.Inputs = append(n.Inputs[:1:1], mask, turned[0], turned[1])
 	}
 	n.Attrs = append(n.Attrs[:0:0], graph.AttrInt("N", width), graph.AttrInt("num_heads", heads), graph.AttrFloat("scale", scale))
 	if w := l.zeroHidden(n.Outputs[0], mask); w != nil {

@@ -2,6 +2,7 @@ package native
 
 import (
 	"slices"
+	"strconv"
 
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/onnx/pb"
@@ -20,6 +21,7 @@ const (
 	maxLayers  = 512
 	maxInner   = ops.MaxK
 	maxColumns = 1 << 20
+	maxKinds   = 10 // kMaxKinds of cpu/encoder_layers.cpp
 )
 
 // encoders makes one operator of each chain of layers
@@ -32,7 +34,8 @@ const (
 //	x -> normalize -> LinearRows -> EncoderAttention -> LinearRows + x = y
 //	y -> normalize -> LinearRows, GELU -> LinearRows + y
 //
-// of equal size, mask, activation and epsilon. A layer whose inner values others read stays
+// of equal size, activation, epsilon and so on; masks and positions may be of maxKinds kinds.
+// The activation may be multiplied by a gate, the normalization be RMS. A layer whose inner values others read stays
 // as it is and ends the chain.
 func (l *lowering) encoders() error {
 	g := l.m.Graph
@@ -57,11 +60,17 @@ func (l *lowering) encoders() error {
 		if taken[e] {
 			continue
 		}
-		chain := []*encoderLayer{e}
+		chain, kinds := []*encoderLayer{e}, []attends{e.attends}
 		for last := e; len(chain) < maxLayers; {
 			next := byInput[last.y]
 			if next == nil || !next.follows(last) || !l.readBy(last.y, next.readers) {
 				break
+			}
+			if !slices.Contains(kinds, next.attends) {
+				if len(kinds) == maxKinds {
+					break
+				}
+				kinds = append(kinds, next.attends)
 			}
 			chain, last = append(chain, next), next
 		}
@@ -69,8 +78,14 @@ func (l *lowering) encoders() error {
 			none = names.Name("none")
 			g.SetInit(none, tensor.From([]float32{}, 0))
 		}
-		in := []string{e.x, orNone(e.mask, none)}
+		in, kindOf := []string{e.x}, ""
+		for _, k := range kinds {
+			if in = append(in, orNone(k.mask, none)); k.cos != "" {
+				in = append(in, k.cos, k.sin)
+			}
+		}
 		for _, c := range chain {
+			kindOf += strconv.Itoa(slices.Index(kinds, c.attends))
 			constants, err := l.constants(c, none, names)
 			if err != nil {
 				return err
@@ -82,9 +97,14 @@ func (l *lowering) encoders() error {
 			}
 		}
 		y := chain[len(chain)-1].y
-		attrs := []*pb.AttributeProto{graph.AttrInt("N", e.width), graph.AttrInt("num_heads", e.heads), graph.AttrFloat("scale", e.scale), graph.AttrFloat("epsilon", e.norms[0].epsilon)}
-		if e.first {
-			attrs = append(attrs, graph.AttrString("normalize", "first"))
+		attrs := []*pb.AttributeProto{graph.AttrInt("N", e.width), graph.AttrInt("num_heads", e.heads), graph.AttrFloat("scale", e.scale), graph.AttrFloat("epsilon", e.norms[1].epsilon)}
+		for _, a := range []struct {
+			is          bool
+			name, value string
+		}{{e.first, "normalize", "first"}, {e.norms[1].rms, "norm", "rms"}, {e.gate != nil, "gate", "multiply"}, {e.cos != "", "rotary", "half"}, {len(kinds) > 1, "kinds", kindOf}} {
+			if a.is {
+				attrs = append(attrs, graph.AttrString(a.name, a.value))
+			}
 		}
 		if e.act != "gelu" {
 			attrs = append(attrs, graph.AttrString("activation", e.act))
@@ -92,7 +112,7 @@ func (l *lowering) encoders() error {
 		if e.hidden != "" {
 			attrs = append(attrs, graph.AttrString(attrHidden, e.hidden))
 		}
-		if e.mask != "" && l.paddingUnread(y, e.mask) {
+		if !slices.ContainsFunc(kinds, func(k attends) bool { return k.mask == "" || !l.paddingUnread(y, k.mask) }) {
 			attrs = append(attrs, graph.AttrString("padding", "skip"))
 		}
 		g.Nodes = append(g.Nodes, graph.NewNode(ops.Domain, opEncoderLayers, y+"_EncoderLayers", in, []string{y}, attrs...))
@@ -101,11 +121,16 @@ func (l *lowering) encoders() error {
 	return g.Sort()
 }
 
+// attends is what the attentions of one operator may differ in.
+type attends struct{ mask, cos, sin string }
+
 // encoderLayer is a layer found in the graph. All its nodes but the last are
 // read by it alone.
 type encoderLayer struct {
-	x, y, mask         string
+	x, y string
+	attends
 	qkv, out, up, down *graph.Node
+	gate               *gate // or nil; up is its first projection then
 	norms              [2]norm
 	nodes              []*graph.Node
 	width, heads       int64
@@ -114,6 +139,7 @@ type encoderLayer struct {
 	act                string
 	hidden             string
 	first              bool // the normalization
+	bare               bool // it normalizes first, but not before the attention
 	readers            int  // how many inputs of nodes take x
 }
 
@@ -125,11 +151,11 @@ func (e *encoderLayer) paddedSize() int64 {
 
 // follows reports whether e can stand behind o in one operator.
 func (e *encoderLayer) follows(o *encoderLayer) bool {
-	return e.first == o.first && e.act == o.act && e.mask == o.mask && e.hidden == o.hidden && e.width == o.width && e.heads == o.heads && e.inner == o.inner && e.scale == o.scale && e.norms[0].epsilon == o.norms[0].epsilon
+	return e.first == o.first && e.act == o.act && (e.gate == nil) == (o.gate == nil) && (e.cos == "") == (o.cos == "") && e.norms[1].rms == o.norms[1].rms && e.hidden == o.hidden && e.width == o.width && e.heads == o.heads && e.inner == o.inner && e.scale == o.scale && e.norms[1].epsilon == o.norms[1].epsilon
 }
 
 func (l *lowering) encoderLayer(att *graph.Node) *encoderLayer {
-	e := &encoderLayer{width: att.Int("N", 0), heads: att.Int("num_heads", 0), scale: att.Float("scale", 0), mask: att.In(1), hidden: att.Str(attrHidden, "")}
+	e := &encoderLayer{width: att.Int("N", 0), heads: att.Int("num_heads", 0), scale: att.Float("scale", 0), attends: attends{att.In(1), att.In(2), att.In(3)}, hidden: att.Str(attrHidden, "")}
 	e.qkv = l.ix.Producer(att.In(0))
 	if e.heads < 1 || 3*e.heads*e.paddedSize() > maxColumns || !l.linear(e.qkv, 3*e.width, "", "") || l.ix.Only(att.In(0)) != att {
 		return nil
@@ -146,12 +172,15 @@ func (l *lowering) encoderLayer(att *graph.Node) *encoderLayer {
 	if e.x != e.qkv.In(inX) {
 		ok = l.normalizedFirst(e)
 	} else {
-		ok = l.normalizedLast(e)
+		ok = l.normalizedLast(e) || l.normalizedFirst(e)
 	}
-	if !ok || e.norms[1].epsilon != e.norms[0].epsilon {
+	if !ok || !e.bare && (e.norms[1].epsilon != e.norms[0].epsilon || e.norms[1].rms != e.norms[0].rms) {
 		return nil
 	}
 	e.nodes = slices.Concat([]*graph.Node{e.qkv, att, e.out, e.up, e.down}, e.norms[0].nodes, e.norms[1].nodes)
+	if e.gate != nil {
+		e.nodes = append(e.nodes, e.gate.nodes...)
+	}
 	return e
 }
 
@@ -163,15 +192,7 @@ func (l *lowering) normalizedLast(e *encoderLayer) (ok bool) {
 		return false
 	}
 	y := e.norms[0].y
-	for _, u := range l.ix.Uses(y) {
-		switch u.Input {
-		case inX:
-			e.up = u.Node
-		case inResidual:
-			e.down = u.Node
-		}
-	}
-	if !l.feedForward(e, y, y) || !l.readBy(y, 2) {
+	if !l.feedForward(e, y, y) || !l.readBy(y, e.takers()+1) {
 		return false
 	}
 	if e.norms[1], ok = l.norm(e.down.Outputs[0], e.width); !ok {
@@ -184,39 +205,61 @@ func (l *lowering) normalizedLast(e *encoderLayer) (ok bool) {
 // normalizedFirst finds the rest of a layer with a normalization before each
 // projection and none behind the residuals.
 func (l *lowering) normalizedFirst(e *encoderLayer) (ok bool) {
-	e.first = true
+	e.first, e.norms, e.gate = true, [2]norm{}, nil // whatever normalizedLast tried
 	x, middle := e.qkv.In(inX), e.out.Outputs[0]
-	if e.norms[0], ok = l.normTo(e.x, x, e.width); !ok || !l.readBy(x, 1) {
+	e.readers = 2
+	if e.bare = x == e.x; !e.bare {
+		if e.norms[0], ok = l.normTo(e.x, x, e.width); !ok || !l.readBy(x, 1) {
+			return false
+		}
+		e.readers = e.norms[0].readers + 1
+	}
+	for _, u := range l.ix.Uses(middle) { // the normalization is the reader that is no residual
+		if u.Input == inResidual && u.Node.Op == opLinearRows {
+			continue
+		}
+		if e.norms[1], ok = l.normTo(middle, "", e.width); ok {
+			break
+		}
+	}
+	n := e.norms[1].y
+	if n == "" || !l.feedForward(e, n, middle) || !l.readBy(n, e.takers()) || !l.readBy(middle, e.norms[1].readers+1) {
 		return false
 	}
-	for _, u := range l.ix.Uses(middle) {
+	e.y = e.down.Outputs[0]
+	return true
+}
+
+// takers is how many projections take the rows before the activation.
+func (e *encoderLayer) takers() int {
+	if e.gate != nil && e.gate.by != e.gate.up {
+		return 2
+	}
+	return 1
+}
+
+// feedForward finds the projections between value from and the sum with residual, with a
+// gate or without.
+func (l *lowering) feedForward(e *encoderLayer, from, residual string) bool {
+	for _, u := range l.ix.Uses(residual) {
 		if u.Input == inResidual && u.Node.Op == opLinearRows {
 			e.down = u.Node
 		}
 	}
-	if e.down == nil {
+	if !l.linear(e.down, e.width, "", residual) {
 		return false
 	}
-	if e.up = l.ix.Producer(e.down.In(inX)); e.up == nil {
-		return false
+	x := e.down.In(inX)
+	if o, ok := l.gateOf(x); ok {
+		e.gate, e.up, e.act, e.inner = &o, o.up, o.act, o.inner
+		padded := (e.inner + panel - 1) / panel * panel
+		return o.up.In(inX) == from && e.inner <= maxInner && 2*padded <= maxColumns && l.sameBits(o)
 	}
-	n := e.up.In(inX)
-	if e.norms[1], ok = l.normTo(middle, n, e.width); !ok || !l.readBy(n, 1) || !l.readBy(middle, e.norms[1].readers+1) || !l.feedForward(e, n, middle) {
-		return false
-	}
-	e.readers, e.y = e.norms[0].readers+1, e.down.Outputs[0]
-	return true
-}
-
-// feedForward reports whether Up, of value from, and Down, with residual, are the
-// two projections of a layer.
-func (l *lowering) feedForward(e *encoderLayer, from, residual string) bool {
-	if e.up == nil || e.down == nil {
+	if e.up = l.ix.Producer(x); e.up == nil {
 		return false
 	}
 	e.inner, e.act = l.weights[e.up].n, e.up.Str("activation", "")
-	return e.act != "" && e.inner <= maxInner && l.linear(e.up, e.inner, e.act, "") && e.up.In(inX) == from &&
-		l.linear(e.down, e.width, "", residual) && l.ix.Only(e.up.Outputs[0]) == e.down && e.down.In(inX) == e.up.Outputs[0]
+	return e.act != "" && e.inner <= maxInner && l.linear(e.up, e.inner, e.act, "") && e.up.In(inX) == from && l.ix.Only(x) == e.down
 }
 
 // linear reports whether n is a LinearRows with these columns, activation and
@@ -255,8 +298,11 @@ func (l *lowering) constants(e *encoderLayer, none string, names graph.Namer) ([
 	in := make([]string, 0, 16)
 	for i, n := range []*graph.Node{e.qkv, e.out, e.up, e.down} {
 		v, b := l.weights[n], orNone(n.In(inBias), none)
-		if i == 0 {
+		switch {
+		case i == 0:
 			v, b = w, bias
+		case n == e.up && e.gate != nil:
+			v, b = l.gateWeight(*e.gate, none, names)
 		}
 		packed, err := l.pack(v)
 		if err != nil {
@@ -264,10 +310,21 @@ func (l *lowering) constants(e *encoderLayer, none string, names graph.Namer) ([
 		}
 		in = append(in, packed, orNone(n.In(inDivisor), none), b)
 		if i%2 == 1 {
-			in = append(in, e.norms[i/2].gamma, e.norms[i/2].beta)
+			in = append(in, orNone(e.norms[i/2].gamma, none), l.offset(e, i/2, none))
 		}
 	}
 	return in, nil
+}
+
+// offset returns the offset of a normalization: zeros where it has none.
+func (l *lowering) offset(e *encoderLayer, i int, none string) string {
+	n := e.norms[i]
+	if n.beta != "" || n.gamma == "" || n.rms {
+		return orNone(n.beta, none)
+	}
+	zeros := n.gamma + "_no_offset"
+	l.m.Graph.SetInit(zeros, tensor.From(make([]float32, e.width), e.width))
+	return zeros
 }
 
 func orNone(name, none string) string {

@@ -68,6 +68,7 @@ func (l *lowering) run(ctx context.Context) (int, error) {
 	}
 	graph.InferShapes(l.m)
 	g := l.m.Graph
+	dropCasts(g)
 	l.ix, l.gone, l.weights, l.packed = g.Index(), map[*graph.Node]bool{}, map[*graph.Node]weight{}, map[string]string{}
 	if err := l.attentions(); err != nil {
 		return 0, err
@@ -108,6 +109,27 @@ func (l *lowering) run(ctx context.Context) (int, error) {
 	return count, nil
 }
 
+// dropCasts takes out Casts of FP32 to itself, which exporters write around normalizations
+// and positions.
+func dropCasts(g *graph.Graph) {
+	ix := g.Index()
+	same := map[string]string{}
+	for _, n := range g.Nodes { // in order, so that a chain of them ends at its first
+		for i, in := range n.Inputs {
+			if x, ok := same[in]; ok {
+				n.Inputs[i] = x
+			}
+		}
+		if !n.Is("Cast") || n.Int("to", 0) != int64(tensor.Float32) || ix.IsOutput(n.Outputs[0]) || ix.Captured(n.Outputs[0]) {
+			continue
+		}
+		if v := g.Info[n.In(0)]; v != nil && v.Type == tensor.Float32 {
+			same[n.Outputs[0]] = n.In(0)
+		}
+	}
+	g.Prune()
+}
+
 func (l *lowering) projection(n *graph.Node) bool {
 	q := l.ix.Producer(n.In(0))
 	if q == nil || q.Domain != ops.Domain || q.Op != ops.OpQuantizeRows || len(n.Inputs) != 6 || len(q.Outputs) != 3 || !slices.Equal(n.Inputs[:3], q.Outputs) {
@@ -137,7 +159,8 @@ func (l *lowering) projection(n *graph.Node) bool {
 		}
 		out, attrs = y, append(attrs, graph.AttrString("activation", act))
 	}
-	if sum := l.ix.Only(out); sum != nil && (sum.Is("Sum") || sum.Is("Add")) && len(sum.Inputs) == 2 {
+	// Of two projections that are added the first takes the sum.
+	if sum := l.ix.Only(out); sum != nil && !l.gone[sum] && (sum.Is("Sum") || sum.Is("Add")) && len(sum.Inputs) == 2 {
 		if r := beside(sum, out); r != out && l.m.Graph.Init(r) == nil && (l.sameShape(r, out) || l.sameLast(r, cols) && l.hasRowsOf(out, r)) {
 			in[inResidual], out = r, sum.Outputs[0]
 			l.gone[sum] = true

@@ -7,9 +7,10 @@ import (
 	"github.com/fewbit/fewbit/internal/tensor"
 )
 
-// norm is a normalization over the last axis, with gain and offset.
+// norm is a normalization over the last axis, with gain and, perhaps, offset.
 type norm struct {
 	y, gamma, beta string
+	rms            bool // by the root of the mean square alone
 	epsilon        float32
 	nodes          []*graph.Node
 	readers        int // how many of them take the value itself
@@ -19,7 +20,11 @@ type norm struct {
 // else reads it: the operator, or
 //
 //	d = value - ReduceMean(value)
-//	d / Sqrt(ReduceMean(d^2) + epsilon) * gamma + beta
+//	d / Sqrt(ReduceMean(d^2) + epsilon) * gamma [+ beta]
+//
+// or, RMS,
+//
+//	value / Sqrt(ReduceMean(value^2) + epsilon) * gamma
 func (l *lowering) norm(value string, n int64) (o norm, ok bool) {
 	if l.ix.IsOutput(value) || l.ix.Captured(value) {
 		return o, false
@@ -37,6 +42,15 @@ func (l *lowering) normTo(value, y string, n int64) (o norm, ok bool) {
 			o, ok = l.normOperator(f, n)
 		case u.Input == 0 && f.Is("Sub"):
 			o, ok = l.normSteps(f, n)
+		case u.Input == 0 && f.Is("Pow"):
+			o, ok = l.rmsSteps(f, n)
+		case u.Input == 0 && (f.Is("RMSNormalization") || f.Is("SimplifiedLayerNormalization")):
+			if o, ok = l.normOperator(f, n); ok {
+				ok = o.beta == ""
+			}
+			o.rms = true
+		default:
+			continue
 		}
 		if ok && (y == "" || o.y == y) {
 			return o, true
@@ -51,7 +65,7 @@ func (l *lowering) normOperator(f *graph.Node, n int64) (o norm, ok bool) {
 		return o, false
 	}
 	o = norm{y: f.Outputs[0], gamma: f.In(1), beta: f.In(2), epsilon: f.Float("epsilon", 1e-5), readers: 1, nodes: []*graph.Node{f}}
-	return o, l.vector(o.gamma, n) && l.vector(o.beta, n)
+	return o, l.vector(o.gamma, n) && (o.beta == "" || l.vector(o.beta, n))
 }
 
 // normSteps takes the Sub of the decomposed form.
@@ -87,14 +101,61 @@ func (l *lowering) normSteps(sub *graph.Node, n int64) (o norm, ok bool) {
 	if mul == nil {
 		return o, false
 	}
-	end := l.only(mul.Outputs[0], "Add")
-	if end == nil {
+	o.readers = 2
+	o.gamma, o.y = beside(mul, div.Outputs[0]), mul.Outputs[0]
+	o.nodes = []*graph.Node{mean, sub, pow, variance, add, root, div, mul}
+	if end := l.only(o.y, "Add"); end != nil && l.vector(beside(end, o.y), n) {
+		o.beta, o.y = beside(end, o.y), end.Outputs[0]
+		o.nodes = append(o.nodes, end)
+	}
+	return o, l.vector(o.gamma, n)
+}
+
+// rmsSteps takes the Pow of the decomposed form, in which the root divides, or its
+// inverse is multiplied.
+func (l *lowering) rmsSteps(pow *graph.Node, n int64) (o norm, ok bool) {
+	x := pow.In(0)
+	if two, ok := l.m.Graph.Number(pow.In(1)); !ok || two != 2 {
 		return o, false
 	}
-	o.readers = 2
-	o.gamma, o.beta, o.y = beside(mul, div.Outputs[0]), beside(end, mul.Outputs[0]), end.Outputs[0]
-	o.nodes = []*graph.Node{mean, sub, pow, variance, add, root, div, mul, end}
-	return o, l.vector(o.gamma, n) && l.vector(o.beta, n)
+	mean := l.only(pow.Outputs[0], "ReduceMean")
+	if mean == nil || !l.overLast(mean) {
+		return o, false
+	}
+	add := l.only(mean.Outputs[0], "Add")
+	if add == nil {
+		return o, false
+	}
+	if o.epsilon, ok = l.m.Graph.Number(beside(add, mean.Outputs[0])); !ok {
+		return o, false
+	}
+	root := l.only(add.Outputs[0], "Sqrt")
+	if root == nil {
+		return o, false
+	}
+	o.nodes = []*graph.Node{pow, mean, add, root}
+	by := l.ix.Only(root.Outputs[0])
+	if by == nil {
+		return o, false
+	}
+	scaled := by
+	switch one, isOne := l.m.Graph.Number(by.In(0)); {
+	case by.Is("Div") && by.In(0) == x && by.In(1) == root.Outputs[0]:
+	case by.Is("Reciprocal"), by.Is("Div") && isOne && one == 1 && by.In(1) == root.Outputs[0]:
+		o.nodes = append(o.nodes, by)
+		if scaled = l.only(by.Outputs[0], "Mul"); scaled == nil || beside(scaled, by.Outputs[0]) != x {
+			return o, false
+		}
+	default:
+		return o, false
+	}
+	mul := l.only(scaled.Outputs[0], "Mul")
+	if mul == nil {
+		return o, false
+	}
+	o.rms, o.readers, o.gamma, o.y = true, 2, beside(mul, scaled.Outputs[0]), mul.Outputs[0]
+	o.nodes = append(o.nodes, scaled, mul)
+	return o, l.vector(o.gamma, n)
 }
 
 // two returns the only two readers of value, of these operators, or nil.

@@ -135,6 +135,11 @@ def model(name, attention):
         "clip-text": (lambda: hf.CLIPTextModel(hf.CLIPTextConfig(**TEXT, eos_token_id=VOCAB - 1, **k)), ""),
         "bart": (lambda: hf.BartModel(hf.BartConfig(vocab_size=VOCAB, d_model=WIDTH, encoder_layers=LAYERS, decoder_layers=LAYERS, encoder_attention_heads=HEADS, decoder_attention_heads=HEADS, encoder_ffn_dim=INNER, decoder_ffn_dim=INNER, max_position_embeddings=POSITIONS, use_cache=False, **k)), ""),
         "modernbert": (lambda: hf.ModernBertModel(hf.ModernBertConfig(**TEXT, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2, local_attention=16, **k)), ""),
+        "nomic": (lambda: hf.NomicBertModel(hf.NomicBertConfig(**TEXT, type_vocab_size=2, **k), add_pooling_layer=False), "mean"),
+        "gte": (lambda: hf.GteModel(hf.GteConfig(**TEXT, **k), add_pooling_layer=False), "first"),
+        "eurobert": (lambda: hf.EuroBertModel(hf.EuroBertConfig(**TEXT, num_key_value_heads=HEADS, pad_token_id=1, bos_token_id=0, eos_token_id=2, mask_token_id=3, **k)), ""),
+        "jina3": (lambda: hf.JinaEmbeddingsV3Model(hf.JinaEmbeddingsV3Config(**TEXT, type_vocab_size=1, pad_token_id=1, **k), add_pooling_layer=False), "mean"),
+        "t5": (lambda: hf.T5EncoderModel(hf.T5Config(d_model=WIDTH, d_kv=WIDTH // HEADS, d_ff=INNER, num_layers=LAYERS, num_heads=HEADS, vocab_size=VOCAB, feed_forward_proj="gated-gelu", relative_attention_num_buckets=8, relative_attention_max_distance=16, **k)), ""),
     }
     images = {
         "vit": lambda: hf.ViTModel(hf.ViTConfig(**IMAGE, **k), add_pooling_layer=False),
