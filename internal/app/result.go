@@ -28,6 +28,8 @@ type summary struct {
 
 	Accuracy  *accuracyPair `json:"accuracy,omitempty"`
 	Agreement *eval.Score   `json:"agreement,omitempty"` // share with the same top class
+	// Tokens is the mean share of a sample's tokens with the same top class.
+	Tokens *eval.Score `json:"tokens,omitempty"`
 	// Detections is the share, by score, of a detector's boxes that are FP32's.
 	Detections *eval.Score  `json:"detections,omitempty"`
 	Cosine     *cosine      `json:"cosine,omitempty"` // of outputs to FP32's
@@ -82,7 +84,7 @@ func summarize(r *report.Report) summary {
 	if e == nil {
 		return s
 	}
-	s.Samples, s.Agreement = e.Samples, e.Agreement
+	s.Samples, s.Agreement, s.Tokens = e.Samples, e.Agreement, e.Tokens
 	if e.RefAccuracy != nil && e.QuantAccuracy != nil {
 		s.Accuracy = &accuracyPair{*e.RefAccuracy, *e.QuantAccuracy, e.Difference}
 	}

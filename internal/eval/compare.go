@@ -74,7 +74,10 @@ type Result struct {
 	// Detected is what became of a detector's boxes.
 	Detected *Detected `json:"detected,omitempty"`
 
-	// Cosine describes the cosine of each sample's logits or pooled embedding; of
+	// Tokens is the mean over samples of the share of tokens with the same top class.
+	Tokens *Score `json:"tokens,omitempty"`
+
+	// Cosine describes the cosine of each sample's logits (of all tokens) or pooled embedding; of
 	// detections, which have none, each image's share that agrees (Detected).
 	Cosine     Summary `json:"cosine"`
 	CosineMean Score   `json:"cosine_mean"`
@@ -172,6 +175,7 @@ type comparison struct {
 	token  TokenCosine
 	find   *detector
 	found  detections
+	shares []float64 // of tokens with the same class, by sample
 	kept   []engine.Feeds
 	bytes  int
 	full   bool
@@ -182,9 +186,9 @@ func newComparison(ref, quant engine.Session, o Options) (*comparison, error) {
 		return nil, fmt.Errorf("%w: %d samples, %d latency samples, expected none below 0", ErrOptions, o.MaxSamples, o.LatencySamples)
 	}
 	switch o.Kind {
-	case Auto, Classifier, Embedding, Detections, Other:
+	case Auto, Classifier, Embedding, TokenClassifier, Detections, Other:
 	default:
-		return nil, fmt.Errorf("%w: kind %q, expected %q, %q, %q or %q", ErrOptions, o.Kind, Classifier, Embedding, Detections, Other)
+		return nil, fmt.Errorf("%w: kind %q, expected %q, %q, %q, %q or %q", ErrOptions, o.Kind, Classifier, Embedding, TokenClassifier, Detections, Other)
 	}
 	if o.Mask == "" {
 		o.Mask = DefaultMask
@@ -402,6 +406,8 @@ func (c *comparison) mainOutput(s Sample, r, q engine.Feeds) error {
 	switch c.res.Kind {
 	case Embedding:
 		c.near.add(x.vector, y.vector)
+	case TokenClassifier:
+		c.sameTokens(x, y)
 	case Classifier:
 		return c.classes(s, x.vector, y.vector)
 	}
@@ -423,6 +429,20 @@ func (c *comparison) classes(s Sample, x, y []float32) error {
 	c.res.Labelled++
 	c.paired.Add(p == s.Label, q == s.Label)
 	return nil
+}
+
+// sameTokens adds the share of tokens that get the same class.
+func (c *comparison) sameTokens(x, y reading) {
+	if x.width == 0 || len(x.all) < x.width {
+		return
+	}
+	n, same := len(x.all)/x.width, 0
+	for i := range n {
+		if p := ArgMax(x.all[i*x.width : (i+1)*x.width]); p >= 0 && p == ArgMax(y.all[i*x.width:(i+1)*x.width]) {
+			same++
+		}
+	}
+	c.shares = append(c.shares, float64(same)/float64(n))
 }
 
 // where names a sample for an error: its place in the file, or its number.
@@ -500,6 +520,14 @@ func (c *comparison) finish() error {
 		r.Agreement = &a
 		if r.Answers, err = c.few.finish(c.o.Seed); err != nil {
 			return err
+		}
+	case TokenClassifier:
+		if len(c.shares) > 0 {
+			s, err := MeanScore("tokens of the same class", c.shares, c.o.Seed, true)
+			if err != nil {
+				return err
+			}
+			r.Tokens = &s
 		}
 	case Embedding:
 		if len(c.near.ref) > 1 {

@@ -239,3 +239,61 @@ func TestUnlikeLengths(t *testing.T) {
 		t.Errorf("unlike %v, warnings %q", r.Unlike, r.Warnings)
 	}
 }
+
+// One token of ten that changes its class leaves the mean of all scores as it is; padding
+// does not count.
+func TestTokenClassifier(t *testing.T) {
+	const tokens, classes = 10, 3
+	set := func() *list {
+		l := &list{}
+		for range 150 {
+			x, mask := make([]float32, tokens*classes), make([]int64, tokens)
+			for i := range tokens {
+				x[i*classes+i%classes] = 5
+				if i < tokens-2 {
+					mask[i] = 1
+				}
+			}
+			l.samples = append(l.samples, Sample{Feeds: engine.Feeds{"x": tensor.From(x, 1, tokens, classes), DefaultMask: tensor.From(mask, 1, tokens)}})
+		}
+		return l
+	}
+	swap := func(token int) func(*tensor.Tensor) *tensor.Tensor {
+		return func(x *tensor.Tensor) *tensor.Tensor {
+			v, _ := x.F32()
+			r := append([]float32(nil), v...)
+			at := token * classes
+			r[at], r[at+1], r[at+2] = r[at+2], r[at], r[at+1]
+			return tensor.From(r, x.Dims...)
+		}
+	}
+	tagger := func(f func(*tensor.Tensor) *tensor.Tensor) engine.Session {
+		return sessionOf(t, engine.IOSpec{
+			Inputs:  []engine.IO{{Name: "x", Type: tensor.Float32, Dims: []int64{1, -1, classes}}, {Name: DefaultMask, Type: tensor.Int64, Dims: []int64{1, -1}}},
+			Outputs: []engine.IO{{Name: "logits", Type: tensor.Float32, Dims: []int64{1, -1, classes}}},
+		}, func(in engine.Feeds) (engine.Feeds, error) { return engine.Feeds{"logits": f(in["x"])}, nil })
+	}
+	loss := .01
+	for _, c := range []struct {
+		name    string
+		quant   func(*tensor.Tensor) *tensor.Tensor
+		share   float64
+		refused bool
+	}{{"the same", same, 1, false}, {"one of eight", swap(4), 7. / 8, true}, {"padding", swap(tokens - 1), 1, false}} {
+		r, err := Compare(t.Context(), tagger(same), tagger(c.quant), set(), Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Kind != TokenClassifier || r.Tokens == nil || math.Abs(r.Tokens.Value-c.share) > 1e-9 {
+			t.Fatalf("%s: %q, %+v", c.name, r.Kind, r.Tokens)
+		}
+		if no, _ := (Gate{MaxChanged: &loss}).Check(r); len(no) > 0 != c.refused {
+			t.Errorf("%s: refusals %q", c.name, no)
+		}
+	}
+	for name, kind := range map[string]Kind{"last_hidden_state": Embedding, "token_embeddings": Embedding, "softmax_11": TokenClassifier, "logits": TokenClassifier, "y": Embedding} {
+		if k := KindOf(name, []int64{1, 5, 7}); k != kind {
+			t.Errorf("%s is read as %q", name, k)
+		}
+	}
+}

@@ -21,7 +21,7 @@ type Gate struct {
 }
 
 const (
-	// answersSlack: without labels so many times the budget may change answers. A
+	// answersSlack: without labels so many times the budget may change answers, of texts or of their tokens. A
 	// changed answer costs accuracy only where FP32 was right, and of those that
 	// are unsure about as many are won.
 	answersSlack = 2
@@ -77,6 +77,15 @@ func (g Gate) Check(r *Result) (refusals, warnings []string) {
 		}
 	case g.MinCosine != nil && r.Cosine.Mean < *g.MinCosine:
 		refuse("mean cosine to FP32 is %.4f where %.4f is asked for", r.Cosine.Mean, *g.MinCosine)
+	}
+	if t := r.Tokens; t != nil && g.MaxChanged != nil {
+		least := 1 - answersSlack**g.MaxChanged
+		said := fmt.Sprintf("%.2f %% of the tokens get FP32's class (95 %% interval %.2f to %.2f; n = %d samples)", 100*t.Value, 100*t.Lo, 100*t.Hi, t.N)
+		if t.Hi < least {
+			refuse("%s where %.2f %% are asked for", said, 100*least)
+		} else if t.Lo < least {
+			warn("%d samples do not prove it: %s where %.2f %% are asked for", t.N, said, 100*least)
+		}
 	}
 	if r.Latency == nil || len(r.Latency.Ratios) < 2 || len(r.Latency.Candidates) < 2 {
 		return refusals, warnings

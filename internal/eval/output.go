@@ -21,6 +21,9 @@ const (
 	// Embedding: [1, s, d], one vector a token, pooled to their mean where the
 	// attention mask is 1; or [1, d], already pooled.
 	Embedding Kind = "embedding"
+	// TokenClassifier: [1, s, C], class scores of each token (named entities, speech
+	// and characters by CTC); the ones that the attention mask leaves out do not count.
+	TokenClassifier Kind = "token-classifier"
 	// Detections: boxes with their scores and classes in several outputs, or [1, n,
 	// 6], matched by class and overlap (Detected).
 	Detections Kind = "detections"
@@ -32,15 +35,19 @@ const (
 const DefaultMask = "attention_mask"
 
 // KindOf guesses the kind of an output from its name and shape (-1 is any):
-// rank 3 is an embedding, rank 2 holds logits unless the name says that it is
-// an embedding.
+// rank 3 holds classes of tokens when the name speaks of logits, probabilities or a
+// softmax, else an embedding; rank 2 holds logits unless the name says that it is an
+// embedding.
 func KindOf(name string, dims []int64) Kind {
 	for len(dims) > 2 && dims[len(dims)-1] == 1 {
 		dims = dims[:len(dims)-1]
 	}
 	n := strings.ToLower(name)
 	vector := strings.Contains(n, "embed") || strings.Contains(n, "pool") || strings.Contains(n, "hidden")
+	scores := strings.Contains(n, "logit") || strings.Contains(n, "prob") || strings.Contains(n, "softmax")
 	switch {
+	case len(dims) == 3 && scores && !vector && dims[2] != 1:
+		return TokenClassifier
 	case len(dims) == 3, len(dims) == 2 && vector:
 		return Embedding
 	case len(dims) == 2 && dims[1] != 1:
@@ -130,7 +137,7 @@ func read(kind Kind, x []float32, dims []int64, in engine.Feeds, mask string) re
 	for len(dims) > 3 && dims[len(dims)-1] == 1 {
 		dims = dims[:len(dims)-1]
 	}
-	if kind != Embedding || len(dims) != 3 || dims[0] != 1 || dims[1] == 0 || dims[2] == 0 {
+	if kind != Embedding && kind != TokenClassifier || len(dims) != 3 || dims[0] != 1 || dims[1] == 0 || dims[2] == 0 {
 		return reading{all: x, vector: x}
 	}
 	s, d := int(dims[1]), int(dims[2])
@@ -144,7 +151,9 @@ func read(kind Kind, x []float32, dims []int64, in engine.Feeds, mask string) re
 			}
 		}
 	}
-	r.vector = meanRows(r.all, d)
+	if r.vector = r.all; kind == Embedding {
+		r.vector = meanRows(r.all, d)
+	}
 	return r
 }
 

@@ -241,6 +241,8 @@ func (r Report) tiles() (t []tile) {
 	}
 	if a := e.Agreement; a != nil {
 		t = append(t, tile{"Same answer as FP32", percent(a.Value), "", fmt.Sprintf("%s to %s", percent(a.Lo), percent(a.Hi)), ""})
+	} else if a := e.Tokens; a != nil {
+		t = append(t, tile{"Same class of token", percent(a.Value), "", fmt.Sprintf("%s to %s", percent(a.Lo), percent(a.Hi)), ""})
 	} else if a := e.Neighbours; a != nil {
 		t = append(t, tile{"Same nearest neighbour", percent(a.Value), "", fmt.Sprintf("%s to %s", percent(a.Lo), percent(a.Hi)), ""})
 	}

@@ -54,6 +54,9 @@ func (r Report) rows() (rows []row) {
 		if a := e.Agreement; a != nil {
 			add("top-1 agreement", "", percent(a.Value), fmt.Sprintf("(95 %%: %s to %s; n = %d)", percent(a.Lo), percent(a.Hi), a.N))
 		}
+		if a := e.Tokens; a != nil {
+			add("same class of token", "", percent(a.Value), fmt.Sprintf("mean over samples (95 %%: %s to %s; n = %d)", percent(a.Lo), percent(a.Hi), a.N))
+		}
 		if a := e.Answers; a != nil {
 			add("probabilities moved", "", fmt.Sprintf("%.4f", a.Distance.Value), fmt.Sprintf("mean distance, 0 to 1; changed answers cost %s points by FP32's probabilities (95 %%: %s to %s)", points(a.Loss.Value), points(a.Loss.Lo), points(a.Loss.Hi)))
 		}
