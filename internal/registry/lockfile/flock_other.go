@@ -10,3 +10,5 @@ import (
 func flock(*os.File, bool, bool) error {
 	return errors.New("lock file: file locks are not available on this system, use Linux or macOS")
 }
+
+func unlock(*os.File) {}

@@ -31,3 +31,5 @@ func flock(f *os.File, exclusive, wait bool) error {
 		}
 	}
 }
+
+func unlock(f *os.File) { _ = unix.Flock(int(f.Fd()), unix.LOCK_UN) }

@@ -46,6 +46,9 @@ func (l *Lock) Release() {
 	if l == nil || l.f == nil {
 		return
 	}
-	l.f.Close() // closing the only descriptor drops the flock
+	// A child that is being started holds a copy of every descriptor until it runs its
+	// own program: to unlock drops the lock for the copies too, to close would not.
+	unlock(l.f)
+	l.f.Close()
 	l.f = nil
 }

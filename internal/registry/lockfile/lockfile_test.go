@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -58,4 +59,25 @@ func TestSharedWaitsForExclusiveOnly(t *testing.T) {
 	if err := <-got; err != nil {
 		t.Error(err)
 	}
+}
+
+// TestReleaseBeyondCopies: a copy of the descriptor, as a child that starts has it, holds
+// nothing once the lock is given back.
+func TestReleaseBeyondCopies(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	l, err := Exclusive(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	child, err := syscall.Dup(int(l.f.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(child)
+	l.Release()
+	again, err := Exclusive(path)
+	if err != nil {
+		t.Fatalf("still locked by a copy: %v", err)
+	}
+	again.Release()
 }
