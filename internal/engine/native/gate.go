@@ -87,7 +87,7 @@ func (l *lowering) gateOfHalves(a, b string) (o gate, ok bool) {
 	return o, o.act != ""
 }
 
-// weightOf puts the columns of the two parts side by side, each in whole panels, and
+// gateWeight puts the columns of the two parts side by side, each in whole panels, and
 // returns them with their bias.
 func (l *lowering) gateWeight(o gate, none string, names graph.Namer) (w weight, bias string) {
 	a, b := l.weights[o.up], l.weights[o.by]
@@ -133,7 +133,7 @@ func sideBySide[T any](o gate, a, b []T, an, bn, rows, padded int64) []T {
 	return out
 }
 
-// gated reports whether both weights of the gate are in 8 bits, or both in 4.
+// sameBits reports whether both weights of the gate are in 8 bits, or both in 4.
 func (l *lowering) sameBits(o gate) bool {
 	return (l.weights[o.up].four == nil) == (l.weights[o.by].four == nil)
 }

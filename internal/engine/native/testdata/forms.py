@@ -139,7 +139,6 @@ def model(name, attention):
         "gte": (lambda: hf.GteModel(hf.GteConfig(**TEXT, **k), add_pooling_layer=False), "first"),
         "eurobert": (lambda: hf.EuroBertModel(hf.EuroBertConfig(**TEXT, num_key_value_heads=HEADS, pad_token_id=1, bos_token_id=0, eos_token_id=2, mask_token_id=3, **k)), ""),
         "jina3": (lambda: hf.JinaEmbeddingsV3Model(hf.JinaEmbeddingsV3Config(**TEXT, type_vocab_size=1, pad_token_id=1, **k), add_pooling_layer=False), "mean"),
-        "t5": (lambda: hf.T5EncoderModel(hf.T5Config(d_model=WIDTH, d_kv=WIDTH // HEADS, d_ff=INNER, num_layers=LAYERS, num_heads=HEADS, vocab_size=VOCAB, feed_forward_proj="gated-gelu", relative_attention_num_buckets=8, relative_attention_max_distance=16, **k)), ""),
     }
     images = {
         "vit": lambda: hf.ViTModel(hf.ViTConfig(**IMAGE, **k), add_pooling_layer=False),
@@ -199,7 +198,7 @@ def strip(path):
 def main():
     out = pathlib.Path(sys.argv[1])
     texts = ["bert", "minilm", "bge", "e5", "roberta", "xlmr", "mpnet", "albert", "distilbert", "electra", "clip-text"]
-    forms = [(n, "sdpa", e) for n in [*texts, "vit", "clip-image", "siglip-image", "modernbert"] for e in ("ts14", "dy18")]
+    forms = [(n, "sdpa", e) for n in [*texts, "vit", "clip-image", "siglip-image", "modernbert", "nomic", "gte", "eurobert", "jina3"] for e in ("ts14", "dy18")]
     forms += [(n, "eager", "ts17") for n in ("bert", "clip-text", "vit")] + [("roberta", "eager", "dy20")]
     forms += [("bart", "sdpa", "ts14"), ("bart", "eager", "ts17")]
     forms += [(n, "bmm", e) for n in ("clip-text", "bart-encoder") for e in ("ts14", "dy18")]
