@@ -92,6 +92,20 @@ func TestDetections(t *testing.T) {
 	}
 }
 
+// One box of the quantized model stands for one of FP32's.
+func TestDetectionsOnce(t *testing.T) {
+	at := [4]float32{0, 0, 10, 10}
+	two := seen{[][4]float32{at, at}, []float32{.5, .5}, []int64{1, 1}}
+	one := seen{[][4]float32{at}, []float32{.5}, []int64{1}}
+	r, err := compareDetectors(t, []seen{two}, []seen{one})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := r.Detected; d.Matched != 1 || math.Abs(d.Agreement.Value-1/1.5) > 1e-6 {
+		t.Errorf("%d matched, agreement %v", d.Matched, d.Agreement.Value)
+	}
+}
+
 // What depends on neither order nor side: a detector beside itself agrees
 // wholly, and the share is in 0..1.
 func TestDetectionsProperties(t *testing.T) {
