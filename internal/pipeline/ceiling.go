@@ -358,7 +358,7 @@ func (r *run) needs(sizes map[string]int64) (needs, *limits) {
 	}
 	if cfg.Weights == quant.BRECQ {
 		learner, sample := r.blocks().needs(r.m, lim.size)
-		n.blocks = learner + reconstruct.MinSamples*sample
+		n.blocks = learnResidue + learner + reconstruct.MinSamples*sample
 	}
 	for _, group := range r.plan.Linears() {
 		k, all := g.Init(group[0].W).Dims[group[0].InAxis], int64(0)

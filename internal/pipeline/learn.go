@@ -120,6 +120,9 @@ const (
 	// learnedValues is how often the values of one sample inside the block are there: forward,
 	// their derivatives, and what the engine holds between the two.
 	learnedValues = 3
+	// learnResidue is what calibrating and solving leave in the process, of Go's heap and of
+	// the allocators', beyond what is counted for them.
+	learnResidue = 112 << 20
 )
 
 // learner is what learning seg takes beside the samples, and sample what one sample
