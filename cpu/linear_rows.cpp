@@ -57,7 +57,7 @@ struct LinearRows final : Kernel {
       return static_cast<uint8_t *>(memory) + (size_t(blocks.height) * sizeof(RowScale) + 63) / 64 * 64;
     };
     blocks.run(
-        call, size_t(w.padded_k()) + sizeof(RowScale) + 64,
+        call, size_t(w.padded_k()) + sizeof(RowScale) + 64, 0,
         [&](int64_t r0, int64_t r1, void *memory) {
           kernels.quantize(p, r0, r1, codes(memory), static_cast<RowScale *>(memory));
         },

@@ -5,6 +5,7 @@
 namespace fewbit {
 
 const Operator &matmul_bf16();
+const Operator &patches_bf16();
 const Operator &linear_rows();
 const Operator &encoder_attention();
 const Operator &cross_attention();

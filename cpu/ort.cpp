@@ -95,35 +95,54 @@ int Node::threads() const {
   return n < 1 ? 1 : n > most ? most : n;
 }
 
-void shapes_with_columns(OrtShapeInferContext *c) {
+Shape Shape::of_input(OrtShapeInferContext *c, size_t i) {
   OrtTensorTypeAndShapeInfo *x = nullptr; // the context's
-  const OrtOpAttr *attribute = nullptr;
-  check(ort->ShapeInferContext_GetInputTypeShape(c, 0, &x));
-  check(ort->ShapeInferContext_GetAttribute(c, "N", &attribute));
-  int64_t n = 0;
-  size_t bytes = 0, rank = 0;
-  check(ort->ReadOpAttr(attribute, ORT_OP_ATTR_INT, &n, sizeof n, &bytes));
+  check(ort->ShapeInferContext_GetInputTypeShape(c, i, &x));
+  size_t rank = 0;
   check(ort->GetDimensionsCount(x, &rank));
-  if (rank == 0) return;
-  std::vector<int64_t> dims(rank);
+  Shape s;
+  s.dims.resize(rank);
   std::vector<const char *> names(rank);
-  check(ort->GetDimensions(x, dims.data(), rank));
+  check(ort->GetDimensions(x, s.dims.data(), rank));
   check(ort->GetSymbolicDimensions(x, names.data(), rank));
-  dims.back() = n, names.back() = "";
+  s.names.assign(names.begin(), names.end());
+  return s;
+}
+
+void Shape::set_output(OrtShapeInferContext *c, size_t i) {
   // A dimension that is neither known nor named would be written as the value -1, which makes a Reshape to it and
   // another one an error. A name of its own says as much as is known.
   static std::atomic<uint64_t> unnamed{0};
-  std::vector<std::string> made(rank);
-  for (size_t i = 0; i + 1 < rank; i++)
-    if (dims[i] < 0 && !*names[i]) made[i] = "fewbit_unknown_" + std::to_string(unnamed++), names[i] = made[i].c_str();
+  std::vector<const char *> pointers(dims.size());
+  for (size_t d = 0; d < dims.size(); d++) {
+    if (dims[d] < 0 && names[d].empty()) names[d] = "fewbit_unknown_" + std::to_string(unnamed++);
+    pointers[d] = names[d].c_str();
+  }
   OrtTensorTypeAndShapeInfo *y = nullptr;
   check(ort->CreateTensorTypeAndShapeInfo(&y));
   std::unique_ptr<OrtTensorTypeAndShapeInfo, void (*)(OrtTensorTypeAndShapeInfo *)> owned(
-      y, [](OrtTensorTypeAndShapeInfo *i) { ort->ReleaseTensorTypeAndShapeInfo(i); });
+      y, [](OrtTensorTypeAndShapeInfo *info) { ort->ReleaseTensorTypeAndShapeInfo(info); });
   check(ort->SetTensorElementType(y, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT));
-  check(ort->SetDimensions(y, dims.data(), rank));
-  check(ort->SetSymbolicDimensions(y, names.data(), rank));
-  check(ort->ShapeInferContext_SetOutputTypeShape(c, 0, y));
+  check(ort->SetDimensions(y, dims.data(), dims.size()));
+  check(ort->SetSymbolicDimensions(y, pointers.data(), dims.size()));
+  check(ort->ShapeInferContext_SetOutputTypeShape(c, i, y));
+}
+
+int64_t attribute_of(OrtShapeInferContext *c, const char *name) {
+  const OrtOpAttr *attribute = nullptr;
+  check(ort->ShapeInferContext_GetAttribute(c, name, &attribute));
+  int64_t n = 0;
+  size_t bytes = 0;
+  check(ort->ReadOpAttr(attribute, ORT_OP_ATTR_INT, &n, sizeof n, &bytes));
+  return n;
+}
+
+void shapes_with_columns(OrtShapeInferContext *c) {
+  Shape s = Shape::of_input(c, 0);
+  const int64_t n = attribute_of(c, "N");
+  if (s.dims.empty()) return;
+  s.dims.back() = n, s.names.back() = "";
+  s.set_output(c, 0);
 }
 
 namespace {

@@ -113,6 +113,17 @@ struct Operator : OrtCustomOp {
            void (*shapes)(OrtShapeInferContext *));
 };
 
+// Dimensions while a graph is loaded: -1 where they are not known, which may have
+// names then.
+struct Shape {
+  std::vector<int64_t> dims;
+  std::vector<std::string> names; // as many
+
+  static Shape of_input(OrtShapeInferContext *, size_t i);
+  void set_output(OrtShapeInferContext *, size_t i); // gives names to what has none
+};
+int64_t attribute_of(OrtShapeInferContext *, const char *name); // an integer
+
 // The output has the input's dimensions, but attribute N columns.
 void shapes_with_columns(OrtShapeInferContext *);
 

@@ -19,7 +19,7 @@ OrtCustomOpDomain *domain() {
   static OrtCustomOpDomain *const d = [] {
     OrtCustomOpDomain *made = nullptr;
     check(ort->CreateCustomOpDomain("fewbit", &made));
-    for (const Operator *op : {&matmul_bf16(), &linear_rows(), &encoder_attention(), &cross_attention(), &encoder_layers()}) check(ort->CustomOpDomain_Add(made, op));
+    for (const Operator *op : {&matmul_bf16(), &patches_bf16(), &linear_rows(), &encoder_attention(), &cross_attention(), &encoder_layers()}) check(ort->CustomOpDomain_Add(made, op));
     return made;
   }();
   return d;

@@ -76,12 +76,12 @@ struct Blocks {
 
   // Calls convert(r0, r1, memory) and then multiply(r0, r1, p0, p1, memory) for
   // every block and group, on the session's threads. memory has
-  // height * bytes_of_row bytes.
+  // height * bytes_of_row + more bytes.
   template <class Convert, class Multiply>
-  void run(const Call &call, size_t bytes_of_row, const Convert &convert, const Multiply &multiply) const {
+  void run(const Call &call, size_t bytes_of_row, size_t more, const Convert &convert, const Multiply &multiply) const {
     const auto last = [&](int64_t block) { return std::min(rows, (block + 1) * height); };
     run_blocks(
-        call, blocks, groups, size_t(height) * bytes_of_row,
+        call, blocks, groups, size_t(height) * bytes_of_row + more,
         [&](int64_t block, void *memory) { convert(block * height, last(block), memory); },
         [&](int64_t block, int64_t group, void *memory) {
           multiply(block * height, last(block), panels * group / groups, panels * (group + 1) / groups, memory);

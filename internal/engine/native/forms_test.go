@@ -122,6 +122,9 @@ func TestForms(t *testing.T) {
 			} else if got[opEncoderLayers] != 1 || got[opEncoderAttention]+got["MultiHeadAttention"]+got["Softmax"]+got["IsNaN"] != 0 || gates(name) && got[opLinearRows]+got["Neg"] != 0 {
 				t.Error(got)
 			}
+			if image := strings.HasPrefix(name, "vit-") || strings.Contains(name, "image"); e.Kernels().BF16 && image && (got[opPatches] != 1 || got["Conv"] != 0) {
+				t.Error(got)
+			}
 			// Others read a decoder's keys; an image has no padding, even where the exporter made it a mask.
 			text, decoder := !strings.Contains(name, "image") && !strings.HasPrefix(name, "vit-"), got[opCrossAttention] > 0
 			if want := text && !decoder && got[opEncoderLayers] == 1; (skip == 1) != want && text {

@@ -70,6 +70,9 @@ func (l *lowering) run(ctx context.Context) (int, error) {
 	g := l.m.Graph
 	dropCasts(g)
 	l.ix, l.gone, l.weights, l.packed = g.Index(), map[*graph.Node]bool{}, map[*graph.Node]weight{}, map[string]string{}
+	if err := l.patches(ctx); err != nil {
+		return 0, err
+	}
 	if err := l.attentions(); err != nil {
 		return 0, err
 	}

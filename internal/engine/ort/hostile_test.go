@@ -82,7 +82,7 @@ func newBentCase(t *testing.T, e *Engine, b []byte) *bentCase {
 	c.m = testModel{domains: []string{"fewbit"}, out: []*pb.ValueInfoProto{rankless("y", tensor.Float32)}}
 	c.o.Threads = 1 + c.src.of(3)
 	edits := c.src.of(4)
-	pick(&c.src, c.linearRows, c.matMulBF16, c.encoderAttention, c.crossAttention, c.encoderLayers)(t)
+	pick(&c.src, c.linearRows, c.matMulBF16, c.patchesBF16, c.encoderAttention, c.crossAttention, c.encoderLayers)(t)
 	for range edits {
 		c.bend()
 	}
@@ -325,6 +325,23 @@ func (c *bentCase) matMulBF16(t *testing.T) {
 	c.want, c.within = productBF16(tensor.View[float32](x), w, k, n, bias)
 }
 
+func (c *bentCase) patchesBF16(t *testing.T) {
+	batch, channels, height, width, n := pick(&c.src, 1, 2, 0), 1+c.src.of(3), 1+c.src.of(9), 1+c.src.of(17), c.size()
+	rows, columns := height*(1+c.src.of(3))+c.src.of(height), width*(1+c.src.of(3))+c.src.of(width)
+	k := channels * height * width
+	w := randoms(c.r, k*n)
+	packed := make([]byte, c.e.BF16Size(k, n))
+	if err := c.e.PackBF16(w, k, n, packed, 2); err != nil {
+		t.Fatal(err)
+	}
+	x := c.activation(int64(batch), int64(channels), int64(rows), int64(columns))
+	c.feed("x", x)
+	in := []string{"x", c.constant(tensor.From(packed, int64(len(packed))))}
+	name, bias := c.optional(n, nil)
+	c.node("PatchesBF16", append(in, name), attrInt("N", int64(n)), attrInt("height", int64(height)), attrInt("width", int64(width)))
+	c.want, c.within = productBF16(patchesOf(tensor.View[float32](x), batch, channels, rows, columns, height, width), w, k, n, bias)
+}
+
 // mask is a bias of scores: padding, whole rows of it, later keys, and what is no
 // number.
 func (c *bentCase) mask(batch, heads, length int64) *tensor.Tensor {
@@ -375,7 +392,7 @@ func (c *bentCase) bend() {
 }
 
 func (c *bentCase) bendAttribute(n *pb.NodeProto) string {
-	a := &pb.AttributeProto{Name: proto.String(pick(&c.src, "N", "num_heads", "scale", "epsilon", "activation", "normalize", "padding", "hidden", "unknown"))}
+	a := &pb.AttributeProto{Name: proto.String(pick(&c.src, "N", "num_heads", "scale", "epsilon", "activation", "normalize", "padding", "hidden", "height", "width", "unknown"))}
 	switch c.src.of(6) {
 	case 0:
 		a = attrInt(a.GetName(), pick[int64](&c.src, 0, 1, -1, math.MaxInt64, math.MinInt64, 1<<20, 1<<20+1, 1<<31, 48, 3))

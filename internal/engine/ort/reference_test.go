@@ -149,6 +149,22 @@ func encoded(x []float32, mask *tensor.Tensor, layers []bentLayer, batch, length
 // overflows is the size from which sums of FP32 may have no value.
 const overflows = 1e37
 
+// patchesOf are the rows that PatchesBF16 multiplies.
+func patchesOf(x []float32, batch, channels, rows, columns, height, width int) (out []float32) {
+	for b := range batch {
+		for top := 0; top+height <= rows; top += height {
+			for left := 0; left+width <= columns; left += width {
+				for c := range channels {
+					for y := top; y < top+height; y++ {
+						out = append(out, x[((b*channels+c)*rows+y)*columns+left:][:width]...)
+					}
+				}
+			}
+		}
+	}
+	return out
+}
+
 // productBF16 is MatMulBF16 and how far a result may be from it: any distance in
 // rows that are no numbers or nearly too large for any.
 func productBF16(x, w []float32, k, n int, bias []float32) (want []float64, within func(int) float64) {
