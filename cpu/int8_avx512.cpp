@@ -104,15 +104,21 @@ void quantize(const Int8Product &p, int64_t r0, int64_t r1, uint8_t *codes, RowS
 }
 
 // Fetches the panel that comes next while this one is multiplied: some lines with
-// each step. What lies behind its end may be fetched with the last.
+// each step. What lies behind its end may be fetched with the last. Into the first-level
+// cache where few rows take a panel: they would wait for the second-level one.
 struct Prefetch {
   const char *at, *end;
   int lines;
+  bool first_level;
   FEWBIT_INLINE void step() {
     if (at >= end) return;
-    for (int i = lines; i > 0; i--, at += 64) _mm_prefetch(at, _MM_HINT_T1);
+    if (first_level)
+      for (int i = lines; i > 0; i--, at += 64) _mm_prefetch(at, _MM_HINT_T0);
+    else
+      for (int i = lines; i > 0; i--, at += 64) _mm_prefetch(at, _MM_HINT_T1);
   }
 };
+constexpr int64_t kFirstLevelRows = 2 * kRows; // at most
 
 // The rows of a panel that a tile is multiplied by: all of them, or some of a panel
 // in 4 bits. Then the sums lie in between until the last.
@@ -348,7 +354,7 @@ void multiply(const Int8Product &p, int64_t r0, int64_t r1, int64_t p0, int64_t 
   const int64_t steps = (r1 - r0 + kRows - 1) / kRows * (kp / kInt8Step);
   for (int64_t panel = p0; panel < p1; panel++) {
     const auto [at, ahead] = p.ahead(panel, p1);
-    Prefetch next{at, at + ahead, int((ahead / 64 + steps - 1) / steps)};
+    Prefetch next{at, at + ahead, int((ahead / 64 + steps - 1) / steps), r1 - r0 <= kFirstLevelRows};
     if (p.w.four) {
       multiply4(p, r1 - r0, r0, panel, codes, scales, next);
       continue;
@@ -372,7 +378,7 @@ void int8_avx512_finish(const Int8Product &p, int64_t row, int64_t rows, int64_t
     for (int64_t c = r * kPanel, i = 0; i < kPanel; i += 16)
       _mm512_store_si512(sums + c + i, _mm512_sub_epi32(_mm512_load_si512(sums + c + i), _mm512_mullo_epi32(zero, _mm512_loadu_si512(columns + i))));
   }
-  Prefetch none{nullptr, nullptr, 0};
+  Prefetch none{nullptr, nullptr, 0, false};
   tiles(rows, [&](auto height, int64_t r) {
     tile<height>(p, codes + r * kp + k, scales + r, row + r, panel, none, {p.w.panel(panel) + k * kPanel, kp - k, sums + r * kPanel, false, true});
   });
