@@ -199,6 +199,10 @@ func (b *blockBuilder) activation(x string, op planned, own bool) (string, error
 		scale := b.names.Name(x + "_learned_scale")
 		zero := b.constant(zeroPoint(c))
 		v = b.node("DequantizeLinear", b.node("QuantizeLinear", v, scale, zero), scale, zero)
+		if b.fake[key] = v; c.Fixed {
+			b.g.SetInit(scale, tensor.From([]float32{c.Params.Scale}))
+			return v, nil
+		}
 		n := &reconstruct.Number{Name: scale, Values: []float32{c.Params.Scale}, Scale: true, Most: op.plan.MostScale(b.m.Graph, src, c)}
 		b.number(n)
 		b.q.adopters = append(b.q.adopters, func() {

@@ -27,7 +27,9 @@ type Choice struct {
 	// Own: chosen by the error of the tensor itself, for want of its
 	// consumers' outputs.
 	Own bool
-	Why string
+	// Fixed: the range is the operator's, whatever the data.
+	Fixed bool
+	Why   string
 }
 
 // Choices maps a tensor to its choice.

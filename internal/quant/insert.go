@@ -38,7 +38,7 @@ func (p *Insert) Name() string { return "insert" }
 // Run implements Pass.
 func (p *Insert) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 	p.Dequantized, p.Biases = map[string]string{}, map[string]string{}
-	w := &inserter{Insert: p, m: m, g: m.Graph, ix: m.Graph.Index(), dq: p.Dequantized, rows: map[string][]string{}, weights: map[weightKey]string{}, methods: methodCount{}}
+	w := &inserter{Insert: p, m: m, g: m.Graph, ix: m.Graph.Index(), dq: p.Dequantized, rows: map[string][]string{}, weights: map[weightKey]string{}, operands: map[string]string{}, methods: methodCount{}}
 	w.tag = w.freeTag()
 	if err := w.tensors(); err != nil {
 		return Stats{}, err
@@ -82,6 +82,8 @@ type inserter struct {
 	tag     string               // between a name and its suffix, see freeTag
 	methods methodCount          // of weights
 	weights map[weightKey]string // -> base name of NAME_quantized / NAME_scale / NAME_dequantized
+	// operands maps constants of Chain operators to such names.
+	operands map[string]string
 }
 
 // freeTag returns "" when no name that Insert may make is in use, or the first
@@ -104,7 +106,7 @@ func (w *inserter) freeTag() string {
 		"_rows_quantized", "_rows_scale", "_rows_zero_point", "_sum", "_channels_scale", "_channels_zero_point", "_channels_dequantized"}
 	taken := func(tag string) bool {
 		for _, op := range w.Plan.Ops {
-			bases := append([]string{op.W, op.Bias, op.Out}, op.X...)
+			bases := append([]string{op.W, op.Bias, op.Const, op.Out}, op.X...)
 			if op.Kind == Recurrent {
 				bases = append(bases, op.Node.In(lstmWeight), op.Node.In(lstmRecurrent))
 			}
@@ -284,6 +286,10 @@ func (w *inserter) op(op *Op) error {
 		op.Node.Inputs[1] = base + "_dequantized"
 		if op.Bias != "" {
 			return w.bias(op, base)
+		}
+	case Chain:
+		if op.Const != "" {
+			return w.operand(op)
 		}
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sort"
 
+	"github.com/fewbit/fewbit/internal/calib"
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/ops"
 	"github.com/fewbit/fewbit/internal/tensor"
@@ -42,6 +43,8 @@ type Op struct {
 	Kind Kind
 	// X lists the activation inputs (one; more for Chain operators, none for Recurrent ones).
 	X []string
+	// Const is the constant second input of a Chain operator, "" where it is an activation.
+	Const string
 	// W and Bias are initializer names, "" where absent.
 	W, Bias string
 	// OutAxis and InAxis are the weight's output- and input-channel axes.
@@ -74,6 +77,8 @@ type Plan struct {
 	Tensors []string
 	// source maps a Through output to the tensor whose parameters it shares.
 	source map[string]string
+	// fixed holds the tensors whose range is their operator's.
+	fixed map[string]calib.Range
 }
 
 // chainOps are the operators with an integer form in ONNX Runtime's CPU
@@ -99,7 +104,7 @@ func NewPlanOf(m *graph.Model, c Config, leave func(*graph.Node) string) (*Plan,
 	if op := m.Quantized(); op != "" {
 		return nil, fmt.Errorf("%w: it contains %s; give the float model it was made from", ErrQuantized, op)
 	}
-	p := &Plan{Config: c, source: map[string]string{}}
+	p := &Plan{Config: c, source: map[string]string{}, fixed: map[string]calib.Range{}}
 	b := planner{Plan: p, g: m.Graph, ix: m.Graph.Index(), quantized: map[string]bool{}, taken: map[*graph.Node]bool{}, opset: m.Opset()}
 	used := map[string]bool{}
 	for _, n := range m.Graph.Nodes {
@@ -226,9 +231,9 @@ func (b *planner) consider(n *graph.Node) (*Op, string) {
 		return b.conv(n)
 	case n.Is("LSTM"):
 		return b.lstm(n)
-	case n.Domain == graph.DomainONNX && chainOps[n.Op]:
+	case b.Config.isChain(n):
 		return b.chain(n), ""
-	case n.Domain == graph.DomainONNX && throughOps[n.Op]:
+	case b.Config.isThrough(n):
 		return b.through(n), ""
 	case n.Op == "MultiHeadAttention" || n.Op == "Attention":
 		return nil, "attention scores and their product with V stay in float (softmax needs the range)"
@@ -296,6 +301,7 @@ func (b *planner) matmul(n *graph.Node) (*Op, string) {
 			op.Add, op.Bias, op.Out = add, bias, add.Outputs[0]
 		}
 	}
+	op.QuantOut = b.gated(op.Out)
 	return op, ""
 }
 
@@ -331,7 +337,7 @@ func (b *planner) gemm(n *graph.Node) (*Op, string) {
 			return nil, "its bias is not one constant a channel"
 		}
 	}
-	op.QuantOut = b.Config.Target == QOperator && !b.visible(op.Out)
+	op.QuantOut = b.Config.Target == QOperator && !b.visible(op.Out) || b.gated(op.Out)
 	return op, ""
 }
 
@@ -421,20 +427,27 @@ func clipBounds(g *graph.Graph, n *graph.Node) (lo, hi float32, ok bool) {
 }
 
 // chain accepts an operator all of whose activation inputs are quantized
-// already: it costs no new conversion.
+// already, or constants that may be: it costs no new conversion.
 func (b *planner) chain(n *graph.Node) *Op {
 	op := &Op{Node: n, Kind: Chain, Out: n.Outputs[0], QuantOut: true}
-	for _, in := range n.Inputs {
-		if !b.quantized[in] {
+	for i, in := range dataInputs(n) {
+		switch {
+		case b.quantized[in]:
+			op.X = append(op.X, in)
+		case b.operand(n, i):
+			op.Const = in
+		default:
 			return nil
 		}
-		op.X = append(op.X, in)
+	}
+	if len(op.X) == 0 {
+		return nil
 	}
 	if n.Op == "AveragePool" && n.Int("ceil_mode", 0) != 0 {
 		return nil
 	}
 	op.Act = b.activation(op.Out)
-	if op.Act != nil && (n.Op == "Add" || n.Op == "Mul") {
+	if op.Act != nil && (n.Op == "Add" || n.Op == "Mul" || n.Op == "Sub") {
 		op.Out = op.Act.Outputs[0]
 	} else {
 		op.Act = nil
@@ -447,7 +460,7 @@ func (b *planner) chain(n *graph.Node) *Op {
 
 func (b *planner) through(n *graph.Node) *Op {
 	x, out := n.In(0), n.Outputs[0]
-	if !b.quantized[x] || b.visible(out) || len(n.Outputs) != 1 {
+	if !b.quantized[x] || b.visible(out) || len(n.Outputs) != 1 || !b.movable(n) {
 		return nil
 	}
 	return &Op{Node: n, Kind: Through, X: []string{x}, Out: out, QuantOut: true}
@@ -468,6 +481,10 @@ func (b *planner) accept(op *Op) {
 		b.quantized[op.X[0]] = b.quantized[op.X[0]] || op.QuantOut
 	case Through:
 		b.source[op.Out] = op.X[0]
+	case Chain:
+		if r, ok := b.Config.fixedRange(op.Node); ok {
+			b.fixed[op.Out] = r
+		}
 	}
 }
 

@@ -34,6 +34,13 @@ func Prepare(c Config) []Pass {
 	if c.Target.Encoder() {
 		table = append(table, FuseAttention{})
 	}
+	if c.onCodes() {
+		table = append(table, count("split-to-slices", "Splits rewritten", func(m *graph.Model) int {
+			return graph.SplitToSlices(m, func(n *graph.Node) bool {
+				return slices.Contains(c.Exclude, n.Name) || slices.Contains(c.Exclude, n.Op)
+			})
+		}))
+	}
 	return table
 }
 

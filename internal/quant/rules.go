@@ -2,8 +2,11 @@ package quant
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
+
+	"github.com/fewbit/fewbit/internal/calib"
 )
 
 // Precision is what an operator's weight becomes, and how its input is taken.
@@ -110,13 +113,14 @@ func (c Config) NeedsCalibration() bool {
 // together; its configuration is the first's.
 func Union(plans []*Plan) *Plan {
 	u := *plans[0]
-	u.Ops, u.Float, u.Tensors, u.source = nil, nil, nil, map[string]string{}
+	u.Ops, u.Float, u.Tensors, u.source, u.fixed = nil, nil, nil, map[string]string{}, map[string]calib.Range{}
 	planned := map[string]bool{}
 	for _, p := range plans {
 		u.Ops = append(u.Ops, p.Ops...)
 		for k, v := range p.source {
 			u.source[k] = v
 		}
+		maps.Copy(u.fixed, p.fixed)
 		for _, t := range p.Tensors {
 			if !slices.Contains(u.Tensors, t) {
 				u.Tensors = append(u.Tensors, t)

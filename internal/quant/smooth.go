@@ -103,7 +103,10 @@ func (r *Ranges) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 		rows := r.Stats.Rows(t)
 		g := groups[t]
 		var err error
+		fixed, isFixed := r.Plan.Fixed(t)
 		switch {
+		case isFixed:
+			c.fix(fixed, r.Plan.Config.actScheme())
 		case free[t] && rows.empty():
 			continue // nothing to choose smoothing by
 		case g != nil && !rows.empty() && r.GEMM != nil && !r.Plan.InChain(t) && r.Plan.Config.Method != MovingAverage:

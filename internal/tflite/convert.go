@@ -76,6 +76,7 @@ func Convert(m *graph.Model, o Options) (*Result, error) {
 	if err := c.settle(o.Shapes); err != nil {
 		return nil, err
 	}
+	graph.SplitToSlices(m, nil)
 	if err := supported(m.Graph); err != nil { // what computed shapes is gone now
 		return nil, err
 	}

@@ -56,6 +56,7 @@ const (
 	opSoftmax         opcode = 25
 	opTanh            opcode = 28
 	opPad             opcode = 34
+	opResizeBilinear  opcode = 23
 	opTranspose       opcode = 39
 	opMean            opcode = 40
 	opSub             opcode = 41
@@ -64,6 +65,8 @@ const (
 	opMinimum         opcode = 57
 	opPadV2           opcode = 60
 	opSlice           opcode = 65
+	opResizeNearest   opcode = 97
+	opLeakyRelu       opcode = 98
 	opQuantize        opcode = 114
 	opHardSwish       opcode = 117
 )
@@ -74,6 +77,7 @@ var opNames = map[opcode]string{
 	opLogistic: "LOGISTIC", opMaxPool: "MAX_POOL_2D", opMul: "MUL", opRelu: "RELU", opRelu6: "RELU6", opReshape: "RESHAPE",
 	opSoftmax: "SOFTMAX", opTanh: "TANH", opPad: "PAD", opTranspose: "TRANSPOSE", opMean: "MEAN", opSub: "SUB", opDiv: "DIV",
 	opMaximum: "MAXIMUM", opMinimum: "MINIMUM", opPadV2: "PADV2", opSlice: "SLICE", opQuantize: "QUANTIZE", opHardSwish: "HARD_SWISH",
+	opResizeBilinear: "RESIZE_BILINEAR", opResizeNearest: "RESIZE_NEAREST_NEIGHBOR", opLeakyRelu: "LEAKY_RELU",
 }
 
 func (c opcode) String() string { return opNames[c] }
@@ -94,6 +98,8 @@ func (c opcode) version(in []*tensorDef) int32 {
 		return 3
 	case c == opFullyConnected && integer:
 		return 4
+	case c == opResizeBilinear || c == opResizeNearest: // with half_pixel_centers
+		return 3
 	case c == opReshape, c == opQuantize && !integer, c == opHardSwish:
 		return 1
 	case integer:

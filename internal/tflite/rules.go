@@ -26,7 +26,9 @@ func init() { // they refer to each other
 		"Sigmoid":            {activations: one, say: unary(opLogistic, options{}, &quantization{scale: []float32{1. / 256}, zero: -128})},
 		"Tanh":               {activations: one, say: unary(opTanh, options{}, &quantization{scale: []float32{1. / 128}})},
 		"HardSwish":          {activations: one, say: unary(opHardSwish, empty(91), nil)},
-		"HardSigmoid":        {activations: one, weights: never, say: sayHardSigmoid},
+		"HardSigmoid":        {activations: one, weights: hardSigmoidCodes, say: sayHardSigmoid},
+		"LeakyRelu":          {activations: one, say: sayLeakyRelu},
+		"Resize":             {activations: one, moves: true, say: sayResize},
 		"Softmax":            {activations: one, weights: softmaxAxis, say: saySoftmax},
 		"MaxPool":            {activations: one, moves: true, say: sayPool},
 		"AveragePool":        {activations: one, say: sayPool},
@@ -168,19 +170,6 @@ func sayClip(s *site) error {
 		hi = math.MaxFloat32
 	}
 	return s.write(opMinimum, []int32{x, s.c.number(s.y+"/high", float32(hi))}, empty(39))
-}
-
-// sayHardSigmoid says max(0, min(1, alpha*x + beta)) in float.
-func sayHardSigmoid(s *site) error {
-	x, err := s.input(0)
-	if err != nil {
-		return err
-	}
-	c, shape := s.c, s.c.p.tensors[x].shape
-	scaled, shifted := c.like(x, s.y+"/scaled", shape), c.like(x, s.y+"/shifted", shape)
-	c.emit(opMul, []int32{x, c.number(s.y+"/alpha", s.n.Float("alpha", 0.2))}, scaled, mulOptions(actNone))
-	c.emit(opAdd, []int32{scaled, c.number(s.y+"/beta", s.n.Float("beta", 0.5))}, shifted, addOptions(actRelu))
-	return s.write(opMinimum, []int32{shifted, c.number(s.y+"/one", 1)}, empty(39))
 }
 
 // softmaxAxis: kernels normalize the last dimension.

@@ -289,6 +289,18 @@ func TestRefusals(t *testing.T) {
 			s, z := b.init(tensor.From([]float32{1})), b.init(tensor.From([]uint8{3}))
 			return b.op("DequantizeLinear", []string{b.op("QuantizeLinear", []string{"x", s, z}), b.init(tensor.From([]float32{2})), z})
 		}, ErrUnsupported, "another scale"},
+		"a resize between neighbours of its own": {func(b *builder) string {
+			return b.op("Resize", []string{"x", "", b.init(tensor.From([]float32{1, 1, 2, 2}, 4))}, graph.AttrString("mode", "cubic"))
+		}, ErrUnsupported, "cubic with half_pixel"},
+		"a resize of channels": {func(b *builder) string {
+			return b.op("Resize", []string{"x", "", b.init(tensor.From([]float32{1, 2, 2, 2}, 4))})
+		}, ErrUnsupported, "from [1 2 4 4] to [1 4 8 8]"},
+		"a resize to more than is taken": {func(b *builder) string {
+			return b.op("Resize", []string{"x", "", b.init(tensor.From([]float32{1, 1, 1, 1e6}, 4))})
+		}, ErrUnsupported, "height and width of up to"},
+		"neighbours that no kernel takes": {func(b *builder) string {
+			return b.op("Resize", []string{"x", "", b.init(tensor.From([]float32{1, 1, 1.5, 1.5}, 4))}, graph.AttrString("nearest_mode", "ceil"))
+		}, ErrUnsupported, "nearest with half_pixel"},
 	} {
 		b := newBuilder(t, 2, 4, 4)
 		_, err := Convert(b.output(c.build(b)), Options{})
@@ -336,4 +348,41 @@ func mobile(t *testing.T) *graph.Model {
 	k := b.op("ReduceMean", []string{a}, graph.AttrInts("axes", 3), graph.AttrInt("keepdims", 0))
 	z := b.op("Softmax", []string{b.op("Tanh", []string{k})})
 	return b.output(z, b.op("Pad", []string{q, b.init(tensor.From([]int64{0, 0, 1, 1, 0, 0, 1, 1}, 8))}))
+}
+
+// gates holds what MobileNetV3 and detectors have between convolutions.
+func gates(t *testing.T) *graph.Model {
+	b := newBuilder(t, 4, 6, 5)
+	x := b.codes("x", 0.02, 120)
+	g := b.codes(b.op("HardSigmoid", []string{x}, graph.AttrFloat("alpha", 1./6)), 1./255, 0)
+	m := b.codes(b.op("Mul", []string{x, g}), 0.02, 120)
+	l := b.codes(b.op("LeakyRelu", []string{m}, graph.AttrFloat("alpha", 0.1)), 0.015, 20)
+	u := b.codes(b.op("Resize", []string{l, "", b.init(tensor.From([]float32{1, 1, 2, 2}, 4))}, graph.AttrString("coordinate_transformation_mode", "asymmetric"), graph.AttrString("nearest_mode", "floor")), 0.015, 20)
+	v := b.codes(b.op("Resize", []string{u, "", b.init(tensor.From([]float32{1, 1, 0.5, 0.5}, 4))}, graph.AttrString("mode", "linear")), 0.015, 20)
+	lo := b.op("Split", []string{v}, graph.AttrInt("axis", 1))
+	n := b.m.Graph.Nodes[len(b.m.Graph.Nodes)-1]
+	n.Outputs = append(n.Outputs, lo+"_high")
+	return b.output(b.op("Concat", []string{b.codes(lo+"_high", 0.015, 20), b.codes(lo, 0.015, 20)}, graph.AttrInt("axis", 1)))
+}
+
+// Nothing but what makes the output is on float, and a HardSigmoid on codes is a sum and a
+// product whose codes end where it does.
+func TestGates(t *testing.T) {
+	res, err := Convert(gates(t), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(res.FloatOps) != 1 || !strings.HasPrefix(res.FloatOps[0], "Concat") {
+		t.Errorf("on float: %v, expected the last Concat alone", res.FloatOps)
+	}
+	d := dump(res.File)
+	for _, want := range []string{
+		"int8[1] scale [0.023622047] zero [0] axis 0 = [127]",                  // beta/alpha = 3
+		"/shifted int8[1 6 5 4] as [-1 6 5 4] scale [0.023529412] zero [-128]", // 6/255
+		"RESIZE_NEAREST_NEIGHBOR version 3", "RESIZE_BILINEAR version 3", "LEAKY_RELU version 2", "SLICE version 2",
+	} {
+		if !strings.Contains(d, want) {
+			t.Errorf("%q is missing in\n%s", want, d)
+		}
+	}
 }
