@@ -33,6 +33,7 @@ type quantizeFlags struct {
 	operators                                            rulesValue
 	samples, evalSamples, maxTokens                      int
 	symmetric, noSmooth, noBias, equalize, force, asJSON bool
+	io                                                   string
 	noLatency, timePasses                                bool
 	maxLoss                                              lossValue
 	minSQNR                                              float64
@@ -80,6 +81,7 @@ that did not calibrate. --calib also takes a table written by fewbit calibrate.
 	f.StringVar(&q.granularity, "granularity", "", "weight scales: per-channel or per-tensor (default per-channel)")
 	f.BoolVar(&q.symmetric, "symmetric", false, "centre activation ranges on zero")
 	f.StringVar(&q.target, "target", "", "graph form: ort-cpu (stock operators of ONNX Runtime), cpu or cuda (the native form, for fewbit's kernels), qdq or qoperator (default ort-cpu)")
+	f.StringVar(&q.io, quant.PortsFlag, "", "what stands at the model's ends: float, or int8: inputs and outputs go through codes too, for tflite --io int8 and accelerators without float (target qdq) (default float)")
 	f.IntVar(&q.samples, "samples", 0, fmt.Sprintf("calibrate with this many samples, spread over the data (0: %d)", pipeline.DefaultSamples))
 	f.StringVar(&q.precision, "precision", "", precisionHelp)
 	f.StringSliceVar(&q.exclude, "exclude", nil, "operator names or types that stay in float")
@@ -174,7 +176,12 @@ func (q *quantizeFlags) run(cmd *cobra.Command, model string) error {
 }
 
 func (q *quantizeFlags) config() (quant.Config, error) {
+	ports, err := codesAtPorts(q.io)
+	if err != nil {
+		return quant.Config{}, err
+	}
 	return quant.Config{
+		Ports:  ports,
 		Scheme: quant.Scheme(q.scheme), Target: quant.Target(q.target), Granularity: quant.Granularity(q.granularity), Symmetric: q.symmetric,
 		Method: q.method, Weights: quant.WeightMethod(q.weights), Learn: q.learn, Exclude: q.exclude, Rules: q.operators.rules, NoSmooth: q.noSmooth, NoBiasCorrection: q.noBias, Equalize: q.equalize, ReduceRange: pipeline.SaturatesU8S8(),
 	}.WithDefaults()

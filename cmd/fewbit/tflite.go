@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/quant"
 	"github.com/fewbit/fewbit/internal/report"
 	"github.com/fewbit/fewbit/internal/tflite"
 )
@@ -26,7 +27,7 @@ type exported struct {
 }
 
 func newTFLiteCommand() *cobra.Command {
-	var out string
+	var out, ioKind string
 	var shapes []string
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -36,11 +37,16 @@ func newTFLiteCommand() *cobra.Command {
 boards and their accelerators: the same scales, zero points and codes, activations in int8 with
 a zero point, weights in int8 by output channel. Operators that were left float stay float.
 
+With --io int8 inputs and outputs are codes too, as microcontrollers and accelerators without
+float want them; their scales and zero points stand in the file, and with --json.
+
 Values of rank 4 are laid out with channels last there: an input [batch, 3, 224, 224] becomes
 [batch, 224, 224, 3]. Dimensions other than the batch must have sizes: --shape gives those that
 have none. Nothing is run.`,
 		Example: `  fewbit quantize model.onnx -o small.onnx --calib images/ --target qdq
   fewbit tflite small.onnx -o small.tflite
+  fewbit quantize model.onnx -o codes.onnx --calib images/ --target qdq --io int8
+  fewbit tflite codes.onnx -o codes.tflite --io int8
   fewbit tflite detector.onnx -o detector.tflite --shape images=1,3,320,320`,
 		Args: exactArgs("MODEL.onnx"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -57,12 +63,16 @@ have none. Nothing is run.`,
 			if err != nil {
 				return err
 			}
+			ports, err := codesAtPorts(ioKind)
+			if err != nil {
+				return fmt.Errorf("tflite: %w", err)
+			}
 			m, err := graph.Open(args[0])
 			if err != nil {
 				return fmt.Errorf("tflite: %w", err)
 			}
 			defer m.Close()
-			res, err := tflite.Convert(m, tflite.Options{Description: "written by fewbit " + version, Shapes: given})
+			res, err := tflite.Convert(m, tflite.Options{Description: "written by fewbit " + version, Shapes: given, Ports: ports})
 			if errors.Is(err, tflite.ErrShapes) {
 				return usagef("tflite: --shape: %w", err)
 			}
@@ -81,8 +91,20 @@ have none. Nothing is run.`,
 	}
 	cmd.Flags().StringVarP(&out, "out", "o", "", "where the file goes")
 	cmd.Flags().StringArrayVar(&shapes, "shape", nil, "sizes of an input in the model's own order, as name=1,3,224,224 (again for another input)")
+	cmd.Flags().StringVar(&ioKind, quant.PortsFlag, "", "type of the file's inputs and outputs: float, or int8, of a model that quantize made with --io int8 (default float)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
+}
+
+// codesAtPorts reads --io.
+func codesAtPorts(kind string) (bool, error) {
+	switch kind {
+	case "", "float":
+		return false, nil
+	case "int8":
+		return true, nil
+	}
+	return false, usagef("--%s %q: expected float or int8", quant.PortsFlag, kind)
 }
 
 // maxShapeDims is how many dimensions a --shape may name.

@@ -58,6 +58,7 @@ func (p *Insert) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 	}
 	m.Graph.Nodes = append(m.Graph.Nodes, w.added...)
 	w.keepFloat()
+	w.outputs()
 	if err := m.Graph.Sort(); err != nil {
 		return Stats{}, err
 	}

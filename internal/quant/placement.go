@@ -2,6 +2,7 @@ package quant
 
 import (
 	"math"
+	"slices"
 
 	"github.com/fewbit/fewbit/internal/calib"
 	"github.com/fewbit/fewbit/internal/graph"
@@ -114,10 +115,10 @@ func (b *planner) movable(n *graph.Node) bool {
 }
 
 // gated reports whether the output of a matrix product goes into one operator alone that
-// runs on codes.
+// runs on codes, or is the model's and is to be codes.
 func (b *planner) gated(out string) bool {
 	n := b.ix.Only(out)
-	return b.Config.onCodes() && n != nil && n.Domain == graph.DomainONNX && gates[n.Op] && !b.addExcluded(n) && !b.visible(n.Outputs[0])
+	return b.output(out) || b.Config.onCodes() && n != nil && n.Domain == graph.DomainONNX && gates[n.Op] && !b.addExcluded(n) && !b.visible(n.Outputs[0])
 }
 
 // fixedRange is the range that integer kernels give the results of n
@@ -186,4 +187,73 @@ func codesTensor(v []float32, dims []int64, p calib.QParams, s calib.Scheme) *te
 		codes[i] = uint8(p.Quantize(x, s))
 	}
 	return &tensor.Tensor{Type: s.Type, Dims: dims, Data: tensor.From(codes).Data}
+}
+
+// PortsFlag is how one asks for Config.Ports.
+const PortsFlag = "io"
+
+// ownOutputs puts an Identity behind what makes an output of the model, so that the value
+// itself can be quantized; Insert takes it away again. It returns how many.
+func ownOutputs(m *graph.Model) int {
+	g := m.Graph
+	ix, names := g.Index(), g.Namer()
+	count := 0
+	for _, v := range g.Outputs {
+		p := ix.Producer(v.Name)
+		if p == nil || v.Type != tensor.Float32 || ix.Captured(v.Name) {
+			continue
+		}
+		inner := names.Name(v.Name + "_inner")
+		p.Outputs[slices.Index(p.Outputs, v.Name)] = inner
+		for _, u := range ix.Uses(v.Name) {
+			u.Node.Inputs[u.Input] = inner
+		}
+		if i := g.Info[v.Name]; i != nil {
+			own := *i
+			own.Name = inner
+			g.Info[inner] = &own
+		}
+		g.Nodes = append(g.Nodes, graph.NewNode(graph.DomainONNX, "Identity", inner+"_output", []string{inner}, []string{v.Name}))
+		count++
+	}
+	return count
+}
+
+// outputs makes the dequantized copy of what ownOutputs has set apart the model's output.
+func (w *inserter) outputs() {
+	if !w.Plan.Config.Ports {
+		return
+	}
+	source := make(map[string]string, len(w.dq)) // dequantized copy -> activation
+	for t, copied := range w.dq {
+		source[copied] = t
+	}
+	ix := w.g.Index()
+	drop := map[*graph.Node]bool{}
+	for _, v := range w.g.Outputs {
+		n := ix.Producer(v.Name)
+		if n == nil || !n.Is("Identity") {
+			continue
+		}
+		x := n.In(0)
+		p := ix.Producer(x)
+		if p == nil || ix.IsOutput(x) || ix.Captured(x) {
+			continue
+		}
+		p.Outputs[slices.Index(p.Outputs, x)] = v.Name
+		for _, u := range ix.Uses(x) {
+			u.Node.Inputs[u.Input] = v.Name
+		}
+		if t, ok := source[x]; ok {
+			w.dq[t] = v.Name
+		}
+		drop[n] = true
+	}
+	w.g.Nodes = without(w.g.Nodes, drop)
+}
+
+// output reports whether value becomes an output of the model and nothing else.
+func (b *planner) output(value string) bool {
+	n := b.ix.Only(value)
+	return b.Config.Ports && n != nil && n.Is("Identity") && b.ix.IsOutput(n.Outputs[0])
 }

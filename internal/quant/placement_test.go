@@ -1,6 +1,7 @@
 package quant
 
 import (
+	"errors"
 	"math"
 	"slices"
 	"testing"
@@ -137,5 +138,42 @@ func TestGatesOnly(t *testing.T) {
 	m, _ = rewrite(t, m, Config{Target: QDQ}, "")
 	if got := between(m); !slices.Contains(got, "fc1") {
 		t.Errorf("in float: %v, expected fc1, whose output no gate reads", got)
+	}
+}
+
+// With codes at its ends, what makes an output has a range and its dequantized copy is the
+// output; a border at the beginning moves codes.
+func TestPorts(t *testing.T) {
+	build := func() *graph.Model {
+		m := model([]*graph.Value{value("x", -1, 4, 6, 6)}, []*graph.Value{value("y", -1, 3), value("c", -1, 8, 1, 1)},
+			node("Pad", "pad", "x pads", "w"),
+			node("Conv", "c1", "w k1 b1", "a"),
+			node("ReduceMean", "pool", "a", "c", graph.AttrInts("axes", 2, 3)),
+			node("Flatten", "flat", "c", "f"),
+			node("Gemm", "fc", "f w1", "y"))
+		weight(m, "k1", 1, 8, 4, 3, 3)
+		weight(m, "b1", 2, 8)
+		weight(m, "w1", 3, 8, 3)
+		m.Graph.SetInit("pads", tensor.From([]int64{0, 0, 1, 1, 0, 0, 1, 1}, 8))
+		return m
+	}
+	m, p := rewrite(t, build(), Config{Target: QDQ, Ports: true}, "")
+	ix := m.Graph.Index()
+	for _, v := range m.Graph.Outputs {
+		if n := ix.Producer(v.Name); n == nil || n.Op != "DequantizeLinear" {
+			t.Errorf("output %q is made by %v, expected a DequantizeLinear", v.Name, n)
+		}
+	}
+	if got := between(m); len(got) > 0 {
+		t.Errorf("in float: %v", got)
+	}
+	if p.Source("w") != "x" {
+		t.Errorf("the border has the scale of %q, expected x's", p.Source("w"))
+	}
+	if u := ix.Uses("x"); len(u) != 1 || u[0].Node.Op != "QuantizeLinear" {
+		t.Errorf("the input is read by %v, expected its quantizer", u)
+	}
+	if _, err := (Config{Ports: true}).WithDefaults(); !errors.Is(err, ErrConfig) {
+		t.Errorf("%v, expected that another target is refused", err)
 	}
 }

@@ -107,6 +107,11 @@ func NewPlanOf(m *graph.Model, c Config, leave func(*graph.Node) string) (*Plan,
 	p := &Plan{Config: c, source: map[string]string{}, fixed: map[string]calib.Range{}}
 	b := planner{Plan: p, g: m.Graph, ix: m.Graph.Index(), quantized: map[string]bool{}, taken: map[*graph.Node]bool{}, opset: m.Opset()}
 	used := map[string]bool{}
+	if c.Ports {
+		for _, v := range m.Graph.Inputs {
+			b.quantized[v.Name] = v.Type == tensor.Float32 && m.Graph.Init(v.Name) == nil
+		}
+	}
 	for _, n := range m.Graph.Nodes {
 		if b.taken[n] {
 			continue
@@ -278,7 +283,7 @@ func (b *planner) matmul(n *graph.Node) (*Op, string) {
 	if rule != "" {
 		return nil, rule
 	}
-	if t.Dims[1] < minLinearOut {
+	if t.Dims[1] < minLinearOut && !b.Config.Ports {
 		return nil, fmt.Sprintf("%d outputs: too few to gain (at least %d)", t.Dims[1], minLinearOut)
 	}
 	if b.Config.Steps() && t.Dims[0]%Int4Block != 0 {
@@ -328,7 +333,7 @@ func (b *planner) gemm(n *graph.Node) (*Op, string) {
 		return nil, "its activation is transposed"
 	case n.Float("alpha", 1) != 1 || (bias != "" && n.Float("beta", 1) != 1):
 		return nil, "its alpha or beta is not 1"
-	case out < minLinearOut:
+	case out < minLinearOut && !b.Config.Ports:
 		return nil, fmt.Sprintf("%d outputs: too few to gain (at least %d)", out, minLinearOut)
 	}
 	if bias != "" {

@@ -41,6 +41,9 @@ func Prepare(c Config) []Pass {
 			})
 		}))
 	}
+	if c.Ports {
+		table = append(table, count("own-outputs", "outputs set apart", ownOutputs))
+	}
 	return table
 }
 

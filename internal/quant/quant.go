@@ -179,6 +179,8 @@ type Config struct {
 	Exclude []string
 	// Wide gives activations 16 bits; scheme A16W8 sets it.
 	Wide bool
+	// Ports quantizes inputs and outputs of the model too; of target QDQ.
+	Ports bool
 	// Equalize scales the channels between convolutions by calibration data.
 	Equalize bool
 	// NoSmooth, NoBiasCorrection and NoEmbeddings switch accuracy and size
@@ -256,6 +258,9 @@ func (c Config) WithDefaults() (Config, error) {
 	}
 	if (c.Scheme == INT8Dynamic || c.Scheme == INT4) && !c.Target.Encoder() {
 		return c, fmt.Errorf("%w: scheme %s needs target ort-cpu, cpu or cuda; %s has no form of it", ErrConfig, c.Scheme, c.Target)
+	}
+	if c.Ports && !c.onCodes() {
+		return c, fmt.Errorf("%w: %s int8 quantizes a model's inputs and outputs: it needs target %s with scheme %s or %s", ErrConfig, PortsFlag, QDQ, INT8, A16W8)
 	}
 	if err := c.checkRules(); err != nil {
 		return c, err

@@ -38,6 +38,8 @@ type Options struct {
 	Description string
 	// Shapes gives the sizes of inputs whose dimensions beyond the first have none.
 	Shapes map[string][]int64
+	// Ports makes inputs and outputs of the file codes; the model must quantize all of them.
+	Ports bool
 }
 
 // Result is a converted model.
@@ -58,6 +60,9 @@ type Port struct {
 	Name  string  `json:"name"`
 	Type  string  `json:"type"`
 	Shape []int32 `json:"shape"`
+	// Scale and Zero say what codes stand for: Scale*(code - Zero); Scale is 0 for float.
+	Scale float32 `json:"scale,omitempty"`
+	Zero  int64   `json:"zero_point,omitempty"`
 }
 
 // Convert returns the model as a TensorFlow Lite file. It edits m, folding
@@ -72,7 +77,7 @@ func Convert(m *graph.Model, o Options) (*Result, error) {
 	graph.FoldBatchNorm(m)
 	c := &converter{m: m, g: m.Graph, res: &Result{FloatOps: []string{}}, floats: map[string]int32{}, quants: map[string]int32{},
 		done: map[*graph.Node]bool{}, batched: map[string]bool{}, consts: map[string]int32{}, taken: map[string]bool{}}
-	c.p.description = o.Description
+	c.p.description, c.ports8 = o.Description, o.Ports
 	if err := c.settle(o.Shapes); err != nil {
 		return nil, err
 	}
@@ -109,6 +114,7 @@ type converter struct {
 	taken          map[string]bool      // names of tensors
 	consts         map[string]int32     // see once
 	bytes          int64                // of constants
+	ports8         bool                 // inputs and outputs are codes
 }
 
 // supported lists every operator that has no form, not only the first.
@@ -209,11 +215,10 @@ func (c *converter) run() error {
 		if v.Type != tensor.Float32 {
 			return fmt.Errorf("%w: input %q is %v; models of float32 inputs are taken", ErrUnsupported, v.Name, v.Type)
 		}
-		t, err := c.value(v.Name, v.Name, float32Type, nil)
+		t, err := c.input(v.Name)
 		if err != nil {
 			return err
 		}
-		c.floats[v.Name] = t
 		c.p.inputs = append(c.p.inputs, t)
 	}
 	for _, n := range c.g.Nodes {
@@ -225,12 +230,9 @@ func (c *converter) run() error {
 		}
 	}
 	for _, v := range c.g.Outputs {
-		t, ok := c.quants[v.Name]
-		if !ok {
-			var err error
-			if t, err = c.float(v.Name); err != nil {
-				return fmt.Errorf("output %q: %w", v.Name, err)
-			}
+		t, err := c.output(v.Name)
+		if err != nil {
+			return fmt.Errorf("output %q: %w", v.Name, err)
 		}
 		c.p.outputs = append(c.p.outputs, t)
 	}
@@ -441,7 +443,11 @@ func (c *converter) ports(ids []int32) []Port {
 		if t.typ == int8Type {
 			typ = "int8"
 		}
-		p = append(p, Port{t.name, typ, shape})
+		port := Port{Name: t.name, Type: typ, Shape: shape}
+		if t.quant != nil {
+			port.Scale, port.Zero = t.quant.scale[0], t.quant.zero
+		}
+		p = append(p, port)
 	}
 	return p
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -384,5 +385,40 @@ func TestGates(t *testing.T) {
 		if !strings.Contains(d, want) {
 			t.Errorf("%q is missing in\n%s", want, d)
 		}
+	}
+}
+
+// With Ports the file takes and gives codes under the model's own names, and what is in float
+// at its ends is refused.
+func TestPorts(t *testing.T) {
+	build := func(float bool) *graph.Model {
+		b := newBuilder(t, 2, 4, 4)
+		y := b.codes(b.op("Conv", []string{b.codes("x", 0.02, 120), b.weight([]int8{1, 2, 3, 4, 5, 6}, []float32{0.1, 0.2, 0.3}, 3, 2, 1, 1)}), 0.05, 100)
+		if float {
+			return b.output(y, b.op("Relu", []string{"x"}))
+		}
+		return b.output(y)
+	}
+	m := build(false)
+	name := m.Graph.Outputs[0].Name
+	res, err := Convert(m, Options{Ports: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Port{{"x", "int8", []int32{-1, 4, 4, 2}, 0.02, -8}, {name, "int8", []int32{-1, 4, 4, 3}, 0.05, -28}}
+	if got := slices.Concat(res.Inputs, res.Outputs); !reflect.DeepEqual(got, want) {
+		t.Errorf("ports %v, expected %v", got, want)
+	}
+	if d := dump(res.File); strings.Contains(d, "QUANTIZE") {
+		t.Errorf("something is converted at the ends:\n%s", d)
+	}
+	for says, m := range map[string]*graph.Model{"is read in float by Relu": build(true), "has no scale": newBuilder(t, 3).output("x")} {
+		if _, err := Convert(m, Options{Ports: true}); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v, expected %q", err, says)
+		}
+	}
+	b := newBuilder(t, 3)
+	if _, err := Convert(b.output(b.op("Relu", []string{b.codes("x", 1, 3)})), Options{Ports: true}); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "it is not quantized") {
+		t.Errorf("%v, expected that an output is not quantized", err)
 	}
 }

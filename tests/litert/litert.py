@@ -120,7 +120,7 @@ def cases():
     yield "a pyramid", g, [g.conv(x, 8, 4, k=1)], ["Conv"]
 
     g = Graph(4, 6, 5)  # gates between products, a softmax between convolutions
-    x = g.op("Softmax", g.op("Clip", g.conv("x", 4, 8, k=1), g.const(np.float32(-1)), g.const(np.float32(1.5))), axis=3)
+    x = g.op("Softmax", g.op("Clip", g.conv("x", 4, 8, k=1), g.const(np.float32(-1)), g.const(np.float32(1.5))), axis=1)
     x = g.op("ReduceMean", g.conv(x, 8, 24, k=1), axes=[2, 3], keepdims=0)
     x = g.op("HardSwish", g.op("Gemm", x, g.weight(32, 24), g.weight(32), transB=1))
     yield "gates between products", g, [g.op("Gemm", x, g.weight(24, 32), transB=1)], ["Gemm"]
@@ -179,6 +179,21 @@ def fewbit(binary, *arguments):
     return run.stdout
 
 
+def codes(a, port):
+    """What a port takes for numbers, and numbers() the other way."""
+    if port["dtype"] == np.float32:
+        return a
+    (scale, zero), kind = port["quantization"], np.iinfo(port["dtype"])
+    return np.clip(np.rint(a / np.float32(scale)) + zero, kind.min, kind.max).astype(port["dtype"])
+
+
+def numbers(a, port):
+    if port["dtype"] == np.float32:
+        return a
+    scale, zero = port["quantization"]
+    return (a.astype(np.float32) - zero) * np.float32(scale)
+
+
 def run_lite(path, x, batch):
     it = Interpreter(str(path), num_threads=1)
     port = it.get_input_details()[0]
@@ -186,9 +201,9 @@ def run_lite(path, x, batch):
     it.allocate_tensors()
     outs = []
     for i in range(0, len(x), batch):
-        it.set_tensor(port["index"], channels_last(x[i:i + batch]))
+        it.set_tensor(port["index"], codes(channels_last(x[i:i + batch]), port))
         it.invoke()
-        outs.append([it.get_tensor(o["index"]) for o in it.get_output_details()])
+        outs.append([numbers(it.get_tensor(o["index"]), o) for o in it.get_output_details()])
     return [np.concatenate(o) for o in zip(*outs)]
 
 
@@ -237,12 +252,21 @@ def main():
         more = [o for o in made["float_operator_names"] if integer is not True and o.split()[0] not in integer]
         if not made["integer_operators"] or more:
             failures.append(f"{name}: {made['integer_operators']} operators on int8, on float {made['float_operator_names']}")
+        whole_db = None
+        if integer is not True:  # nothing in float, its ends neither
+            whole, lite = out / f"{i}.io.onnx", out / f"{i}.io.tflite"
+            fewbit(binary, "quantize", path, "-o", whole, "--calib", out / f"{i}.npz", "--target", "qdq", "--io", "int8", "--no-latency", "--force")
+            all_codes = json.loads(fewbit(binary, "tflite", whole, "-o", lite, "--io", "int8", "--json"))
+            if all_codes["float_operators"] or {p["type"] for p in all_codes["inputs"] + all_codes["outputs"]} != {"int8"}:
+                failures.append(f"{name}: --io int8 left {all_codes['float_operator_names']} in float, ports {all_codes['inputs']}, {all_codes['outputs']}")
+            whole_db = judge(name + ", int8 to its ends", whole, lite, x[:6], INTEGER_DB, batch=2)
         peer = out / f"{i}.ort.onnx"
         by_onnxruntime(path, peer, x, graph.opset)
         theirs = json.loads(fewbit(binary, "tflite", peer, "-o", out / f"{i}.ort.tflite", "--json"))
         their_db = judge(name + ", int8 by ONNX Runtime", peer, out / f"{i}.ort.tflite", x[:6], INTEGER_DB, batch=1)
         print(f"litert: {name}: {float_db or 0:.0f} dB in float; {integer_db or 0:.1f} dB with {made['integer_operators']} of "
               f"{made['integer_operators'] + made['float_operators']} operators on int8, by ONNX Runtime's tool {their_db or 0:.1f} dB with {theirs['integer_operators']}"
+              f"{'' if whole_db is None else f'; {whole_db:.1f} dB with int8 at both ends'}"
               f" (float: {', '.join(theirs['float_operator_names']) or 'none'})")
     for model, samples in zip(sys.argv[3::2], sys.argv[4::2]):
         with np.load(samples) as z:
