@@ -36,8 +36,10 @@ func newTFLiteCommand() *cobra.Command {
 		Long: `Write what quantize --target qdq made, or a float model, as a TensorFlow Lite file for phones,
 boards and their accelerators: the same scales, zero points and codes, activations in int8 with
 a zero point, weights in int8 by output channel. Operators that were left float stay float.
+What --scheme a16w8 --symmetric made has activations in int16 and biases in int64 (TensorFlow
+Lite's 16x8); what --scheme fp16 made has weights in float16 that are dequantized when it is opened.
 
-With --io int8 inputs and outputs are codes too, as microcontrollers and accelerators without
+With --io int8 inputs and outputs are codes too (int16 of a16w8), as microcontrollers and accelerators without
 float want them; their scales and zero points stand in the file, and with --json.
 
 Values of rank 4 are laid out with channels last there: an input [batch, 3, 224, 224] becomes

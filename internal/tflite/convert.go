@@ -6,7 +6,7 @@
 // QuantizeLinear becomes one on int8 with the same scales, zero points and codes,
 // by TensorFlow Lite's quantization specification (activations int8 with a zero
 // point, weights int8 by output channel without one, bias int32 at the product of
-// both scales). What has no integer form there stays float between DEQUANTIZE and
+// both scales; with activations of 16 bits int16 without a zero point, bias int64). What has no integer form there stays float between DEQUANTIZE and
 // QUANTIZE. Values of rank 4 are laid out as that format has them, channels last.
 package tflite
 
@@ -32,6 +32,9 @@ const (
 	maxNodes = 100_000 // of a model
 	maxElems = 1 << 31 // of a value
 )
+
+// wideMiddle is the zero point of unsigned 16-bit codes that are signed there.
+const wideMiddle = 1 << 15
 
 // Options say what the file tells of itself, and what the model leaves open.
 type Options struct {
@@ -72,12 +75,13 @@ func Convert(m *graph.Model, o Options) (*Result, error) {
 		return nil, fmt.Errorf("%w: %d operators, at most %d are taken", ErrUnsupported, len(m.Graph.Nodes), maxNodes)
 	}
 	graph.LiftConstants(m)
+	half := halves(m.Graph)
 	graph.FoldConstants(m)
 	graph.DropIdentities(m)
 	graph.FoldBatchNorm(m)
 	c := &converter{m: m, g: m.Graph, res: &Result{FloatOps: []string{}}, floats: map[string]int32{}, quants: map[string]int32{},
 		done: map[*graph.Node]bool{}, batched: map[string]bool{}, consts: map[string]int32{}, taken: map[string]bool{}}
-	c.p.description, c.ports8 = o.Description, o.Ports
+	c.p.description, c.ports8, c.half = o.Description, o.Ports, half
 	if err := c.settle(o.Shapes); err != nil {
 		return nil, err
 	}
@@ -115,6 +119,7 @@ type converter struct {
 	consts         map[string]int32     // see once
 	bytes          int64                // of constants
 	ports8         bool                 // inputs and outputs are codes
+	half           map[string]bool      // constants that the model stores as float16
 }
 
 // supported lists every operator that has no form, not only the first.
@@ -288,7 +293,7 @@ func (c *converter) quantize(n *graph.Node) error {
 			return err
 		}
 	}
-	to, err := c.value(n.Outputs[0], n.In(0), int8Type, q)
+	to, err := c.value(n.Outputs[0], n.In(0), q.typ(), q)
 	if err != nil {
 		return err
 	}
@@ -420,15 +425,24 @@ func (c *converter) params(n *graph.Node) (*quantization, error) {
 			zero = int64(t.Data[0])
 		case tensor.Int8:
 			zero = int64(int8(t.Data[0]))
+		case tensor.Uint16:
+			zero = int64(tensor.View[uint16](t)[0]) - wideMiddle
+		case tensor.Int16:
+			zero = int64(tensor.View[int16](t)[0])
 		}
 	}
 	switch typ {
+	case tensor.Uint16, tensor.Int16:
+		if zero != 0 {
+			return nil, fmt.Errorf("%w: 16-bit activations whose range is not centred on zero: quantize with --scheme a16w8 --symmetric", ErrUnsupported)
+		}
+		return &quantization{scale: []float32{scale}, wide: true}, nil
 	case tensor.Uint8:
 		return &quantization{scale: []float32{scale}, zero: zero - 128}, nil
 	case tensor.Int8:
 		return &quantization{scale: []float32{scale}, zero: zero}, nil
 	}
-	return nil, fmt.Errorf("%w: activations of %v (8 bits are taken: --scheme int8)", ErrUnsupported, typ)
+	return nil, fmt.Errorf("%w: activations of %v (8 and 16 bits are taken: --scheme int8 or a16w8)", ErrUnsupported, typ)
 }
 
 func (c *converter) ports(ids []int32) []Port {
@@ -439,11 +453,7 @@ func (c *converter) ports(ids []int32) []Port {
 		if t.batched {
 			shape[0] = -1
 		}
-		typ := "float32"
-		if t.typ == int8Type {
-			typ = "int8"
-		}
-		port := Port{Name: t.name, Type: typ, Shape: shape}
+		port := Port{Name: t.name, Type: typeNames[t.typ], Shape: shape}
 		if t.quant != nil {
 			port.Scale, port.Zero = t.quant.scale[0], t.quant.zero
 		}

@@ -24,14 +24,25 @@ type dtype int8
 
 const (
 	float32Type dtype = 0
+	float16Type dtype = 1
 	int32Type   dtype = 2
+	int64Type   dtype = 4
+	int16Type   dtype = 7
 	int8Type    dtype = 9
 )
 
+// typeNames are what ports may be.
+var typeNames = map[dtype]string{float32Type: "float32", int16Type: "int16", int8Type: "int8"}
+
 // size returns the bytes of an element.
 func (d dtype) size() int64 {
-	if d == int8Type {
+	switch d {
+	case int8Type:
 		return 1
+	case float16Type, int16Type:
+		return 2
+	case int64Type:
+		return 8
 	}
 	return 4
 }
@@ -87,6 +98,12 @@ func (c opcode) String() string { return opNames[c] }
 func (c opcode) version(in []*tensorDef) int32 {
 	integer := len(in) > 0 && in[0].typ == int8Type
 	perChannel := func(i int) bool { return len(in) > i && in[i].quant != nil && len(in[i].quant.scale) > 1 }
+	if v, ok := wideVersions[c]; ok && len(in) > 0 && (in[0].typ == int16Type || in[0].typ == float16Type) {
+		if c == opFullyConnected && perChannel(1) {
+			return 12
+		}
+		return v
+	}
 	switch {
 	case c == opConv2D && len(in) > 1 && in[0].shape[3] != in[1].shape[3]: // in groups
 		return 6
@@ -106,6 +123,12 @@ func (c opcode) version(in []*tensorDef) int32 {
 		return 2
 	}
 	return 1
+}
+
+// wideVersions are those that first took int16, and float16 where that is dequantized.
+var wideVersions = map[opcode]int32{
+	opAdd: 3, opAveragePool: 3, opConcatenation: 3, opConv2D: 4, opDepthwiseConv2D: 5, opDequantize: 3, opFullyConnected: 7, opLeakyRelu: 2, opLogistic: 3,
+	opMaxPool: 3, opMean: 3, opMul: 4, opPad: 3, opPadV2: 3, opQuantize: 2, opResizeBilinear: 4, opResizeNearest: 4, opSlice: 4, opSoftmax: 3, opSub: 5, opTanh: 3,
 }
 
 // activation is ActivationFunctionType.
@@ -234,11 +257,30 @@ type quantization struct {
 	scale []float32
 	zero  int64
 	axis  int32
+	// wide: of an activation, the codes have 16 bits, and zero is 0.
+	wide bool
 }
 
-// same reports whether two activations have the same scale and zero point.
+// same reports whether two activations have the same type, scale and zero point.
 func (q *quantization) same(o *quantization) bool {
-	return q.scale[0] == o.scale[0] && q.zero == o.zero
+	return q.scale[0] == o.scale[0] && q.zero == o.zero && q.wide == o.wide
+}
+
+// typ is the type of an activation's codes.
+func (q *quantization) typ() dtype {
+	if q.wide {
+		return int16Type
+	}
+	return int8Type
+}
+
+// ends are the numbers that the first and the last code of an activation stand for.
+func (q *quantization) ends() (lo, hi float64) {
+	first, last := int64(math.MinInt8), int64(math.MaxInt8)
+	if q.wide {
+		first, last = math.MinInt16, math.MaxInt16
+	}
+	return float64(q.scale[0]) * float64(first-q.zero), float64(q.scale[0]) * float64(last-q.zero)
 }
 
 // tensorDef is a value of the file. Its data are nil unless it is a constant.

@@ -14,7 +14,7 @@ import (
 // FuzzConvert takes any bytes the whole way: they become a file that can be read,
 // or an error.
 func FuzzConvert(f *testing.F) {
-	for _, seed := range []string{"testdata/classifier.onnx", "testdata/mobile.onnx", "testdata/gates.onnx"} {
+	for _, seed := range []string{"testdata/classifier.onnx", "testdata/mobile.onnx", "testdata/gates.onnx", "testdata/wide.onnx", "testdata/half.onnx"} {
 		b, err := os.ReadFile(seed)
 		if err != nil {
 			f.Fatal(err)
@@ -40,7 +40,7 @@ func FuzzConvert(f *testing.F) {
 
 // The seeds are models of this package's tests; -update writes them.
 func TestSeeds(t *testing.T) {
-	for path, m := range map[string]*graph.Model{"testdata/classifier.onnx": classifier(t), "testdata/mobile.onnx": mobile(t), "testdata/gates.onnx": gates(t)} {
+	for path, m := range map[string]*graph.Model{"testdata/classifier.onnx": classifier(t), "testdata/mobile.onnx": mobile(t), "testdata/gates.onnx": gates(t), "testdata/wide.onnx": wide(t), "testdata/half.onnx": half(t)} {
 		p, err := m.Proto()
 		if err != nil {
 			t.Fatal(err)

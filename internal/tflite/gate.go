@@ -31,11 +31,6 @@ func hardSigmoidCodes(s *site) error {
 	return nil
 }
 
-// ends are the numbers that the first and the last code stand for.
-func (q *quantization) ends() (lo, hi float64) {
-	return float64(q.scale[0]) * float64(math.MinInt8-q.zero), float64(q.scale[0]) * float64(math.MaxInt8-q.zero)
-}
-
 // codeOf makes a constant of one code that stands for v.
 func (c *converter) codeOf(name string, v float32) int32 {
 	q, code := &quantization{scale: []float32{1}}, int8(0)

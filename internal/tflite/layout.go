@@ -2,6 +2,7 @@ package tflite
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/fewbit/fewbit/internal/tensor"
 )
@@ -85,6 +86,11 @@ func (c *converter) constant(name string, t *tensor.Tensor, shape []int32, perm 
 	}
 	if err := t.Check(); err != nil {
 		return 0, err
+	}
+	if c.half[name] && t.Type == tensor.Float32 {
+		if codes, ok := asHalf(tensor.View[float32](t)); ok {
+			return c.halfConstant(name, codes, dims32(t.Dims), shape, perm)
+		}
 	}
 	return c.once(name, float32Type, shape, perm, 4*t.Len(), func() (int32, error) {
 		f, err := t.F32()
@@ -175,9 +181,12 @@ func (w *weight) floats() []float32 {
 			s = w.scale[i/inner%len(w.scale)]
 		}
 		v := int64(0)
-		if w.typ == int8Type {
+		switch w.typ {
+		case int8Type:
 			v = int64(int8(w.data[i]))
-		} else {
+		case int16Type:
+			v = int64(int16(uint16(w.data[2*i]) | uint16(w.data[2*i+1])<<8))
+		default:
 			v = int64(codes[i])
 		}
 		r[i] = float32(v-w.zero) * s
@@ -217,6 +226,14 @@ func (c *converter) weight(value string) (*weight, error) {
 		}
 		zeros = zt.Data
 	}
+	if t.Type == tensor.Uint16 && len(scale) == 1 {
+		w.typ, w.zero = int16Type, int64(tensor.View[uint16](&tensor.Tensor{Data: zeros})[0])-wideMiddle
+		w.data = slices.Clone(t.Data)
+		for i := 1; i < len(w.data); i += 2 { // little-endian
+			w.data[i] ^= 0x80
+		}
+		return w, nil
+	}
 	for _, z := range zeros {
 		if z != zeros[0] {
 			return nil, fmt.Errorf("%w: zero points of weight %q differ", ErrUnsupported, w.name)
@@ -247,15 +264,15 @@ func (c *converter) weight(value string) (*weight, error) {
 // when it is opened.
 func (c *converter) weightTensor(w *weight, perm []int, codes bool) (int32, error) {
 	shape := reorder(w.dims, perm)
-	if w.typ == int32Type || w.zero != 0 && len(w.scale) > 1 { // neither can be dequantized there
+	if w.typ == int32Type || w.typ == int16Type && !codes || w.zero != 0 && len(w.scale) > 1 { // neither can be dequantized there
 		if codes {
 			return 0, fmt.Errorf("%w: %q as codes", ErrUnsupported, w.name)
 		}
-		return c.once(w.name, float32Type, shape, perm, 4*int64(len(w.data)), func() (int32, error) {
+		return c.once(w.name, float32Type, shape, perm, 4*int64(len(w.data))/w.typ.size(), func() (int32, error) {
 			return c.add(&tensorDef{name: w.name, typ: float32Type, shape: shape, data: permute(tensor.From(w.floats()).Data, w.dims, perm, 4)}), nil
 		})
 	}
-	t, err := c.once(w.name, int8Type, shape, perm, int64(len(w.data)), func() (int32, error) {
+	t, err := c.once(w.name, w.typ, shape, perm, int64(len(w.data)), func() (int32, error) {
 		q := &quantization{scale: w.scale, zero: w.zero}
 		if len(w.scale) > 1 {
 			q.axis = int32(w.axis)
@@ -265,7 +282,7 @@ func (c *converter) weightTensor(w *weight, perm []int, codes bool) (int32, erro
 				}
 			}
 		}
-		return c.add(&tensorDef{name: w.name, typ: int8Type, shape: shape, data: permute(w.data, w.dims, perm, 1), quant: q}), nil
+		return c.add(&tensorDef{name: w.name, typ: w.typ, shape: shape, data: permute(w.data, w.dims, perm, int(w.typ.size())), quant: q}), nil
 	})
 	if err != nil || codes {
 		return t, err

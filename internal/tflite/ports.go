@@ -27,7 +27,7 @@ func (c *converter) input(name string) (int32, error) {
 	if q == nil || c.ix.IsOutput(name) {
 		return 0, fmt.Errorf("%w: input %q has no scale, as nothing quantizes it", ErrUnsupported, name)
 	}
-	t, err := c.value(name, name, int8Type, q)
+	t, err := c.value(name, name, q.typ(), q)
 	if err != nil {
 		return 0, err
 	}

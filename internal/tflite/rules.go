@@ -25,8 +25,8 @@ func init() { // they refer to each other
 		"Clip":               {activations: one, weights: clipCodes, say: sayClip},
 		"Sigmoid":            {activations: one, say: unary(opLogistic, options{}, &quantization{scale: []float32{1. / 256}, zero: -128})},
 		"Tanh":               {activations: one, say: unary(opTanh, options{}, &quantization{scale: []float32{1. / 128}})},
-		"HardSwish":          {activations: one, say: unary(opHardSwish, empty(91), nil)},
-		"HardSigmoid":        {activations: one, weights: hardSigmoidCodes, say: sayHardSigmoid},
+		"HardSwish":          {activations: one, narrow: true, say: unary(opHardSwish, empty(91), nil)},
+		"HardSigmoid":        {activations: one, narrow: true, weights: hardSigmoidCodes, say: sayHardSigmoid},
 		"LeakyRelu":          {activations: one, say: sayLeakyRelu},
 		"Resize":             {activations: one, moves: true, say: sayResize},
 		"Softmax":            {activations: one, weights: softmaxAxis, say: saySoftmax},
@@ -69,7 +69,9 @@ func unary(code opcode, o options, own *quantization) func(*site) error {
 		if err != nil {
 			return err
 		}
-		s.own = own
+		if s.own = own; own != nil && s.ints && s.quant.wide { // it reaches from -1 to 1 whatever the operator
+			s.own = &quantization{scale: []float32{1. / wideMiddle}, wide: true}
+		}
 		return s.write(code, []int32{x}, o)
 	}
 }
@@ -84,8 +86,8 @@ func operands(s *site) error {
 		if err != nil {
 			return err
 		}
-		if w.typ != int8Type || len(w.scale) > 1 {
-			return fmt.Errorf("%w: operand %q has scales by channel", ErrUnsupported, w.name)
+		if w.typ != s.quant.typ() || len(w.scale) > 1 || s.quant.wide && w.zero != 0 {
+			return fmt.Errorf("%w: operand %q has scales by channel, or is of another type", ErrUnsupported, w.name)
 		}
 	}
 	return s.aligned()
@@ -211,6 +213,9 @@ func concatCodes(s *site) error {
 		if !ok {
 			return fmt.Errorf("%w: %q is not quantized", ErrUnsupported, name)
 		}
+		if s.c.p.tensors[t].quant.wide != s.quant.wide {
+			return fmt.Errorf("%w: its values have 8 and 16 bits", ErrUnsupported)
+		}
 		s.in[i] = t
 	}
 	return nil
@@ -239,7 +244,7 @@ func sayConcat(s *site) error {
 			return err
 		}
 		if d := c.p.tensors[t]; s.ints && !d.quant.same(s.quant) {
-			to := c.add(&tensorDef{name: fmt.Sprintf("%s/%d", s.y, i), typ: int8Type, shape: d.shape, batched: d.batched, quant: s.quant})
+			to := c.add(&tensorDef{name: fmt.Sprintf("%s/%d", s.y, i), typ: d.typ, shape: d.shape, batched: d.batched, quant: s.quant})
 			c.emit(opQuantize, []int32{t}, to, empty(89))
 			t = to
 		}

@@ -17,6 +17,8 @@ type rule struct {
 	fuses bool
 	// moves: it computes nothing, and its result has the scale of its input.
 	moves bool
+	// narrow: its kernel takes 8 bits only.
+	narrow bool
 	// weights checks what int8 demands of the constants.
 	weights func(s *site) error
 	say     func(s *site) error
@@ -75,6 +77,10 @@ func (s *site) integers(r rule) bool {
 		return false
 	}
 	act := actNone
+	if q.wide && r.narrow {
+		s.why = ": it has no kernel on int16"
+		return false
+	}
 	if fused != nil {
 		var ok bool
 		if act, ok = c.fusable(fused, q); !ok {
@@ -92,6 +98,10 @@ func (s *site) integers(r rule) bool {
 				return false
 			}
 			continue // may be a constant, which weights judges
+		}
+		if c.p.tensors[t].quant.wide != q.wide {
+			s.why = ": its values have 8 and 16 bits"
+			return false
 		}
 		s.in[i] = t
 	}
@@ -131,7 +141,7 @@ func (c *converter) fusable(n *graph.Node, q *quantization) (activation, bool) {
 		return actNone, false
 	}
 	s := float64(q.scale[0])
-	least, most := s*float64(math.MinInt8-q.zero), s*float64(math.MaxInt8-q.zero)
+	least, most := q.ends()
 	return actNone, lo <= least+s/2 && hi >= most-s/2
 }
 
@@ -239,7 +249,7 @@ func (s *site) result() (int32, error) {
 	if s.own != nil {
 		q = s.own
 	}
-	return c.value(s.name(), s.y, int8Type, q)
+	return c.value(s.name(), s.y, q.typ(), q)
 }
 
 func (s *site) name() string {
@@ -257,7 +267,7 @@ func (s *site) finish(t int32) error {
 		return nil
 	}
 	if has := c.p.tensors[t].quant; !has.same(s.quant) {
-		to, err := c.value(s.q.Outputs[0], s.y, int8Type, s.quant)
+		to, err := c.value(s.q.Outputs[0], s.y, s.quant.typ(), s.quant)
 		if err != nil {
 			return err
 		}

@@ -156,7 +156,7 @@ func dump(file []byte) string {
 			return "-"
 		}
 		t := tensors[i]
-		s := fmt.Sprintf("%s %s%v", t.text(3), map[int8]string{0: "float32", 2: "int32", 9: "int8"}[t.GetInt8Slot(6, 0)], values(t, 0, 4, t.GetInt32))
+		s := fmt.Sprintf("%s %s%v", t.text(3), map[int8]string{0: "float32", 1: "float16", 2: "int32", 4: "int64", 7: "int16", 9: "int8"}[t.GetInt8Slot(6, 0)], values(t, 0, 4, t.GetInt32))
 		if v := values(t, 7, 4, t.GetInt32); v != nil {
 			s += fmt.Sprintf(" as %v", v)
 		}
@@ -168,6 +168,12 @@ func dump(file []byte) string {
 			switch t.GetInt8Slot(6, 0) {
 			case 9:
 				s += fmt.Sprint(" = ", tensor.View[int8](&tensor.Tensor{Data: data}))
+			case 1:
+				s += fmt.Sprint(" = ", tensor.View[uint16](&tensor.Tensor{Data: data}))
+			case 4:
+				s += fmt.Sprint(" = ", tensor.View[int64](&tensor.Tensor{Data: data}))
+			case 7:
+				s += fmt.Sprint(" = ", tensor.View[int16](&tensor.Tensor{Data: data}))
 			case 2:
 				s += fmt.Sprint(" = ", tensor.View[int32](&tensor.Tensor{Data: data}))
 			default:
@@ -420,5 +426,81 @@ func TestPorts(t *testing.T) {
 	b := newBuilder(t, 3)
 	if _, err := Convert(b.output(b.op("Relu", []string{b.codes("x", 1, 3)})), Options{Ports: true}); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "it is not quantized") {
 		t.Errorf("%v, expected that an output is not quantized", err)
+	}
+}
+
+// codes16 puts a value through QuantizeLinear and DequantizeLinear with uint16 codes.
+func (b *builder) codes16(x string, scale float32, zero uint16) string {
+	s, z := b.init(tensor.From([]float32{scale})), b.init(tensor.From([]uint16{zero}))
+	return b.op("DequantizeLinear", []string{b.op("QuantizeLinear", []string{x, s, z}), s, z})
+}
+
+// wide holds operators on 16-bit codes: a convolution with and without a bias, a constant
+// operand, a sigmoid, a border below every number.
+func wide(t *testing.T) *graph.Model {
+	b := newBuilder(t, 2, 4, 4)
+	x := b.codes16("x", 0.001, 1<<15)
+	bias := b.op("DequantizeLinear", []string{b.init(tensor.From([]int32{1 << 30, -7}, 2)), b.init(tensor.From([]float32{0.001 * 0.1, 0.001 * 0.2}, 2))}, graph.AttrInt("axis", 0))
+	y := b.codes16(b.op("Conv", []string{x, b.weight([]int8{1, 2, 3, 4}, []float32{0.1, 0.2}, 2, 2, 1, 1), bias}), 0.002, 1<<15)
+	s := b.codes16(b.op("Sigmoid", []string{y}), 1./(1<<15), 1<<15)
+	m := b.codes16(b.op("Mul", []string{y, s}), 0.002, 1<<15)
+	cs, cz := b.init(tensor.From([]float32{0.5})), b.init(tensor.From([]uint16{1 << 15}))
+	c := b.op("DequantizeLinear", []string{b.init(tensor.From([]uint16{1<<15 + 3, 1<<15 - 3}, 2, 1, 1)), cs, cz})
+	a := b.codes16(b.op("Add", []string{m, c}), 0.004, 1<<15)
+	p := b.codes16(b.op("MaxPool", []string{a}, graph.AttrInts("kernel_shape", 3, 3), graph.AttrInts("pads", 1, 1, 1, 1), graph.AttrInts("strides", 2, 2)), 0.004, 1<<15)
+	return b.output(b.op("Conv", []string{b.codes16(b.op("HardSwish", []string{p}), 0.004, 1<<15), b.weight([]int8{1, 2}, []float32{0.1}, 1, 2, 1, 1)}))
+}
+
+// On 16 bits activations are int16 around zero, biases int64, and what has no kernel is float.
+func TestWide(t *testing.T) {
+	res, err := Convert(wide(t), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := dump(res.File)
+	for _, want := range []string{
+		"CONV_2D version 4", "int64[2] scale [", "axis 0 = [1073741824 -7]", "LOGISTIC version 3", "scale [3.0517578e-05] zero [0]",
+		"int16[1 1 1 2] scale [0.5] zero [0] axis 0 = [3 -3]", "/fill int16[1] scale [0.004] zero [0] axis 0 = [-32768]",
+	} {
+		if !strings.Contains(d, want) {
+			t.Errorf("%q is missing in\n%s", want, d)
+		}
+	}
+	if len(res.FloatOps) != 2 || !strings.Contains(res.FloatOps[0], "no kernel on int16") {
+		t.Errorf("on float: %q, expected HardSwish and the last product", res.FloatOps)
+	}
+	for says, build := range map[string]func(b *builder) string{
+		"a16w8 --symmetric": func(b *builder) string { return b.codes16("x", 0.1, 5) },
+	} {
+		b := newBuilder(t, 2, 4, 4)
+		if _, err := Convert(b.output(build(b)), Options{}); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v, expected %q", err, says)
+		}
+	}
+	b := newBuilder(t, 2)
+	res, err = Convert(b.output(b.codes(b.op("Add", []string{b.codes("x", 0.1, 5), b.codes16("x", 0.1, 1<<15)}), 0.1, 5)), Options{})
+	if err != nil || len(res.FloatOps) != 1 || !strings.Contains(res.FloatOps[0], "8 and 16 bits") {
+		t.Errorf("%v, %v: expected a sum of 8 and 16 bits in float", res, err)
+	}
+}
+
+// half is a product whose weights the model stores as float16.
+func half(t *testing.T) *graph.Model {
+	b := newBuilder(t, 2)
+	w := b.op("Cast", []string{b.init(&tensor.Tensor{Type: tensor.Float16, Dims: []int64{2, 3}, Data: tensor.From([]uint16{0x3c00, 0x4000, 0x4200, 0x3800, 0xbc00, 0}).Data})}, graph.AttrInt("to", int64(tensor.Float32)))
+	return b.output(b.op("MatMul", []string{"x", w}))
+}
+
+// Weights of float16 stay so in the file, reordered, behind a DEQUANTIZE.
+func TestHalf(t *testing.T) {
+	res, err := Convert(half(t), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := dump(res.File)
+	for _, want := range []string{"float16[3 2] = [15360 14336 16384 48128 16896 0]", "DEQUANTIZE version 3"} {
+		if !strings.Contains(d, want) {
+			t.Errorf("%q is missing in\n%s", want, d)
+		}
 	}
 }

@@ -92,9 +92,12 @@ func (s *site) padded(x int32, before, after [2]int32, fill *float32) int32 {
 		c.emit(opPad, in, out, empty(22))
 		return out
 	}
-	if d.typ == int8Type {
+	switch d.typ {
+	case int8Type:
 		in = append(in, c.add(&tensorDef{name: s.y + "/fill", typ: int8Type, shape: []int32{1}, data: []byte{0x80}, quant: d.quant}))
-	} else {
+	case int16Type:
+		in = append(in, c.add(&tensorDef{name: s.y + "/fill", typ: int16Type, shape: []int32{1}, data: []byte{0, 0x80}, quant: d.quant}))
+	default:
 		in = append(in, c.add(&tensorDef{name: s.y + "/fill", typ: float32Type, shape: []int32{1}, data: tensor.From([]float32{*fill}).Data}))
 	}
 	c.emit(opPadV2, in, out, empty(43))
@@ -212,7 +215,20 @@ func (s *site) bias(i int, n int32, x int32, w *weight) (int32, error) {
 			data[j] = int32(max(min(r, math.MaxInt32), math.MinInt32))
 		}
 	}
-	return s.c.add(&tensorDef{name: name, typ: int32Type, shape: []int32{n}, data: tensor.From(data).Data, quant: &quantization{scale: scale}}), nil
+	return s.c.add(s.biasDef(name, data, scale)), nil
+}
+
+// biasDef is a bias of int32, or of int64 beside 16-bit activations.
+func (s *site) biasDef(name string, codes []int32, scale []float32) *tensorDef {
+	t := &tensorDef{name: name, typ: int32Type, shape: []int32{int32(len(codes))}, data: tensor.From(codes).Data, quant: &quantization{scale: scale}}
+	if s.quant.wide {
+		wide := make([]int64, len(codes))
+		for i, v := range codes {
+			wide[i] = int64(v)
+		}
+		t.typ, t.data = int64Type, tensor.From(wide).Data
+	}
+	return t
 }
 
 func sayConv(s *site) error {
@@ -263,14 +279,14 @@ func sayConv(s *site) error {
 }
 
 func (s *site) zeroBias(n, x int32, w *weight) int32 {
-	t := &tensorDef{name: s.y + "/bias", typ: float32Type, shape: []int32{n}, data: make([]byte, 4*n)}
-	if s.ints {
-		t.typ, t.quant = int32Type, &quantization{}
-		for _, v := range w.scale {
-			t.quant.scale = append(t.quant.scale, v*s.c.p.tensors[x].quant.scale[0])
-		}
+	if !s.ints {
+		return s.c.add(&tensorDef{name: s.y + "/bias", typ: float32Type, shape: []int32{n}, data: make([]byte, 4*n)})
 	}
-	return s.c.add(t)
+	scale := make([]float32, len(w.scale))
+	for i, v := range w.scale {
+		scale[i] = v * s.c.p.tensors[x].quant.scale[0]
+	}
+	return s.c.add(s.biasDef(s.y+"/bias", make([]int32, n), scale))
 }
 
 // sayDense says a product with constant weights.

@@ -24,6 +24,8 @@ FLOAT_DB = 90.0  # both sum in FP32, in another order
 # Kernels round half away from zero where ONNX Runtime rounds to even, and multiply by 32-bit fixed point: single codes
 # differ by one. A wrong scale, order or padding leaves less than 15 dB.
 INTEGER_DB = 28.0
+WIDE_DB = 60.0  # codes are 256 times finer
+HALF_MIN = 256  # elements from which a weight is stored as float16
 failures = []
 
 
@@ -260,12 +262,27 @@ def main():
             if all_codes["float_operators"] or {p["type"] for p in all_codes["inputs"] + all_codes["outputs"]} != {"int8"}:
                 failures.append(f"{name}: --io int8 left {all_codes['float_operator_names']} in float, ports {all_codes['inputs']}, {all_codes['outputs']}")
             whole_db = judge(name + ", int8 to its ends", whole, lite, x[:6], INTEGER_DB, batch=2)
+        wide = out / f"{i}.wide.onnx"
+        fewbit(binary, "quantize", path, "-o", wide, "--calib", out / f"{i}.npz", "--scheme", "a16w8", "--symmetric", "--no-latency", "--force")
+        made16 = json.loads(fewbit(binary, "tflite", wide, "-o", out / f"{i}.wide.tflite", "--json"))
+        wide_db = judge(name + ", int16 activations", wide, out / f"{i}.wide.tflite", x[:6], WIDE_DB, batch=3)
+        if not made16["integer_operators"]:
+            failures.append(f"{name}: no operator on int16: {made16['float_operator_names']}")
+        half_db = None
+        if max(int(np.prod(t.dims)) for t in graph.inits) >= HALF_MIN:
+            half, lite = out / f"{i}.half.onnx", out / f"{i}.half.tflite"
+            fewbit(binary, "quantize", path, "-o", half, "--scheme", "fp16", "--no-latency", "--force")
+            fewbit(binary, "tflite", half, "-o", lite)
+            half_db = judge(name + ", float16 weights", half, lite, x[:4], FLOAT_DB, batch=2)
+            if lite.stat().st_size >= (out / f"{i}.tflite").stat().st_size:
+                failures.append(f"{name}: float16 weights take {lite.stat().st_size} bytes, float {(out / f'{i}.tflite').stat().st_size}")
         peer = out / f"{i}.ort.onnx"
         by_onnxruntime(path, peer, x, graph.opset)
         theirs = json.loads(fewbit(binary, "tflite", peer, "-o", out / f"{i}.ort.tflite", "--json"))
         their_db = judge(name + ", int8 by ONNX Runtime", peer, out / f"{i}.ort.tflite", x[:6], INTEGER_DB, batch=1)
         print(f"litert: {name}: {float_db or 0:.0f} dB in float; {integer_db or 0:.1f} dB with {made['integer_operators']} of "
               f"{made['integer_operators'] + made['float_operators']} operators on int8, by ONNX Runtime's tool {their_db or 0:.1f} dB with {theirs['integer_operators']}"
+              f"; {wide_db or 0:.1f} dB with {made16['integer_operators']} on int16{'' if half_db is None else f'; {half_db:.0f} dB with float16 weights'}"
               f"{'' if whole_db is None else f'; {whole_db:.1f} dB with int8 at both ends'}"
               f" (float: {', '.join(theirs['float_operator_names']) or 'none'})")
     for model, samples in zip(sys.argv[3::2], sys.argv[4::2]):
