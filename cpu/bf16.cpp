@@ -52,15 +52,36 @@ void multiply(const Bf16Product &p, int64_t r0, int64_t r1, int64_t p0, int64_t 
   }
 }
 
+void gram(const Bf16Weight &x, int64_t p0, int64_t p1, float *sum) {
+  const int64_t kp = x.padded_k();
+  const auto column = [&](int64_t c) { return x.panel(c / kPanel) + 2 * (c % kPanel); };
+  for (int64_t i = p0 * kPanel; i < std::min(p1 * kPanel, x.n); i++)
+    for (int64_t j = 0; j <= i; j++) {
+      const uint16_t *a = column(i), *b = column(j);
+      float s = 0;
+      for (int64_t k = 0; k < kp; k += 2, a += 2 * kPanel, b += 2 * kPanel) {
+        s += bf16_to_float(a[1]) * bf16_to_float(b[1]);
+        s += bf16_to_float(a[0]) * bf16_to_float(b[0]);
+      }
+      sum[triangle_row(i) + j] += s;
+    }
+}
+
 } // namespace
 
-const Bf16Kernels bf16_plain = {convert, multiply};
+const Bf16Kernels bf16_plain = {convert, multiply, gram};
 
 const Bf16Kernels &bf16_kernels() {
 #if defined(FEWBIT_AVX512_BF16)
   if (level() >= FEWBIT_CPU_AVX512_BF16) return bf16_avx512;
 #endif
   return bf16_plain;
+}
+
+void bf16_gram(const void *packed, int64_t rows, int64_t k, int64_t first, int64_t last, float *sum) {
+  Bf16Weight x = shape(rows, k);
+  x.panels = reinterpret_cast<const uint16_t *>(static_cast<const char *>(packed) + sizeof(Bf16Header));
+  bf16_kernels().gram(x, first / kPanel, (last + kPanel - 1) / kPanel, sum);
 }
 
 size_t bf16_packed_size(int64_t k, int64_t n) {

@@ -48,6 +48,9 @@ struct Bf16Weight {
 size_t bf16_packed_size(int64_t k, int64_t n);
 void bf16_pack(const float *w, int64_t k, int64_t n, int64_t first, int64_t last, void *to);
 
+// Adds x'x of x [rows,k], packed, to rows first to last-1 of a lower triangle.
+void bf16_gram(const void *packed, int64_t rows, int64_t k, int64_t first, int64_t last, float *sum);
+
 // Reads what bf16_pack wrote. Returns nullptr, or what is wrong with it.
 const char *bf16_view(const void *data, size_t bytes, Bf16Weight *w);
 
@@ -76,12 +79,18 @@ inline uint16_t bf16_round(float v) {
   return uint16_t((b + 0x7fff + (b >> 16 & 1)) >> 16);
 }
 
+// Where row i of a lower triangle begins: it has i+1 values.
+inline int64_t triangle_row(int64_t i) { return i * (i + 1) / 2; }
+
 // One implementation. `rows` holds bf16 copies of rows [r0,r1) of x, padded_k
 // values each: `convert` fills it, `multiply` computes panels [p0,p1) of these
 // rows of y.
 struct Bf16Kernels {
   void (*convert)(const Bf16Product &p, int64_t r0, int64_t r1, uint16_t *rows);
   void (*multiply)(const Bf16Product &p, int64_t r0, int64_t r1, int64_t p0, int64_t p1, const uint16_t *rows);
+  // Adds x'x of a packed x to the rows of the lower triangle `sum` that panels [p0,p1)
+  // of x's columns are.
+  void (*gram)(const Bf16Weight &x, int64_t p0, int64_t p1, float *sum);
 };
 
 extern const Bf16Kernels bf16_plain;

@@ -99,8 +99,52 @@ void convert(const Bf16Product &p, int64_t r0, int64_t r1, uint16_t *rows) {
   }
 }
 
+// Rows [i, i+8) of the triangle in the columns of one panel. Both factors lie in panels:
+// what one instruction broadcasts is a pair of rows of one column.
+FEWBIT_INLINE void gram_tile(const uint16_t *a, const uint16_t *b, int64_t kp, int64_t i, int64_t n, int64_t c0, float *sum) {
+  __m512 acc[kRows][kVectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; r++)
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; v++) acc[r][v] = _mm512_setzero_ps();
+  for (int64_t k = 0; k < kp; k += 2, a += 2 * kPanel, b += 2 * kPanel) {
+    __m512i w[kVectors];
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; v++) w[v] = _mm512_loadu_si512(b + 32 * v);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; r++) {
+      __m512i x; // in assembly, as in tile
+      const auto *pair = reinterpret_cast<const int *>(a + 2 * r);
+      asm volatile("vpbroadcastd %4, %3\n\tvdpbf16ps %5, %3, %0\n\tvdpbf16ps %6, %3, %1\n\tvdpbf16ps %7, %3, %2"
+                   : "+v"(acc[r][0]), "+v"(acc[r][1]), "+v"(acc[r][2]), "=&v"(x)
+                   : "m"(*pair), "v"(w[0]), "v"(w[1]), "v"(w[2]));
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; r++) {
+    if (i + r >= n) break;
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; v++) {
+      const int64_t c = c0 + 16 * v;
+      const __mmask16 m = first(i + r + 1 - c);
+      if (!m) break;
+      float *to = sum + triangle_row(i + r) + c;
+      _mm512_mask_storeu_ps(to, m, _mm512_add_ps(_mm512_maskz_loadu_ps(m, to), acc[r][v]));
+    }
+  }
+}
+
+void gram(const Bf16Weight &x, int64_t p0, int64_t p1, float *sum) {
+  static_assert(kPanel % kRows == 0);
+  const int64_t kp = x.padded_k();
+  for (int64_t pa = p0; pa < p1; pa++)
+    for (int64_t pb = 0; pb <= pa; pb++)
+      for (int64_t i = pa * kPanel; i < std::min((pa + 1) * kPanel, x.n); i += kRows)
+        gram_tile(x.panel(pa) + 2 * (i % kPanel), x.panel(pb), kp, i, x.n, pb * kPanel, sum);
+}
+
 } // namespace
 
-const Bf16Kernels bf16_avx512 = {convert, multiply};
+const Bf16Kernels bf16_avx512 = {convert, multiply, gram};
 
 } // namespace fewbit

@@ -42,7 +42,11 @@ typedef struct fewbit_cpu_api {
   // multiple of FEWBIT_CPU_PANEL may be packed by different threads; the one
   // with first = 0 writes the header.
   void (*bf16_pack)(const float *w, int64_t k, int64_t n, int64_t first, int64_t last, void *to);
-  // The same for INT8 weights with one scale a column, for LinearRows; k is at
+  // Adds x'x to rows first to last-1 of the lower triangle sum, whose row i has i+1
+  // values: x [rows,k] as bf16_pack packs a weight. Ranges that begin at a multiple of
+  // FEWBIT_CPU_PANEL may be added by different threads.
+  void (*bf16_gram)(const void *packed, int64_t rows, int64_t k, int64_t first, int64_t last, float *sum);
+  // Packing of INT8 weights with one scale a column, for LinearRows; k is at
   // most FEWBIT_CPU_INT8_MAX_K.
   size_t (*int8_packed_size)(int64_t k, int64_t n);
   void (*int8_pack)(const int8_t *w, const float *scales, int64_t k, int64_t n, int64_t first, int64_t last, void *to);

@@ -43,7 +43,7 @@ FEWBIT_EXPORT OrtStatus *ORT_API_CALL RegisterCustomOps(OrtSessionOptions *optio
 
 FEWBIT_EXPORT const fewbit_cpu_api *fewbit_cpu_get_api(uint32_t abi) {
   using namespace fewbit;
-  static const fewbit_cpu_api api = {FEWBIT_CPU_ABI, level(), level_name(level()), bf16_packed_size, bf16_pack,
+  static const fewbit_cpu_api api = {FEWBIT_CPU_ABI, level(), level_name(level()), bf16_packed_size, bf16_pack, bf16_gram,
                                      int8_packed_size, int8_pack, int4_packed_size, int4_pack};
   return abi == FEWBIT_CPU_ABI ? &api : nullptr;
 }

@@ -95,6 +95,29 @@ TEST(bf16_products_of_all_shapes) {
   }
 }
 
+TEST(bf16_gram_is_that_of_rounded_rows) {
+  for (int64_t rows : {1, 2, 15, 16, 17, 65, 512})
+    for (int64_t k : {1, 7, 8, 9, 47, 48, 49, 96, 145}) {
+      const auto x = gauss(size_t(rows * k), 8), before = gauss(size_t(triangle_row(k)), 9);
+      const Packed packed(x, rows, k);
+      const auto at = [&](int64_t r, int64_t c) { return double(bf16_to_float(bf16_round(x[size_t(r * k + c)]))); };
+      const int64_t panels = packed.w.panel_count();
+      for (const Bf16Kernels *kn : available()) {
+        std::vector<float> whole = before, parts = before; // of the exact size: the sanitizer sees what is beside
+        kn->gram(packed.w, 0, panels, whole.data());
+        for (int64_t p = panels - 1; p >= 0; p--) kn->gram(packed.w, p, p + 1, parts.data());
+        CHECK(same_bits(whole, parts)); // how the work is split changes no bit
+        for (int64_t i = 0; i < k; i++)
+          for (int64_t j = 0; j <= i; j++) {
+            double want = before[size_t(triangle_row(i) + j)], size = std::fabs(want);
+            for (int64_t r = 0; r < rows; r++) want += at(r, i) * at(r, j), size += std::fabs(at(r, i) * at(r, j));
+            // Only FP32 sums round: two products are one step.
+            CHECK(std::fabs(whole[size_t(triangle_row(i) + j)] - want) <= 1e-7 * double(rows + 4) * size);
+          }
+      }
+    }
+}
+
 TEST(bf16_gelu) {
   // One weight of 1: y is GELU of the rounded input.
   const Packed one({1}, 1, 1);

@@ -83,7 +83,11 @@ func rowParams(row []float32) (params, error) {
 		if v != v {
 			return params{}, fmt.Errorf("%w: NaN", ErrValue)
 		}
-		lo, hi = min(lo, v), max(hi, v)
+		if v < lo { // seldom: a branch costs less than a minimum
+			lo = v
+		} else if v > hi {
+			hi = v
+		}
 	}
 	width := hi - lo
 	if math.IsInf(float64(width), 0) {

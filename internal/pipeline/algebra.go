@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -27,6 +28,15 @@ const (
 	gramStripe = 16
 )
 
+// atOnce is how many matrices are worked on at a time, since of each some steps take
+// one core; below a ceiling, which predicts what one takes, it is one.
+func (l *Lab) atOnce() int {
+	if l.limits != nil {
+		return 1
+	}
+	return min(2, cmp.Or(l.Threads, engine.AvailableCPUs()))
+}
+
 // MatMul implements quant.GEMM.
 func (l *Lab) MatMul(ctx context.Context, a []float32, m, k int, b []float32, n int) ([]float32, error) {
 	y := make([]float32, m*n)
@@ -42,8 +52,28 @@ func (l *Lab) MatMul(ctx context.Context, a []float32, m, k int, b []float32, n 
 	return y, err
 }
 
-// AddGram implements quant.Algebra. A tile is some columns of the lower triangle.
+// AddGram implements quant.Algebra: with x rounded to BF16 where the model that x comes
+// from is observed in it, whose own products have rounded it so.
 func (l *Lab) AddGram(ctx context.Context, sum, x []float32, k int) error {
+	_, bf16, err := l.Precision.resolve(l.Engine)
+	if err != nil {
+		return err
+	}
+	if bf16 != nil {
+		if size := bf16.BF16Size(len(x)/k, k); size > 0 {
+			packed, _ := l.packed.Get().(*[]byte)
+			if packed == nil || cap(*packed) < size {
+				packed = new(make([]byte, size))
+			}
+			defer l.packed.Put(packed)
+			return bf16.AddGramBF16(sum, x, k, (*packed)[:size], cmp.Or(l.Threads, engine.AvailableCPUs()))
+		}
+	}
+	return l.addGram(ctx, sum, x, k)
+}
+
+// addGram is AddGram in FP32. A tile is some columns of the lower triangle.
+func (l *Lab) addGram(ctx context.Context, sum, x []float32, k int) error {
 	rows := len(x) / k
 	columns := make([]float32, len(x)) // [k, rows]: what a tile reads lies together
 	err := l.tiles(k, gramTile, func(from, to int) error {
@@ -80,9 +110,21 @@ func (l *Lab) AddGram(ctx context.Context, sum, x []float32, k int) error {
 }
 
 // SubProduct implements quant.Algebra.
-func (l *Lab) SubProduct(ctx context.Context, c, a []float64, m, k int, b []float64, n int) error {
+func (l *Lab) SubProduct(ctx context.Context, c, a []float64, stride, m, k int, b []float64, n int) error {
 	return l.tiles(m, 4*rowTile, func(from, to int) error {
-		return l.product(ctx, tensor.Float64, "Gemm", tensor.From(a[from*k:to*k], int64(to-from), int64(k)), tensor.From(b, int64(n), int64(k)), func(t *tensor.Tensor) error {
+		rows := a[from*stride:]
+		if stride != k { // the engine takes what lies together
+			buf, _ := l.rows.Get().(*[]float64)
+			if buf == nil || cap(*buf) < (to-from)*k {
+				buf = new(make([]float64, (to-from)*k))
+			}
+			defer l.rows.Put(buf)
+			rows = (*buf)[:(to-from)*k]
+			for i := range to - from {
+				copy(rows[i*k:(i+1)*k], a[(from+i)*stride:])
+			}
+		}
+		return l.product(ctx, tensor.Float64, "Gemm", tensor.From(rows[:(to-from)*k], int64(to-from), int64(k)), tensor.From(b, int64(n), int64(k)), func(t *tensor.Tensor) error {
 			row := c[from*n : to*n]
 			for i, v := range tensor.View[float64](t) {
 				row[i] -= v

@@ -18,6 +18,7 @@ func TestAlgebraOfEngine(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer lab.Close()
+	lab.Precision = FP32
 	r := rand.New(rand.NewPCG(11, 0))
 	near := func(what string, got, want float64) {
 		if !(math.Abs(got-want) <= 1e-4*(1+math.Abs(want))) {
@@ -36,6 +37,19 @@ func TestAlgebraOfEngine(t *testing.T) {
 	for i, want := range sums[1] {
 		near("a sum of the Gram matrix", float64(sums[0][i]), float64(want))
 	}
+	// In BF16, where this processor has it, of values that it holds.
+	lab.Precision = AutoPrecision
+	for i, v := range x {
+		x[i] = math.Float32frombits(math.Float32bits(v) &^ 0xffff)
+	}
+	for i, alg := range []quant.Algebra{lab, quant.PlainAlgebra{}} {
+		if err := alg.AddGram(ctx, sums[i], x, k); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, want := range sums[1] {
+		near("a sum of the Gram matrix in BF16", float64(sums[0][i]), float64(want))
+	}
 	for _, m := range []int{1, rowTile + 1, 5*rowTile + 3} {
 		const n = 19
 		a, b := gauss(r, m*k, 1), gauss(r, k*n, 1)
@@ -53,7 +67,11 @@ func TestAlgebraOfEngine(t *testing.T) {
 		var c [2][]float64
 		for i, alg := range []quant.Algebra{lab, quant.PlainAlgebra{}} {
 			c[i] = make([]float64, m*n)
-			if err := alg.SubProduct(ctx, c[i], float64s(a), m, k, float64s(b), n); err != nil {
+			// Rows of a that lie together, and some that do not: all but their last values.
+			if err := alg.SubProduct(ctx, c[i], float64s(a), k, m, k, float64s(b), n); err != nil {
+				t.Fatal(err)
+			}
+			if err := alg.SubProduct(ctx, c[i], float64s(a), k, m, k-5, float64s(b[:n*(k-5)]), n); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -45,6 +45,9 @@ type bf16Engine interface {
 	// BF16Size is the size in bytes of a packed weight [k,n], 0 when it cannot be.
 	BF16Size(k, n int) int
 	PackBF16(w []float32, k, n int, to []byte, threads int) error
+	// AddGramBF16 is quant.Algebra's AddGram of x rounded to BF16; packed is memory
+	// for it, of BF16Size(rows of x, k) bytes.
+	AddGramBF16(sum, x []float32, k int, packed []byte, threads int) error
 }
 
 // resolve returns FP32 or BF16, and the engine that has the latter.

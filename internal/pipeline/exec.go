@@ -33,6 +33,8 @@ type Lab struct {
 	next    atomic.Int64
 	mu      sync.Mutex
 	kernels map[string]engine.Session
+	rows    sync.Pool // *[]float64 of SubProduct
+	packed  sync.Pool // *[]byte of AddGram
 }
 
 // NewLab makes the scratch folder inside parent ("" is the system's).

@@ -5,8 +5,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"runtime/debug"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/fewbit/fewbit/internal/calib"
@@ -20,6 +23,12 @@ const (
 	// gramBudget bounds the Hessians collected at a time, in bytes: the samples
 	// run once for each group of inputs that fits.
 	gramBudget = 512 << 20
+	// solveBudget bounds, in bytes, what solving for several inputs at a time takes:
+	// past it there is one.
+	solveBudget = 160 << 20
+	// solveGC is the heap's growth, in percent, after which it is collected while
+	// weights are solved for: what that leaves are few large slices, quickly found.
+	solveGC = 40
 	// gramLeast is the least number of rows to solve by, as a share of the input
 	// channels. A classifier's last layer sees one row a sample; with 64 rows of
 	// 1,280 channels solving is no worse than rounding to nearest over five draws
@@ -88,29 +97,23 @@ func (w *weightsPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, err
 			ops += len(s.ops)
 		}
 		share := time.Since(begin).Seconds() / float64(ops) // of an operator in what was observed
-		for _, s := range all[from:to] {
-			begin := time.Now()
-			err := s.enough(w.plan.Solves())
-			if err == nil {
-				var gains []quant.Gain
-				gains, err = w.solved.SolveGPTQ(ctx, w.lab, w.plan, m.Graph, s.ops, s.gram, w.choices)
-				gain.add(gains)
-				if err == nil {
-					w.keep(s, gains, share+time.Since(begin).Seconds()/float64(len(s.ops)))
-				}
-			}
+		solved := w.solve(ctx, m, all[from:to], share, func(n int) {
+			w.progress.say("weights", (float64(from)+(float64(n)+float64(to-from))/2)/float64(len(all)))
+		})
+		for i, x := range solved {
+			s := all[from+i]
 			switch {
-			case err == nil:
+			case x.err == nil:
+				gain.add(x.gains)
 				done += len(s.ops)
-			case !errors.Is(err, quant.ErrSingular) && !errors.Is(err, ErrFewSamples):
-				return quant.Stats{}, fmt.Errorf("input %q: %w", s.tensor, err)
+			case !errors.Is(x.err, quant.ErrSingular) && !errors.Is(x.err, ErrFewSamples):
+				return quant.Stats{}, fmt.Errorf("input %q: %w", s.tensor, x.err)
 			default:
 				left += len(s.ops)
 				if why == nil {
-					why = fmt.Errorf("input %q: %w", s.tensor, err)
+					why = fmt.Errorf("input %q: %w", s.tensor, x.err)
 				}
 			}
-			s.gram = nil
 		}
 		from = to
 		w.progress.say("weights", float64(to)/float64(len(all)))
@@ -129,6 +132,72 @@ func (w *weightsPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, err
 		w.warn(fmt.Sprintf("%d of %d weights are left to %s: %v", left, left+done, rounds, why))
 	}
 	return quant.Stats{Changed: done, Note: note}, nil
+}
+
+// solution is what solving for one source gave.
+type solution struct {
+	gains []quant.Gain
+	err   error
+}
+
+// solve solves for the weights of the sources, of some at a time: of one, parts of the
+// factorization take one core. A source's Hessian goes, and its weights are kept, when
+// it is done. share are the seconds that observing took for one operator. After an
+// error that ends the pass the rest is left.
+func (w *weightsPass) solve(ctx context.Context, m *graph.Model, group []*source, share float64, progress func(done int)) []solution {
+	defer debug.SetGCPercent(debug.SetGCPercent(solveGC))
+	all := make([]solution, len(group))
+	var mu sync.Mutex
+	room := sync.NewCond(&mu)
+	next, done, taken := 0, 0, int64(0) // bytes of those that are being solved
+	over := false
+	var wg sync.WaitGroup
+	for range w.lab.atOnce() {
+		wg.Go(func() {
+			mu.Lock()
+			defer mu.Unlock()
+			for {
+				for next < len(group) && !over && taken > 0 && taken+group[next].solving(m) > solveBudget {
+					room.Wait()
+				}
+				if next == len(group) || over {
+					return
+				}
+				i, s := next, group[next]
+				size := s.solving(m)
+				next, taken = next+1, taken+size
+				mu.Unlock()
+				own := quant.NewSolved()
+				begin := time.Now()
+				x := solution{err: s.enough(w.plan.Solves())}
+				if x.err == nil {
+					x.gains, x.err = own.SolveGPTQ(ctx, w.lab, w.plan, m.Graph, s.ops, s.gram, w.choices)
+				}
+				seconds := time.Since(begin).Seconds()
+				mu.Lock()
+				all[i], s.gram, taken, done = x, nil, taken-size, done+1
+				maps.Copy(w.solved.Int8, own.Int8)
+				maps.Copy(w.solved.Int4, own.Int4)
+				if x.err == nil {
+					w.keep(s, x.gains, share+seconds/float64(len(s.ops)))
+				}
+				progress(done)
+				over = over || x.err != nil && !errors.Is(x.err, quant.ErrSingular) && !errors.Is(x.err, ErrFewSamples)
+				room.Broadcast()
+			}
+		})
+	}
+	wg.Wait()
+	return all
+}
+
+// solving is about how many bytes solving for the source takes beside its Hessian.
+func (s *source) solving(m *graph.Model) int64 {
+	most := int64(0)
+	for _, op := range s.ops {
+		most = max(most, m.Graph.Init(op.W).Len())
+	}
+	return solveBytes*most + factorBytes*int64(s.gram.K)*int64(s.gram.K)
 }
 
 // sources lists what has to be observed, in graph order. What is too wide for a

@@ -14,8 +14,9 @@ type Algebra interface {
 	// AddGram adds x'x, where x are rows of k values, to the lower triangle sum,
 	// whose row i begins at TriangleRow(i).
 	AddGram(ctx context.Context, sum []float32, x []float32, k int) error
-	// SubProduct subtracts a b' from c in float64: [m,k] x [n,k] -> [m,n].
-	SubProduct(ctx context.Context, c, a []float64, m, k int, b []float64, n int) error
+	// SubProduct subtracts a b' from c in float64: [m,k] x [n,k] -> [m,n]. The rows
+	// of a begin stride values apart.
+	SubProduct(ctx context.Context, c, a []float64, stride, m, k int, b []float64, n int) error
 }
 
 // PlainAlgebra implements Algebra in Go: the reference for tests, and fast
@@ -49,10 +50,10 @@ func (PlainAlgebra) AddGram(_ context.Context, sum []float32, x []float32, k int
 }
 
 // SubProduct implements Algebra.
-func (PlainAlgebra) SubProduct(_ context.Context, c, a []float64, m, k int, b []float64, n int) error {
+func (PlainAlgebra) SubProduct(_ context.Context, c, a []float64, stride, m, k int, b []float64, n int) error {
 	for i := range m {
 		for j := range n {
-			c[i*n+j] -= dot(a[i*k:(i+1)*k], b[j*k:(j+1)*k])
+			c[i*n+j] -= dot(a[i*stride:i*stride+k], b[j*k:(j+1)*k])
 		}
 	}
 	return nil
@@ -66,12 +67,19 @@ func axpy(y []float32, a float32, x []float32) {
 	}
 }
 
-func dot(a, b []float64) (s float64) {
-	b = b[:len(a)]
-	for i, v := range a {
-		s += v * b[i]
+// dot has four sums, so that no addition waits for the one before it.
+func dot(a, b []float64) float64 {
+	var s0, s1, s2, s3 float64
+	for ; len(a) >= 4 && len(b) >= 4; a, b = a[4:], b[4:] {
+		s0 += a[0] * b[0]
+		s1 += a[1] * b[1]
+		s2 += a[2] * b[2]
+		s3 += a[3] * b[3]
 	}
-	return s
+	for i, v := range a {
+		s0 += v * b[i]
+	}
+	return s0 + s1 + (s2 + s3)
 }
 
 // ErrSingular: a Hessian cannot be factored.
@@ -84,7 +92,7 @@ const cholBlock = 128
 // returns ErrSingular when a is not positive definite. Left-looking by blocks
 // of columns, so that nearly all the work is SubProduct's.
 func cholesky(ctx context.Context, alg Algebra, a []float64, k int) error {
-	var left, top, panel, below []float64
+	var top, panel, below []float64
 	for j := 0; j < k; j += cholBlock {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -96,12 +104,11 @@ func cholesky(ctx context.Context, alg Algebra, a []float64, k int) error {
 			copy(panel[i*nb:(i+1)*nb], a[(j+i)*k+j:(j+i)*k+j+nb])
 		}
 		if j > 0 {
-			left, top = grow(left, m*j), grow(top, nb*j)
-			for i := range m {
-				copy(left[i*j:(i+1)*j], a[(j+i)*k:(j+i)*k+j])
+			top = grow(top, nb*j)
+			for i := range nb {
+				copy(top[i*j:(i+1)*j], a[(j+i)*k:(j+i)*k+j])
 			}
-			copy(top, left[:nb*j])
-			if err := alg.SubProduct(ctx, panel, left, m, j, top, nb); err != nil {
+			if err := alg.SubProduct(ctx, panel, a[j*k:], k, m, j, top, nb); err != nil {
 				return err
 			}
 		}
@@ -117,7 +124,7 @@ func cholesky(ctx context.Context, alg Algebra, a []float64, k int) error {
 		// Below the diagonal block D: the panel times the inverse of D'.
 		below = grow(below, (m-nb)*nb)
 		clear(below)
-		if err := alg.SubProduct(ctx, below, panel[nb*nb:m*nb], m-nb, nb, negatedInverse(panel[:nb*nb], nb), nb); err != nil {
+		if err := alg.SubProduct(ctx, below, panel[nb*nb:m*nb], nb, m-nb, nb, negatedInverse(panel[:nb*nb], nb), nb); err != nil {
 			return err
 		}
 		for i := range m - nb {
@@ -130,16 +137,17 @@ func cholesky(ctx context.Context, alg Algebra, a []float64, k int) error {
 // negatedInverse returns the inverse of the lower triangle of d [n,n], times -1.
 func negatedInverse(d []float64, n int) []float64 {
 	inv := make([]float64, n*n)
-	for c := range n {
-		for i := c; i < n; i++ {
-			var s float64
-			if i == c {
-				s = -1
+	for i := range n {
+		row := inv[i*n : i*n+i+1]
+		row[i] = -1
+		for j := range i {
+			f := d[i*n+j]
+			for c, v := range inv[j*n : j*n+j+1] {
+				row[c] -= f * v
 			}
-			for j := c; j < i; j++ {
-				s -= d[i*n+j] * inv[j*n+c]
-			}
-			inv[i*n+c] = s / d[i*n+i]
+		}
+		for c := range row {
+			row[c] /= d[i*n+i]
 		}
 	}
 	return inv

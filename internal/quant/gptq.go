@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"sort"
+	"sync"
 
 	"github.com/fewbit/fewbit/internal/tensor"
 )
@@ -39,6 +40,9 @@ type factor struct {
 	damp  float64
 }
 
+// factored holds *[]float64, the Hessians of newFactor: one of 3,072 inputs is 75 MB.
+var factored sync.Pool
+
 // newFactor factors the Gram matrix, a lower triangle, of inputs that are
 // divided by smooth. With byPower the rows with the largest inputs come first
 // ("act-order"), which needs scales that are fixed beforehand.
@@ -68,15 +72,24 @@ func newFactor(ctx context.Context, alg Algebra, gram []float32, k int, smooth [
 			by[i] = 1 / float64(smooth[i])
 		}
 	}
-	a := make([]float64, k*k)
+	buf, _ := factored.Get().(*[]float64)
+	if buf == nil || cap(*buf) < k*k {
+		buf = new(make([]float64, k*k))
+	}
+	defer factored.Put(buf)
+	a := (*buf)[:k*k] // of which only the lower triangle is read
+	f.m = make([]float32, k*k)
 	for damp := gptqDamp; ; damp *= 10 {
+		// The whole of the matrix, so that each row is gathered from one place.
+		mirror(f.m, gram, k)
 		// Reversed, since H = L'L while the factorization gives C C'.
 		parallel(k, k/2, func(from, to int) {
 			for r := from; r < to; r++ {
 				i := f.order[k-1-r]
+				row := f.m[i*k : (i+1)*k]
 				for c := range r {
 					j := f.order[k-1-c]
-					a[r*k+c] = float64(gram[TriangleRow(max(i, j))+min(i, j)]) * by[i] * by[j]
+					a[r*k+c] = float64(row[j]) * by[i] * by[j]
 				}
 				a[r*k+r] = h[i] + damp*mean
 				if h[i] == 0 { // never active: rounds to nearest, on its own
@@ -96,17 +109,49 @@ func newFactor(ctx context.Context, alg Algebra, gram []float32, k int, smooth [
 			return nil, fmt.Errorf("with %.2g of the mean on the diagonal: %w", damp, err)
 		}
 	}
-	f.m, f.power, f.diag = make([]float32, k*k), make([]float64, k), make([]float32, k)
-	parallel(k, k/2, func(from, to int) {
-		for i := from; i < to; i++ {
-			d := a[(k-1-i)*k+k-1-i]
-			f.power[i], f.diag[i] = d*d, float32(math.Max(h[f.order[i]], mean*1e-9))
-			for j := range i {
-				f.m[i*k+j] = float32(a[(k-1-j)*k+k-1-i] / d)
+	f.power, f.diag = make([]float64, k), make([]float32, k)
+	d := make([]float64, k)
+	for i := range d {
+		d[i] = a[(k-1-i)*k+k-1-i]
+		f.power[i], f.diag[i] = d[i]*d[i], float32(math.Max(h[f.order[i]], mean*1e-9))
+	}
+	parallel((k+turnTile-1)/turnTile, turnTile*k, func(from, to int) {
+		for i0 := from * turnTile; i0 < min(to*turnTile, k); i0 += turnTile {
+			for j0 := 0; j0 < k; j0 += turnTile {
+				for i := i0; i < min(i0+turnTile, k); i++ {
+					row, end := f.m[i*k:(i+1)*k], min(j0+turnTile, k)
+					for j := j0; j < min(end, i); j++ {
+						row[j] = float32(a[(k-1-j)*k+k-1-i] / d[i])
+					}
+					clear(row[min(max(j0, i), end):end])
+				}
 			}
 		}
 	})
 	return f, nil
+}
+
+// turnTile is the side of the squares in which matrices are turned: their rows and
+// columns stay in the first cache.
+const turnTile = 32
+
+// mirror writes the whole symmetric matrix [k,k] of a lower triangle.
+func mirror(to, triangle []float32, k int) {
+	parallel((k+turnTile-1)/turnTile, turnTile*k, func(from, end int) {
+		for i0 := from * turnTile; i0 < min(end*turnTile, k); i0 += turnTile {
+			for i := i0; i < min(i0+turnTile, k); i++ {
+				copy(to[i*k:i*k+i+1], triangle[TriangleRow(i):TriangleRow(i+1)])
+			}
+			// Right of the diagonal: columns i0 on of the rows below.
+			for j0 := i0; j0 < k; j0 += turnTile {
+				for i := i0; i < min(i0+turnTile, k); i++ {
+					for j := max(j0, i+1); j < min(j0+turnTile, k); j++ {
+						to[i*k+j] = triangle[TriangleRow(j)+i]
+					}
+				}
+			}
+		}
+	})
 }
 
 // grid says which values the rounded weights may take.

@@ -211,6 +211,55 @@ func TestCholesky(t *testing.T) {
 	}
 }
 
+// TestFactorIsOfTheHessian: L'L is the damped Hessian of divided inputs, in the order
+// that the factor names, past one square of those in which matrices are turned.
+func TestFactorIsOfTheHessian(t *testing.T) {
+	const k = 2*turnTile + 5
+	ctx := context.Background()
+	sum, smooth := make([]float32, TriangleRow(k)), make([]float32, k)
+	if err := (PlainAlgebra{}).AddGram(ctx, sum, randoms(7, 3*k*k), k); err != nil {
+		t.Fatal(err)
+	}
+	for i := range smooth {
+		smooth[i] = 1 + float32(i%7)/4
+	}
+	f, err := newFactor(ctx, PlainAlgebra{}, sum, k, smooth, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(i, j int) float64 {
+		return float64(sum[TriangleRow(max(i, j))+min(i, j)]) / float64(smooth[i]) / float64(smooth[j])
+	}
+	var mean float64
+	for i := range k {
+		mean += at(i, i) / k
+	}
+	l := func(i, j int) float64 {
+		if i == j {
+			return math.Sqrt(f.power[i])
+		}
+		return float64(f.m[i*k+j]) * math.Sqrt(f.power[i])
+	}
+	for i := range k {
+		for j := range i + 1 {
+			want := at(f.order[i], f.order[j])
+			if i == j {
+				want += f.damp * mean
+			}
+			var got float64
+			for q := range k {
+				got += l(q, i) * l(q, j)
+			}
+			if math.Abs(got-want) > 1e-5*mean {
+				t.Fatalf("[%d,%d] is %v, want %v", i, j, got, want)
+			}
+			if i != j && f.m[j*k+i] != 0 {
+				t.Fatalf("[%d,%d] above the diagonal is %v", j, i, f.m[j*k+i])
+			}
+		}
+	}
+}
+
 // TestFactorOfBadInputs: constant inputs are saved by damping, inputs that were
 // never active round to nearest, and those with NaN are refused.
 func TestFactorOfBadInputs(t *testing.T) {

@@ -83,6 +83,9 @@ func (g *Gram) Observe(ctx context.Context, alg Algebra, x []float32) error {
 	g.begin()
 	g.Rows += int64(len(x) / g.K)
 	g.total(x)
+	if g.buf == nil {
+		g.buf = make([]float32, 0, gramRows*g.K)
+	}
 	for len(x) > 0 {
 		n := min(len(x), gramRows*g.K-len(g.buf))
 		g.buf = append(g.buf, x[:n]...)

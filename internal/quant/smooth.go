@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/fewbit/fewbit/internal/calib"
 	"github.com/fewbit/fewbit/internal/graph"
@@ -62,7 +63,10 @@ type Ranges struct {
 	Choices Choices
 	// Known are choices for this plan that were made on the same grounds; may be nil.
 	Known Choices
-	// Progress is told the share of tensors done; may be nil.
+	// AtOnce is for how many tensors a choice is looked for at a time, each with a few
+	// copies of its kept rows; 0 is 1. A Thresholder is asked for one after the other.
+	AtOnce int
+	// Progress is told the share of tensors done, by one goroutine at a time; may be nil.
 	Progress func(float64)
 }
 
@@ -87,47 +91,71 @@ func (r *Ranges) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 			}
 		}
 	}
-	smoothed := 0
-	for i, t := range tensors {
-		if err := ctx.Err(); err != nil {
-			return Stats{}, err
-		}
-		if c := r.Known[t]; c != nil {
-			if c.Smooth != nil {
-				smoothed++
+	found, errs := make([]*Choice, len(tensors)), make([]error, len(tensors))
+	var next, done atomic.Int64
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	workers := max(r.AtOnce, 1)
+	if r.Plan.Config.Thresholder != nil {
+		workers = 1
+	}
+	for range workers {
+		wg.Go(func() {
+			for i := int(next.Add(1) - 1); i < len(tensors) && ctx.Err() == nil; i = int(next.Add(1) - 1) {
+				t := tensors[i]
+				if found[i], errs[i] = r.choose(ctx, m.Graph, t, groups[t], free[t]); errs[i] != nil {
+					next.Store(int64(len(tensors))) // the others need not be looked at
+					return
+				}
+				if r.Progress != nil {
+					mu.Lock()
+					r.Progress(float64(done.Add(1)) / float64(len(tensors)))
+					mu.Unlock()
+				}
 			}
-			r.Choices[t] = c
-			continue
+		})
+	}
+	wg.Wait()
+	if err := ctx.Err(); err != nil {
+		return Stats{}, err
+	}
+	smoothed := 0
+	for i, c := range found {
+		if errs[i] != nil {
+			return Stats{}, fmt.Errorf("tensor %q: %w", tensors[i], errs[i])
 		}
-		c := &Choice{Tensor: t, Errors: map[string]float64{}, Candidates: map[string]calib.Range{}}
-		rows := r.Stats.Rows(t)
-		g := groups[t]
-		var err error
-		fixed, isFixed := r.Plan.Fixed(t)
-		switch {
-		case isFixed:
-			c.fix(fixed, r.Plan.Config.actScheme())
-		case free[t] && rows.empty():
-			continue // nothing to choose smoothing by
-		case g != nil && !rows.empty() && r.GEMM != nil && !r.Plan.InChain(t) && r.Plan.Config.Method != MovingAverage:
-			err = r.linear(ctx, m.Graph, c, g, rows)
-		case free[t] && r.Plan.Config.rows():
+		if c == nil {
 			continue
-		default:
-			err = r.plain(c)
-		}
-		if err != nil {
-			return Stats{}, fmt.Errorf("tensor %q: %w", t, err)
 		}
 		if c.Smooth != nil {
 			smoothed++
 		}
-		r.Choices[t] = c
-		if r.Progress != nil {
-			r.Progress(float64(i+1) / float64(len(tensors)))
-		}
+		r.Choices[tensors[i]] = c
 	}
 	return Stats{Changed: len(r.Choices), Note: fmt.Sprintf("%d ranges, %d inputs smoothed", len(r.Choices), smoothed)}, nil
+}
+
+// choose returns the choice for one tensor, which the operators g read and which needs
+// no range when it is free; nil is none.
+func (r *Ranges) choose(ctx context.Context, g *graph.Graph, t string, group []*Op, free bool) (*Choice, error) {
+	if c := r.Known[t]; c != nil {
+		return c, nil
+	}
+	c := &Choice{Tensor: t, Errors: map[string]float64{}, Candidates: map[string]calib.Range{}}
+	rows := r.Stats.Rows(t)
+	fixed, isFixed := r.Plan.Fixed(t)
+	switch {
+	case isFixed:
+		c.fix(fixed, r.Plan.Config.actScheme())
+		return c, nil
+	case free && rows.empty():
+		return nil, nil // nothing to choose smoothing by
+	case group != nil && !rows.empty() && r.GEMM != nil && !r.Plan.InChain(t) && r.Plan.Config.Method != MovingAverage:
+		return c, r.linear(ctx, g, c, group, rows)
+	case free && r.Plan.Config.rows():
+		return nil, nil
+	}
+	return c, r.plain(c)
 }
 
 func (r *Rows) empty() bool { return r == nil || r.Len() == 0 }
@@ -235,13 +263,16 @@ func (r *Ranges) exponent(ctx context.Context, t *trial, c *Choice, chMax []floa
 	var best *setting
 	for _, a := range smoothAlphas {
 		st := &setting{alpha: a, s: smoothVector(chMax, t.rowMax, a)}
-		st.hist = t.smoothedHistogram(st.s, chMax)
+		st.hist = t.smoothedHistogram(st.s, chMax, methods[0] != "minmax")
 		if err := t.try(ctx, c, st, methods[:1]); err != nil {
 			return nil, err
 		}
 		if best == nil || st.err < best.err {
 			best = st
 		}
+	}
+	if len(methods) > 1 && methods[0] == "minmax" {
+		best.hist = t.smoothedHistogram(best.s, chMax, true)
 	}
 	return best, t.try(ctx, c, best, methods[1:])
 }

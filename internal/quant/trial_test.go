@@ -105,7 +105,7 @@ func TestTrialColumns(t *testing.T) {
 		if alpha > 0 {
 			s = smoothVector(chMax, all.rowMax, alpha)
 		}
-		h := all.smoothedHistogram(orOnes(s, k), chMax)
+		h := all.smoothedHistogram(orOnes(s, k), chMax, true)
 		r, err := cfg.threshold(h, "minmax", all.scheme)
 		if err != nil {
 			t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	ortgo "github.com/yalue/onnxruntime_go"
@@ -205,6 +206,40 @@ func (e *Engine) PackBF16(w []float32, k, n int, to []byte, threads int) error {
 	inPanels(n, threads, func(first, last C.int64_t) {
 		C.fbort_bf16_pack((*C.float)(unsafe.Pointer(unsafe.SliceData(w))), C.int64_t(k), C.int64_t(n), first, last, unsafe.Pointer(unsafe.SliceData(to)))
 	})
+	return nil
+}
+
+// gramPanels is how many panels of a Gram matrix a thread takes at a time.
+const gramPanels = 2
+
+// AddGramBF16 adds x'x, where x are rows of k values, rounded to BF16, to the lower
+// triangle sum, whose row i has i+1 values, on as many threads. Sums are FP32. packed
+// is memory for it, of BF16Size(rows, k) bytes.
+func (e *Engine) AddGramBF16(sum, x []float32, k int, packed []byte, threads int) error {
+	rows := len(x) / max(k, 1)
+	if k < 1 || len(x) != rows*k || len(sum) != k*(k+1)/2 {
+		return fmt.Errorf("%w: %d values are not rows of %d, whose products have %d sums", engine.ErrModel, len(x), k, len(sum))
+	}
+	if err := e.PackBF16(x, rows, k, packed, threads); err != nil {
+		return err
+	}
+	// The last rows of a triangle are the longest: they go first.
+	panels := (k + C.FEWBIT_CPU_PANEL - 1) / C.FEWBIT_CPU_PANEL
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range max(1, min(threads, panels)) {
+		wg.Go(func() {
+			for {
+				last := panels - int(next.Add(gramPanels)) + gramPanels
+				if last <= 0 {
+					return
+				}
+				first := max(0, last-gramPanels)
+				C.fbort_bf16_gram(unsafe.Pointer(unsafe.SliceData(packed)), C.int64_t(rows), C.int64_t(k), C.int64_t(first*C.FEWBIT_CPU_PANEL), C.int64_t(min(k, last*C.FEWBIT_CPU_PANEL)), (*C.float)(unsafe.Pointer(unsafe.SliceData(sum))))
+			}
+		})
+	}
+	wg.Wait()
 	return nil
 }
 

@@ -157,6 +157,53 @@ func randoms(r *rand.Rand, n int) []float32 {
 // bf16Tolerance: each operand keeps 8 significant bits.
 const bf16Tolerance = 1.0 / 127
 
+// TestAddGramBF16: the sums of products of rounded values, past one share of a thread;
+// what does not fit together is refused.
+func TestAddGramBF16(t *testing.T) {
+	e := withKernels(t)
+	r := rand.New(rand.NewPCG(4, 0))
+	const rows, k = 37, 5*48 + 3
+	x, sum := randoms(r, rows*k), randoms(r, k*(k+1)/2)
+	for i, v := range x { // so that BF16 holds them
+		x[i] = math.Float32frombits(math.Float32bits(v) &^ 0xffff)
+	}
+	packed := make([]byte, e.BF16Size(rows, k))
+	var first []float32
+	for _, threads := range []int{1, 3} {
+		got := slices.Clone(sum)
+		if err := e.AddGramBF16(got, x, k, packed, threads); err != nil {
+			t.Fatal(err)
+		}
+		if first == nil {
+			first = got
+		} else if !slices.Equal(first, got) {
+			t.Errorf("%d threads change the sums", threads)
+		}
+	}
+	for i := range k {
+		for j := range i + 1 {
+			at := i*(i+1)/2 + j
+			want, size := float64(sum[at]), 1.
+			for q := range rows {
+				p := float64(x[q*k+i]) * float64(x[q*k+j])
+				want, size = want+p, size+math.Abs(p)
+			}
+			if math.Abs(float64(first[at])-want) > 1e-6*size {
+				t.Fatalf("sum [%d,%d] is %v, want %v", i, j, first[at], want)
+			}
+		}
+	}
+	for _, bad := range []struct {
+		sum, x []float32
+		k      int
+		packed []byte
+	}{{sum[1:], x, k, packed}, {sum, x[1:], k, packed}, {sum, x, 0, packed}, {sum, x, k, packed[1:]}, {nil, nil, -1, nil}} {
+		if err := e.AddGramBF16(bad.sum, bad.x, bad.k, bad.packed, 2); !errors.Is(err, engine.ErrModel) {
+			t.Errorf("%d sums, %d values, %d columns, %d bytes: %v", len(bad.sum), len(bad.x), bad.k, len(bad.packed), err)
+		}
+	}
+}
+
 func TestMatMulBF16(t *testing.T) {
 	e := withKernels(t)
 	r := rand.New(rand.NewPCG(1, 1))

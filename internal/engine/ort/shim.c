@@ -183,6 +183,10 @@ void fbort_bf16_pack(const float *w, int64_t k, int64_t n, int64_t first, int64_
   kernels->bf16_pack(w, k, n, first, last, to);
 }
 
+void fbort_bf16_gram(const void *packed, int64_t rows, int64_t k, int64_t first, int64_t last, float *sum) {
+  kernels->bf16_gram(packed, rows, k, first, last, sum);
+}
+
 // ---- options and profiling
 
 OrtStatus *fbort_session_new(const char *model, const OrtSessionOptions *o, OrtSession **out) {

@@ -61,6 +61,7 @@ size_t fbort_int4_packed_size(int64_t k, int64_t n);
 void fbort_int4_pack(const uint8_t *codes, const int8_t *steps, const float *scales, int64_t k, int64_t n, int64_t first, int64_t last, void *to);
 size_t fbort_bf16_packed_size(int64_t k, int64_t n);
 void fbort_bf16_pack(const float *w, int64_t k, int64_t n, int64_t first, int64_t last, void *to);
+void fbort_bf16_gram(const void *packed, int64_t rows, int64_t k, int64_t first, int64_t last, float *sum);
 
 // onnxruntime_go 1.27.0 keeps the memory of each path that it opens.
 OrtStatus *fbort_session_new(const char *model, const OrtSessionOptions *o, OrtSession **out);
