@@ -20,9 +20,6 @@ const (
 	fewSamples = 100
 )
 
-// Tap names one tensor that both models compute, possibly under two names.
-type Tap struct{ Name, Ref, Quant string }
-
 // Options configure Compare and Evaluate. The zero value compares the first
 // output and measures no latency.
 type Options struct {
@@ -36,6 +33,11 @@ type Options struct {
 	// Taps are tensors inside the graph to compare. Both sessions must offer
 	// them as outputs.
 	Taps []Tap
+	// Inner, when set, offers the taps of the quantized model in place of its
+	// session, which can then be the one that users get.
+	Inner engine.Session
+	// TapSamples is how many samples the taps are compared on; 0 is all.
+	TapSamples int
 	// MaxSamples stops early; 0 reads all.
 	MaxSamples int
 	// Seed of the bootstrap.
@@ -164,6 +166,8 @@ type comparison struct {
 	main       int
 	refOuts    []string
 	quantOuts  []string
+	refTaps    []string // further outputs of the reference, where taps are compared
+	quantTaps  []string // those of the quantized model, or of o.Inner
 	kindKnown  bool
 
 	errs   Tensors // by output
@@ -182,8 +186,8 @@ type comparison struct {
 }
 
 func newComparison(ref, quant engine.Session, o Options) (*comparison, error) {
-	if o.MaxSamples < 0 || o.LatencySamples < 0 {
-		return nil, fmt.Errorf("%w: %d samples, %d latency samples, expected none below 0", ErrOptions, o.MaxSamples, o.LatencySamples)
+	if o.MaxSamples < 0 || o.LatencySamples < 0 || o.TapSamples < 0 {
+		return nil, fmt.Errorf("%w: %d samples, %d latency samples, %d samples inside, expected none below 0", ErrOptions, o.MaxSamples, o.LatencySamples, o.TapSamples)
 	}
 	switch o.Kind {
 	case Auto, Classifier, Embedding, TokenClassifier, Detections, Other:
@@ -200,12 +204,19 @@ func newComparison(ref, quant engine.Session, o Options) (*comparison, error) {
 	if err := c.pairOutputs(); err != nil {
 		return nil, err
 	}
-	for _, t := range append(slices.Clone(c.outputs), o.Taps...) {
-		if !slices.Contains(c.refOuts, t.Ref) {
-			c.refOuts = append(c.refOuts, t.Ref)
+	for _, t := range c.outputs {
+		c.refOuts, c.quantOuts = append(c.refOuts, t.Ref), append(c.quantOuts, t.Quant)
+	}
+	have := c.quantOuts
+	if o.Inner != nil {
+		have = nil // of what it runs, nothing is asked for yet
+	}
+	for _, t := range o.Taps {
+		if !slices.Contains(c.refOuts, t.Ref) && !slices.Contains(c.refTaps, t.Ref) {
+			c.refTaps = append(c.refTaps, t.Ref)
 		}
-		if !slices.Contains(c.quantOuts, t.Quant) {
-			c.quantOuts = append(c.quantOuts, t.Quant)
+		if !slices.Contains(have, t.Quant) && !slices.Contains(c.quantTaps, t.Quant) {
+			c.quantTaps = append(c.quantTaps, t.Quant)
 		}
 	}
 	c.res.Output = c.outputs[c.main].Name
@@ -216,8 +227,10 @@ func newComparison(ref, quant engine.Session, o Options) (*comparison, error) {
 // have equally many, by position. Taps are not outputs.
 func (c *comparison) pairOutputs() error {
 	tapped := make(map[string]bool)
-	for _, t := range c.o.Taps {
-		tapped[t.Ref] = true
+	if c.o.Inner == nil { // else the quantized session has no taps
+		for _, t := range c.o.Taps {
+			tapped[t.Ref] = true
+		}
 	}
 	r, q := c.ref.Spec().Outputs, c.quant.Spec().Outputs
 	for _, a := range r {
@@ -255,19 +268,27 @@ func names(ios []engine.IO) []string {
 }
 
 func (c *comparison) sample(ctx context.Context, s Sample) error {
-	rr, err := c.ref.Run(ctx, s.Feeds, c.refOuts)
+	refOuts, quantOuts := c.refOuts, c.quantOuts
+	taps := len(c.o.Taps) > 0 && (c.o.TapSamples == 0 || c.res.Samples < c.o.TapSamples)
+	if taps {
+		refOuts = slices.Concat(refOuts, c.refTaps)
+		if c.o.Inner == nil {
+			quantOuts = slices.Concat(quantOuts, c.quantTaps)
+		}
+	}
+	rr, err := c.ref.Run(ctx, s.Feeds, refOuts)
 	if err != nil {
 		return fmt.Errorf("reference model: %w", err)
 	}
 	defer rr.Close()
-	qr, err := c.quant.Run(ctx, s.Feeds, c.quantOuts)
+	qr, err := c.quant.Run(ctx, s.Feeds, quantOuts)
 	if err != nil {
 		return fmt.Errorf("quantized model: %w", err)
 	}
 	defer qr.Close()
 	r, q := rr.Tensors(), qr.Tensors()
-	for _, t := range c.o.Taps {
-		if err := c.observe(c.taps, t, r, q); err != nil {
+	if taps {
+		if err := c.inner(ctx, s, r, q); err != nil {
 			return err
 		}
 	}

@@ -229,6 +229,8 @@ func TestCompareRefuses(t *testing.T) {
 		{"reference fails", fails, good, ok(), Options{}, boom, "reference"},
 		{"quantized fails", good, fails, ok(), Options{}, boom, "quantized"},
 		{"wrong feeds", good, good, &list{samples: []Sample{{Feeds: engine.Feeds{}}}}, Options{}, engine.ErrInput, ""},
+		{"negative taps", good, good, ok(), Options{TapSamples: -1}, ErrOptions, "-1"},
+		{"inner fails", good, good, ok(), Options{Inner: fails, Taps: []Tap{{"x", "logits", "logits"}}}, boom, "inside"},
 		{"unknown tap", good, good, ok(), Options{Taps: []Tap{{"h", "h", "h"}}}, engine.ErrInput, "h"},
 	} {
 		r, err := Compare(t.Context(), c.ref, c.quant, c.data, c.o)
@@ -240,6 +242,32 @@ func TestCompareRefuses(t *testing.T) {
 	cancel()
 	if _, err := Compare(ctx, good, good, ok(), Options{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// Taps may come from another session of the quantized model than the outputs, and from
+// the first samples only.
+func TestCompareInner(t *testing.T) {
+	tapped := func(runs *int, h float32) engine.Session {
+		io := func(name string) engine.IO {
+			return engine.IO{Name: name, Type: tensor.Float32, Dims: []int64{1, -1}}
+		}
+		return sessionOf(t, engine.IOSpec{Inputs: []engine.IO{io("x")}, Outputs: []engine.IO{io("logits"), io("h")}}, func(in engine.Feeds) (engine.Feeds, error) {
+			*runs++
+			return engine.Feeds{"logits": in["x"], "h": tensor.From([]float32{h}, 1, 1)}, nil
+		})
+	}
+	var refs, inners int
+	set := vectors(nil, []float32{1, 2}, []float32{3, 4}, []float32{5, 6})
+	r, err := Compare(t.Context(), tapped(&refs, 10), session(t, "logits", same), set, Options{Taps: []Tap{{"h", "h", "h"}, {"out", "logits", "logits"}}, Inner: tapped(&inners, 11), TapSamples: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Samples != 3 || refs != 3 || inners != 2 || len(r.Outputs) != 1 || r.Outputs[0].Name != "logits" || r.SQNR != MaxSQNR || r.Agreement.N != 3 {
+		t.Errorf("%d runs of the reference, %d of the inner model: %+v", refs, inners, r)
+	}
+	if len(r.Tensors) != 2 || r.Tensors[0].Name != "h" || !near(r.Tensors[0].SQNR, 20, 1e-6) || r.Tensors[0].Count != 2 || r.Tensors[1].Count != 4 {
+		t.Errorf("taps %+v", r.Tensors)
 	}
 }
 

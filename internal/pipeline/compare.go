@@ -387,5 +387,7 @@ func (c *comparing) judge(ctx context.Context) error {
 	c.rep.Warnings = append(c.rep.Warnings, res.Warnings...)
 	r := run{Pipeline: c.Pipeline, req: Request{Model: c.req.Float, MaxLoss: c.req.MaxLoss, SLO: c.req.SLO}, rep: c.rep, progress: c.progress}
 	c.rep.Gate = r.gate(ds.Labelled() && res.Difference != nil)
-	return r.peaks(ctx, c.req.Quant)
+	fp32 := r.beginPeak(ctx, c.req.Float)
+	defer fp32.end()
+	return r.peaks(ctx, c.req.Quant, fp32, nil)
 }

@@ -56,7 +56,9 @@ func TestCompareFindsEveryOperator(t *testing.T) {
 						t.Errorf("%s %s: %.1f dB, Quantize measured %.1f dB", o.Op, o.Name, o.SQNR, w.SQNR)
 					}
 				}
-				if d := math.Abs(rep.Evaluation.SQNR - made.Evaluation.SQNR); d > 1e-9 {
+				// One session of the float model judged there, whose inner tensors are outputs: what
+				// the engine fuses otherwise it rounds in between.
+				if d := math.Abs(rep.Evaluation.SQNR - made.Evaluation.SQNR); d > 1e-3 {
 					t.Errorf("output SQNR %.3f dB, Quantize measured %.3f dB", rep.Evaluation.SQNR, made.Evaluation.SQNR)
 				}
 			})

@@ -282,9 +282,9 @@ func plotHistogram(h *calib.Histogram, seen calib.Range) *report.Histogram {
 // operatorSamples is how many samples the error of every operator is taken over.
 const operatorSamples = 16
 
-// operators measures each operator's output against the float model's, on
-// inputs that carry the error of all operators before it.
-func (r *run) operators(ctx context.Context) error {
+// taps lists the tensors on which the operators of both models compare, empty where
+// they cannot be observed.
+func (r *run) taps() (taps []eval.Tap) {
 	if len(r.plan.Ops) == 0 {
 		return nil
 	}
@@ -292,7 +292,6 @@ func (r *run) operators(ctx context.Context) error {
 		r.rep.Warnings = append(r.rep.Warnings, "the error of single operators was not measured: the engine makes floats of all weights for it, which do not fit below "+r.req.Words.maxMemory())
 		return nil
 	}
-	var taps []eval.Tap
 	for _, op := range r.plan.Ops {
 		if op.Kind != quant.Linear && op.Kind != quant.Conv && op.Kind != quant.Recurrent {
 			continue
@@ -303,6 +302,12 @@ func (r *run) operators(ctx context.Context) error {
 		}
 		taps = append(taps, t)
 	}
+	return taps
+}
+
+// operators measures each operator's output against the float model's, on
+// inputs that carry the error of all operators before it.
+func (r *run) operators(ctx context.Context, taps []eval.Tap) error {
 	for _, part := range pieces(taps, r.lab.tapLimit(), func(t eval.Tap) int64 { return 2 * r.lab.tapBytes(t.Ref) }) {
 		if err := r.fidelities(ctx, part); err != nil {
 			return err
@@ -313,31 +318,31 @@ func (r *run) operators(ctx context.Context) error {
 
 // fidelities measures the operators' outputs in taps.
 func (r *run) fidelities(ctx context.Context, taps []eval.Tap) error {
-	var refOuts, qOuts []string
-	for _, t := range taps {
-		refOuts, qOuts = append(refOuts, t.Ref), append(qOuts, t.Quant)
-	}
-	ref, err := r.lab.Open(ctx, r.float, refOuts, engine.Options{})
+	sessions, err := r.together([]string{"the float model", "the quantized model"}, []open{
+		func() (engine.Session, error) { return r.lab.Open(ctx, r.float, refs(taps), engine.Options{}) },
+		func() (engine.Session, error) { return r.openTapped(ctx, taps) },
+	})
 	if err != nil {
 		return err
 	}
-	defer ref.Close()
-	q, err := r.lab.Open(ctx, r.qdq, qOuts, engine.Options{})
-	if err != nil {
-		return err
-	}
-	defer q.Close()
+	defer closeAll(sessions)
 	ds, err := r.openEval()
 	if err != nil {
 		return err
 	}
 	defer ds.Close()
-	res, err := eval.Compare(ctx, ref, q, ds, eval.Options{Taps: taps, MaxSamples: operatorSamples, Output: r.m.Graph.Outputs[0].Name})
+	res, err := eval.Compare(ctx, sessions[0], sessions[1], ds, eval.Options{Taps: taps, MaxSamples: operatorSamples, Output: r.m.Graph.Outputs[0].Name})
 	if err != nil {
 		return err
 	}
+	r.operatorErrors(res.Tensors)
+	return nil
+}
+
+// operatorErrors puts what was measured beside the operators.
+func (r *run) operatorErrors(all []eval.TensorFidelity) {
 	at := map[string]eval.TensorFidelity{}
-	for _, t := range res.Tensors {
+	for _, t := range all {
 		at[t.Name] = t
 	}
 	for i := range r.rep.Operators {
@@ -345,5 +350,4 @@ func (r *run) fidelities(ctx context.Context, taps []eval.Tap) error {
 			r.rep.Operators[i].SQNR, r.rep.Operators[i].Cosine = report.Num(t.SQNR), report.Num(t.Cosine)
 		}
 	}
-	return nil
 }

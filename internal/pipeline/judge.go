@@ -3,26 +3,49 @@ package pipeline
 import (
 	"context"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
+	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/eval"
+	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/quant"
 )
 
 func (r *run) judge(ctx context.Context, path string) error {
-	if err := r.operators(ctx); err != nil {
-		return fmt.Errorf("compare operators: %w", err)
+	if r.lean() && !r.req.NoLatency {
+		r.req.NoLatency = true
+		r.rep.Warnings = append(r.rep.Warnings, "latency was not measured: both models as they are served do not fit below "+r.req.Words.maxMemory()+"; fewbit compare measures it")
 	}
-	ref, err := r.openJudged(ctx, r.req.Model)
+	if r.fp32Peak == nil {
+		r.fp32Peak = r.beginPeak(ctx, r.req.Model)
+	}
+	peak := r.beginPeak(ctx, path)
+	defer peak.end()
+	taps := r.taps()
+	float, err := r.tappedFloat(taps)
 	if err != nil {
 		return fmt.Errorf("open the float model: %w", err)
 	}
-	defer ref.Close()
-	q, err := r.openJudged(ctx, path)
-	if err != nil {
-		return fmt.Errorf("open the quantized model: %w", err)
+	if float != nil {
+		defer float.Close()
+	} else if err := r.operators(ctx, taps); err != nil {
+		return fmt.Errorf("compare operators: %w", err)
 	}
-	defer q.Close()
+	opens := []open{func() (engine.Session, error) { return r.openJudged(ctx, path) }}
+	if float == nil {
+		opens = append(opens, func() (engine.Session, error) { return r.openJudged(ctx, r.req.Model) })
+	} else {
+		opens = append(opens, func() (engine.Session, error) { return r.lab.Open(ctx, float, refs(taps), engine.Options{}) },
+			func() (engine.Session, error) { return r.openTapped(ctx, taps) })
+	}
+	sessions, err := r.together([]string{"open the quantized model", "open the float model", "open the quantized model to compare operators"}, opens)
+	if err != nil {
+		return err
+	}
+	defer closeAll(sessions)
+	q, ref := sessions[0], sessions[1]
 	r.rep.Warnings = append(r.rep.Warnings, hampered(path, q)...)
 	ds, err := r.openEval()
 	if err != nil {
@@ -33,21 +56,104 @@ func (r *run) judge(ctx context.Context, path string) error {
 		r.rep.Warnings = append(r.rep.Warnings, "the evaluation data has no labels: judged by fidelity to the float model")
 	}
 	o := eval.Options{Progress: func(done int) { r.progress.say("evaluate", float64(done)/float64(max(ds.Len(), done))) }}
-	if r.lean() && !r.req.NoLatency {
-		r.req.NoLatency = true
-		r.rep.Warnings = append(r.rep.Warnings, "latency was not measured: both models as they are served do not fit below "+r.req.Words.maxMemory()+"; fewbit compare measures it")
+	if float != nil {
+		o.Taps, o.Inner, o.TapSamples = taps, sessions[2], operatorSamples
 	}
 	if !r.req.NoLatency {
+		r.fp32Peak.wait() // nothing else runs beside what is timed
+		peak.wait()
 		o.Latency = &eval.InterleaveOptions{Warmup: 3, MinTime: minLatencyTime, MaxTime: maxLatencyTime}
 	}
 	res, err := eval.Compare(ctx, ref, q, ds, o)
 	if err != nil {
 		return fmt.Errorf("evaluate: %w", err)
 	}
+	if float != nil {
+		r.operatorErrors(res.Tensors)
+		res.Tensors = nil // the report has them by operator
+	}
 	r.rep.Evaluation = res
 	r.rep.Warnings = append(r.rep.Warnings, res.Warnings...)
 	r.rep.Gate = r.gate(ds.Labelled() && res.Difference != nil)
-	return r.peaks(ctx, path)
+	return r.peaks(ctx, path, r.fp32Peak, peak)
+}
+
+// open opens one session.
+type open func() (engine.Session, error)
+
+// together opens sessions beside each other, since an engine opens a model on one
+// core; one after the other below a ceiling, where each takes memory of its own
+// while it is opened. When one fails none stays open; what says what each is for.
+func (r *run) together(what []string, opens []open) ([]engine.Session, error) {
+	all, errs := make([]engine.Session, len(opens)), make([]error, len(opens))
+	var wg sync.WaitGroup
+	for i, f := range opens {
+		one := func() {
+			s, err := f()
+			if err != nil { // s may be an engine's nil of a type
+				errs[i] = fmt.Errorf("%s: %w", what[i], err)
+				return
+			}
+			all[i] = s
+		}
+		if r.lab.limits != nil {
+			one()
+		} else {
+			wg.Go(one)
+		}
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			closeAll(slices.DeleteFunc(all, func(s engine.Session) bool { return s == nil }))
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+func closeAll(all []engine.Session) {
+	for _, s := range all {
+		s.Close()
+	}
+}
+
+// tappedFloat returns the float model as it is in its file where one session of it
+// can answer both what the result is judged by and what its operators are compared
+// with; else nil. A session with more outputs is not the one whose speed or memory
+// means anything. What equalization scaled is not in the file.
+func (r *run) tappedFloat(taps []eval.Tap) (*graph.Model, error) {
+	if len(taps) == 0 || !r.req.NoLatency || r.lab.limits != nil || r.req.Config.Equalize {
+		return nil, nil
+	}
+	m, err := graph.Open(r.req.Model)
+	if err != nil {
+		return nil, err
+	}
+	ix := m.Graph.Index()
+	for _, t := range taps {
+		if ix.Producer(t.Ref) == nil {
+			return nil, m.Close()
+		}
+	}
+	return m, nil
+}
+
+func refs(taps []eval.Tap) (names []string) {
+	for _, t := range taps {
+		names = append(names, t.Ref)
+	}
+	return names
+}
+
+// openTapped opens the quantized model in the form whose inner tensors compare with
+// the float model's.
+func (r *run) openTapped(ctx context.Context, taps []eval.Tap) (engine.Session, error) {
+	var names []string
+	for _, t := range taps {
+		names = append(names, t.Quant)
+	}
+	return r.lab.Open(ctx, r.qdq, names, engine.Options{})
 }
 
 // The interleaved latency measurement goes on for this long.
@@ -88,27 +194,4 @@ func (r *run) gate(labelled bool) eval.Gate {
 // is not for.
 func (r *run) fallback() bool {
 	return r.req.Config.Target == quant.CUDA && r.Engine.Name() != string(quant.CUDA)
-}
-
-func (r *run) peaks(ctx context.Context, path string) error {
-	if r.PeakMemory == nil {
-		return nil
-	}
-	if r.req.MaxMemory > 0 && !r.roomy {
-		r.rep.Warnings = append(r.rep.Warnings, "the models' own peak memory was not measured: they do not fit below "+r.req.Words.maxMemory()+" as they are served")
-		return nil
-	}
-	r.progress.say("measure memory", 0)
-	var err error
-	if r.rep.Memory.FP32Peak, err = r.PeakMemory(ctx, r.req.Model); err == nil {
-		r.rep.Memory.QuantPeak, err = r.PeakMemory(ctx, path)
-	}
-	if err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		r.rep.Memory.FP32Peak, r.rep.Memory.QuantPeak = 0, 0
-		r.rep.Warnings = append(r.rep.Warnings, "peak memory was not measured: "+err.Error())
-	}
-	return nil
 }

@@ -96,3 +96,75 @@ func PeakInChild(args ...string) func(ctx context.Context, path string) (int64, 
 		return p.Bytes, nil
 	}
 }
+
+// peak is one model's peak memory, measured in a process of its own while the run goes
+// on: what runs beside that process does not change it. nil is not begun.
+type peak struct {
+	stop  context.CancelFunc
+	done  chan struct{}
+	bytes int64
+	err   error
+}
+
+// beginPeak begins to measure a model. Below a ceiling, which says that memory is
+// scarce, nothing begins.
+func (r *run) beginPeak(ctx context.Context, path string) *peak {
+	if r.PeakMemory == nil || r.req.MaxMemory > 0 {
+		return nil
+	}
+	p := &peak{done: make(chan struct{})}
+	ctx, p.stop = context.WithCancel(ctx)
+	go func() {
+		defer close(p.done)
+		p.bytes, p.err = r.PeakMemory(ctx, path)
+	}()
+	return p
+}
+
+// wait returns when the model is measured.
+func (p *peak) wait() {
+	if p != nil {
+		<-p.done
+	}
+}
+
+// end ends the measurement, if it still goes on.
+func (p *peak) end() {
+	if p != nil {
+		p.stop()
+		<-p.done
+	}
+}
+
+// measured returns what was begun, or measures now.
+func (r *run) measured(ctx context.Context, path string, begun *peak) (int64, error) {
+	if begun == nil {
+		return r.PeakMemory(ctx, path)
+	}
+	begun.wait()
+	return begun.bytes, begun.err
+}
+
+// peaks puts both models' peak memory into the report.
+func (r *run) peaks(ctx context.Context, path string, fp32, quant *peak) error {
+	if r.PeakMemory == nil {
+		return nil
+	}
+	if r.req.MaxMemory > 0 && !r.roomy {
+		r.rep.Warnings = append(r.rep.Warnings, "the models' own peak memory was not measured: they do not fit below "+r.req.Words.maxMemory()+" as they are served")
+		return nil
+	}
+	r.progress.say("measure memory", 0)
+	var err error
+	if r.rep.Memory.FP32Peak, err = r.measured(ctx, r.req.Model, fp32); err == nil {
+		r.rep.Memory.QuantPeak, err = r.measured(ctx, path, quant)
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		r.rep.Memory.FP32Peak, r.rep.Memory.QuantPeak = 0, 0
+		r.rep.Warnings = append(r.rep.Warnings, "peak memory was not measured: "+err.Error())
+	}
+	return nil
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -109,6 +110,7 @@ func (p *Pipeline) start(ctx context.Context, req Request, progress Progress) (r
 
 // close ends what start opened.
 func (r *run) close() {
+	r.fp32Peak.end()
 	r.lab.Close()
 	r.source.Close()
 	if r.spilled != nil {
@@ -148,6 +150,7 @@ type run struct {
 	// first operators of those that were.
 	learnUntil time.Time
 	learnt     []string
+	fp32Peak   *peak // of the model's file
 	// samplesOf opens the samples of a body; nil: the model is no body.
 	samplesOf func() (data.Dataset, error)
 	nothing   error // outside of bodies there is nothing to quantize
@@ -167,6 +170,9 @@ func (r *run) quantize(ctx context.Context) error {
 	}
 	if err := r.spill(); err != nil {
 		return err
+	}
+	if r.req.Calib != "" || r.req.Eval != "" { // while the model is opened to calibrate, one core has time
+		r.fp32Peak = r.beginPeak(ctx, r.req.Model)
 	}
 	if r.req.MinSQNR > 0 {
 		return r.keepFloat(ctx)
@@ -257,7 +263,7 @@ func (r *run) choosing(known map[*quant.Plan]quant.Choices) []quant.Pass {
 		if p.Config.Scheme == quant.INT4 && (!p.Config.Steps() || p.Solves() == quant.AWQ) {
 			continue // inputs as they are, or with divisors
 		}
-		table = append(table, &quant.Ranges{Plan: p, Stats: r.evidence, GEMM: r.lab, Choices: r.choices, Known: known[p],
+		table = append(table, &quant.Ranges{Plan: p, Stats: r.evidence, GEMM: r.lab, Choices: r.choices, Known: known[p], AtOnce: r.lab.atOnce(),
 			Progress: func(f float64) { r.progress.say("choose ranges", f) }})
 	}
 	for _, p := range r.plans {
@@ -479,6 +485,7 @@ func (r *run) finish(ctx context.Context) error {
 	}
 	r.receipt()
 	if r.req.Calib != "" && !r.tabled || r.req.Eval != "" {
+		debug.FreeOSMemory() // what solving took, before the sessions take theirs
 		if err := r.judge(ctx, st.path); err != nil {
 			return err
 		}
