@@ -88,7 +88,7 @@ const formCosine = .999
 // gateCosine is the same of encoders with gates or positions by rotation, the mean
 // square of what 16 columns lose: two products are multiplied before the third. What is
 // ours is held against the file's functions by formCosine.
-const gateCosine = .98
+const gateCosine = .996
 
 // gates reports whether a form has gates or rotary positions.
 func gates(name string) bool {
