@@ -72,6 +72,16 @@ func (l *Lab) AddGram(ctx context.Context, sum, x []float32, k int) error {
 	return l.addGram(ctx, sum, x, k)
 }
 
+// exact is a lab whose Gram matrices are always those of FP32 values.
+type exact struct{ *Lab }
+
+var _ quant.Algebra = exact{}
+
+// AddGram implements quant.Algebra.
+func (e exact) AddGram(ctx context.Context, sum, x []float32, k int) error {
+	return e.addGram(ctx, sum, x, k)
+}
+
 // addGram is AddGram in FP32. A tile is some columns of the lower triangle.
 func (l *Lab) addGram(ctx context.Context, sum, x []float32, k int) error {
 	rows := len(x) / k

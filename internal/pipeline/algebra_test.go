@@ -37,8 +37,18 @@ func TestAlgebraOfEngine(t *testing.T) {
 	for i, want := range sums[1] {
 		near("a sum of the Gram matrix", float64(sums[0][i]), float64(want))
 	}
-	// In BF16, where this processor has it, of values that it holds.
+	// A convolution's are exact whatever the precision of products.
 	lab.Precision = AutoPrecision
+	conv := (&weightsPass{lab: lab}).sums(&source{ops: []*quant.Op{{Kind: quant.Conv}}})
+	for i, alg := range []quant.Algebra{conv, quant.PlainAlgebra{}} {
+		if err := alg.AddGram(ctx, sums[i], x, k); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, want := range sums[1] {
+		near("a sum of a convolution's Gram matrix", float64(sums[0][i]), float64(want))
+	}
+	// In BF16, where this processor has it, of values that it holds.
 	for i, v := range x {
 		x[i] = math.Float32frombits(math.Float32bits(v) &^ 0xffff)
 	}
