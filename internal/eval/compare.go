@@ -112,13 +112,6 @@ type Result struct {
 	Warnings []string `json:"warnings,omitempty"`
 }
 
-// TokenCosine is kept as a running mean and minimum: there may be millions.
-type TokenCosine struct {
-	N    int64   `json:"n"`
-	Mean float64 `json:"mean"`
-	Min  float64 `json:"min"`
-}
-
 // Compare runs every sample through both models and measures, in one pass,
 // accuracy, agreement and fidelity, and afterwards latency.
 func Compare(ctx context.Context, ref, quant engine.Session, samples Samples, o Options) (*Result, error) {
@@ -337,35 +330,6 @@ func (c *comparison) kind(r engine.Feeds) error {
 	return nil
 }
 
-// detections compares what both models found in one image.
-func (c *comparison) detections(r, q engine.Feeds) error {
-	a, heard, err := c.find.read(r, func(t Tap) string { return t.Ref })
-	if err != nil {
-		return fmt.Errorf("reference model: %w", err)
-	}
-	b, sound, err := c.find.read(q, func(t Tap) string { return t.Quant })
-	if err != nil {
-		return fmt.Errorf("quantized model: %w", err)
-	}
-	name := c.res.Output
-	if c.errs[name] == nil {
-		c.errs[name] = new(Error)
-	}
-	share := 0.0
-	switch {
-	case !heard:
-		c.res.BlindSamples++
-	case !sound:
-		c.res.BrokenSamples++
-	default:
-		if share, err = c.found.add(a, b, c.errs[name]); err != nil {
-			return err
-		}
-	}
-	c.res.Cosines = append(c.res.Cosines, share)
-	return nil
-}
-
 // observe adds a pair of tensors. Where the length depends on the data (what a
 // detector proposes), it may differ between the models: such a pair has no
 // error, and is counted.
@@ -452,20 +416,6 @@ func (c *comparison) classes(s Sample, x, y []float32) error {
 	return nil
 }
 
-// sameTokens adds the share of tokens that get the same class.
-func (c *comparison) sameTokens(x, y reading) {
-	if x.width == 0 || len(x.all) < x.width {
-		return
-	}
-	n, same := len(x.all)/x.width, 0
-	for i := range n {
-		if p := ArgMax(x.all[i*x.width : (i+1)*x.width]); p >= 0 && p == ArgMax(y.all[i*x.width:(i+1)*x.width]) {
-			same++
-		}
-	}
-	c.shares = append(c.shares, float64(same)/float64(n))
-}
-
 // where names a sample for an error: its place in the file, or its number.
 func where(s Sample, n int) string {
 	if s.ID != "" {
@@ -479,28 +429,6 @@ func checkLabel(label, classes int) error {
 		return fmt.Errorf("%w: class %d, but the model answers %d classes (0..%d)", data.ErrLabel, label, classes, classes-1)
 	}
 	return nil
-}
-
-// tokens adds the cosine of each token's vector.
-func (c *comparison) tokens(x, y reading) {
-	if x.width == 0 {
-		return
-	}
-	for i := 0; i+x.width <= len(x.all); i += x.width {
-		var e Error
-		if e.Observe(x.all[i:i+x.width], y.all[i:i+x.width]) != nil {
-			return
-		}
-		cos := e.Cosine()
-		if !e.Sound() {
-			cos = 0
-		}
-		if c.token.N == 0 || cos < c.token.Min {
-			c.token.Min = cos
-		}
-		c.token.N++
-		c.token.Mean += (cos - c.token.Mean) / float64(c.token.N)
-	}
 }
 
 // keep copies the first samples for the latency measurement.

@@ -255,3 +255,32 @@ func (d *detections) finish(per []float64, seed uint64) (*Detected, error) {
 	d.Agreement, err = MeanScore("agreement of detections", per, seed, true)
 	return &d.Detected, err
 }
+
+// detections compares what both models found in one image.
+func (c *comparison) detections(r, q engine.Feeds) error {
+	a, heard, err := c.find.read(r, func(t Tap) string { return t.Ref })
+	if err != nil {
+		return fmt.Errorf("reference model: %w", err)
+	}
+	b, sound, err := c.find.read(q, func(t Tap) string { return t.Quant })
+	if err != nil {
+		return fmt.Errorf("quantized model: %w", err)
+	}
+	name := c.res.Output
+	if c.errs[name] == nil {
+		c.errs[name] = new(Error)
+	}
+	share := 0.0
+	switch {
+	case !heard:
+		c.res.BlindSamples++
+	case !sound:
+		c.res.BrokenSamples++
+	default:
+		if share, err = c.found.add(a, b, c.errs[name]); err != nil {
+			return err
+		}
+	}
+	c.res.Cosines = append(c.res.Cosines, share)
+	return nil
+}
