@@ -1,7 +1,6 @@
 package pipeline
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -34,7 +33,7 @@ func (l *Lab) atOnce() int {
 	if l.limits != nil {
 		return 1
 	}
-	return min(2, cmp.Or(l.Threads, engine.AvailableCPUs()))
+	return min(2, l.threads())
 }
 
 // MatMul implements quant.GEMM.
@@ -66,7 +65,7 @@ func (l *Lab) AddGram(ctx context.Context, sum, x []float32, k int) error {
 				packed = new(make([]byte, size))
 			}
 			defer l.packed.Put(packed)
-			return bf16.AddGramBF16(sum, x, k, (*packed)[:size], cmp.Or(l.Threads, engine.AvailableCPUs()))
+			return bf16.AddGramBF16(sum, x, k, (*packed)[:size], l.threads())
 		}
 	}
 	return l.addGram(ctx, sum, x, k)
@@ -146,10 +145,7 @@ func (l *Lab) SubProduct(ctx context.Context, c, a []float64, stride, m, k int, 
 
 // tiles calls f for each tile of [0,n), on as many goroutines as the lab has threads.
 func (l *Lab) tiles(n, size int, f func(from, to int) error) error {
-	threads := l.Threads
-	if threads <= 0 {
-		threads = engine.AvailableCPUs()
-	}
+	threads := l.threads()
 	count := (n + size - 1) / size
 	errs := make([]error, count)
 	var next atomic.Int64

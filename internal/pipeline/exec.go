@@ -31,6 +31,7 @@ type Lab struct {
 	release func()  // under a ceiling: lets go of mapped weights
 	dir     *scratchDir
 	next    atomic.Int64
+	cpus    int // engine.AvailableCPUs, once asked for
 	mu      sync.Mutex
 	kernels map[string]engine.Session
 	rows    sync.Pool // *[]float64 of SubProduct
@@ -44,6 +45,20 @@ func NewLab(e engine.Engine, threads int, parent string) (*Lab, error) {
 		return nil, fmt.Errorf("make a scratch folder: %w", err)
 	}
 	return &Lab{Engine: e, Threads: threads, dir: dir}, nil
+}
+
+// threads is Threads, or one a processor. Who asks for each product does not read the
+// control groups each time.
+func (l *Lab) threads() int {
+	if l.Threads > 0 {
+		return l.Threads
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.cpus == 0 {
+		l.cpus = engine.AvailableCPUs()
+	}
+	return l.cpus
 }
 
 // Close ends the sessions that the lab itself holds and removes its folder.

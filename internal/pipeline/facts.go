@@ -26,21 +26,50 @@ import (
 )
 
 // describe fills the report's facts about model, recipe and machine.
-func (r *run) describe(ctx context.Context) error {
+func (r *run) describe(ctx context.Context) {
 	name := r.req.Name
 	if name == "" {
 		name = filepath.Base(r.req.Model)
 	}
-	sum, err := fileSHA256(ctx, r.req.Model)
-	if err != nil {
-		return err
-	}
 	r.rep.Model = modelFacts(r.m, name)
-	r.rep.Model.SHA256 = sum
 	c := r.req.Config
 	r.rep.Recipe = report.Recipe{Scheme: c.Name(), Target: string(c.Target), Method: c.Method, Granularity: string(c.Granularity)}
 	r.rep.Machine = r.machine(ctx)
-	return nil
+}
+
+// hashing is a file that is read beside other work.
+type hashing struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+	sum    string
+	err    error
+}
+
+func beginHash(ctx context.Context, path string) *hashing {
+	ctx, cancel := context.WithCancel(ctx)
+	h := &hashing{cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(h.done)
+		h.sum, h.err = fileSHA256(ctx, path)
+	}()
+	return h
+}
+
+// wait returns the sum; of nil, which reads nothing, it is empty.
+func (h *hashing) wait() (string, error) {
+	if h == nil {
+		return "", nil
+	}
+	<-h.done
+	return h.sum, h.err
+}
+
+// end stops reading and waits until that is so.
+func (h *hashing) end() {
+	if h != nil {
+		h.cancel()
+		<-h.done
+	}
 }
 
 func modelFacts(m *graph.Model, name string) report.Model {

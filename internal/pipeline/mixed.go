@@ -175,7 +175,8 @@ func (r *run) prepare(ctx context.Context) error {
 		return err
 	}
 	r.float = r.m.Clone()
-	return nil
+	r.rep.Model.SHA256, err = r.hashing.wait()
+	return err
 }
 
 // byRecipe ends the reason why an operator is none of a plan: a rule gives it another precision.

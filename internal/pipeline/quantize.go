@@ -84,33 +84,28 @@ func CheckData(req Request) error {
 }
 
 // start opens the model and the lab of a run, and describes both.
-func (p *Pipeline) start(ctx context.Context, req Request, progress Progress) (r *run, err error) {
+func (p *Pipeline) start(ctx context.Context, req Request, progress Progress) (*run, error) {
 	progress.say("open", 0)
 	m, err := graph.Open(req.Model)
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			m.Close()
-		}
-	}()
 	lab, err := NewLab(p.Engine, p.Threads, p.Scratch)
 	if err != nil {
+		m.Close()
 		return nil, err
 	}
 	lab.Device, lab.Precision = p.Device, req.Precision
-	r = &run{Pipeline: p, req: req, lab: lab, m: m, source: m, progress: progress, choices: quant.Choices{}, solved: quant.NewSolved(), rep: &report.Report{Created: time.Now().UTC(), Command: req.Command}}
-	if err := r.describe(ctx); err != nil {
-		lab.Close()
-		return nil, err
-	}
+	r := &run{Pipeline: p, req: req, lab: lab, m: m, source: m, progress: progress, choices: quant.Choices{}, solved: quant.NewSolved(), rep: &report.Report{Created: time.Now().UTC(), Command: req.Command}}
+	r.hashing = beginHash(ctx, req.Model) // prepare waits for it
+	r.describe(ctx)
 	return r, nil
 }
 
 // close ends what start opened.
 func (r *run) close() {
 	r.fp32Peak.end()
+	r.hashing.end()
 	r.lab.Close()
 	r.source.Close()
 	if r.spilled != nil {
@@ -124,6 +119,7 @@ type run struct {
 	req     Request
 	lab     *Lab
 	source  *graph.Model // holds the mapped file
+	hashing *hashing     // of the model's file; nil of a body
 	spilled *graph.Model // what preparing made, in a scratch file; nil is in memory
 	// Under a ceiling: single operators of the quantized model can be observed.
 	observable bool

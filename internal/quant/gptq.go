@@ -34,7 +34,7 @@ const (
 type factor struct {
 	k     int
 	order []int     // row rounded i-th
-	m     []float32 // [k,k], in that order: L_ij/L_ii for j < i
+	m     []float32 // [k,k], in that order: L_ij/L_ii for j <= i
 	power []float64 // L_ii^2: what an error of 1 at step i costs
 	diag  []float32 // of H, in that order
 	damp  float64
@@ -124,6 +124,9 @@ func newFactor(ctx context.Context, alg Algebra, gram []float32, k int, smooth [
 						row[j] = float32(a[(k-1-j)*k+k-1-i] / d[i])
 					}
 					clear(row[min(max(j0, i), end):end])
+					if j0 == i0 {
+						row[i] = 1
+					}
 				}
 			}
 		}
@@ -340,14 +343,11 @@ func grow32(s []float32, n int) []float32 {
 
 // cost returns sum |L d|^2 over the columns of d [k,n], rows in their own order.
 func (f *factor) cost(ctx context.Context, alg Algebra, d []float32, n int) (float64, error) {
-	unit := make([]float32, f.k*f.k) // L with its rows divided by L_ii
-	copy(unit, f.m)
 	x := make([]float32, len(d))
 	for i, r := range f.order {
-		unit[i*f.k+i] = 1
 		copy(x[i*n:(i+1)*n], d[r*n:(r+1)*n])
 	}
-	y, err := alg.MatMul(ctx, unit, f.k, f.k, x, n)
+	y, err := alg.MatMul(ctx, f.m, f.k, f.k, x, n)
 	if err != nil {
 		return 0, err
 	}
