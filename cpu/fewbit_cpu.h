@@ -12,7 +12,7 @@
 
 // Changes whenever a function here, a packed layout or an operator changes, and
 // kernelsABI in internal/engine/ort/kernels.go with it.
-#define FEWBIT_CPU_ABI 16
+#define FEWBIT_CPU_ABI 17
 
 #ifdef __cplusplus
 extern "C" {
@@ -57,6 +57,22 @@ typedef struct fewbit_cpu_api {
   size_t (*int4_packed_size)(int64_t k, int64_t n);
   void (*int4_pack)(const uint8_t *codes, const int8_t *steps, const float *scales, int64_t k, int64_t n, int64_t first, int64_t last,
                     void *to);
+  // Loops of the weight solvers in float32, no product and sum contracted; NULL at
+  // levels without AVX-512. Ranges of columns may be done by different threads.
+  //
+  // GPTQ's rounding of columns first to last-1 of `rows` rows, FEWBIT_CPU_SOLVE_ROWS at
+  // most, one after the other. Row r is row order[r] of w and codes, both rows of n
+  // values, and row r of carried (which may be NULL) and d; scales has one a column.
+  // It rounds w + carried + sum over j < r of m[r*k+j] * d[j] to codes of lo to hi,
+  // a weight of 0 to 0, and leaves w less what the code stands for in d.
+  void (*round_strip)(const float *m, int64_t k, const int64_t *order, int64_t rows, const float *w, const float *carried,
+                      const float *scales, int64_t n, int64_t first, int64_t last, float lo, float hi, float *d, int8_t *codes);
+  // Replaces the scales of columns first to last-1 of w [k,n] by that share of them,
+  // the first of `steps`, whose rounding to -top..top has the least squared error, each
+  // row weighed by importance. Sums of FEWBIT_CPU_SOLVE_ROWS rows are FP32, of these
+  // FP64. scratch has 16 k values.
+  void (*clip_scales)(const float *w, int64_t k, int64_t n, int64_t first, int64_t last, const float *importance, const float *shares,
+                      int64_t steps, float top, float *scratch, float *scales);
 } fewbit_cpu_api;
 
 #define FEWBIT_CPU_MAX_DIM (1 << 20)
@@ -64,6 +80,9 @@ typedef struct fewbit_cpu_api {
 #define FEWBIT_CPU_INT4_BLOCK 32
 #define FEWBIT_CPU_INT4_MAX_STEP 15
 #define FEWBIT_CPU_PANEL 48
+
+// Rows that the loops of the solvers take at a time.
+#define FEWBIT_CPU_SOLVE_ROWS 64
 
 // The functions of this process's processor, NULL when the library has another
 // ABI than the caller was built for. Valid for ever.

@@ -4,6 +4,7 @@
 #include "int8.hpp"
 #include "level.hpp"
 #include "operators.hpp"
+#include "solve.hpp"
 
 #if defined(_WIN32)
 #define FEWBIT_EXPORT extern "C" __declspec(dllexport)
@@ -44,6 +45,6 @@ FEWBIT_EXPORT OrtStatus *ORT_API_CALL RegisterCustomOps(OrtSessionOptions *optio
 FEWBIT_EXPORT const fewbit_cpu_api *fewbit_cpu_get_api(uint32_t abi) {
   using namespace fewbit;
   static const fewbit_cpu_api api = {FEWBIT_CPU_ABI, level(), level_name(level()), bf16_packed_size, bf16_pack, bf16_gram,
-                                     int8_packed_size, int8_pack, int4_packed_size, int4_pack};
+                                     int8_packed_size, int8_pack, int4_packed_size, int4_pack, solve_kernels().round_strip, solve_kernels().clip_scales};
   return abi == FEWBIT_CPU_ABI ? &api : nullptr;
 }

@@ -118,6 +118,12 @@ func (l *Lab) addGram(ctx context.Context, sum, x []float32, k int) error {
 	})
 }
 
+// Loops are the engine's, nil when it has none.
+func (l *Lab) Loops() quant.Loops {
+	loops, _ := l.Engine.(quant.Loops)
+	return loops
+}
+
 // SubProduct implements quant.Algebra.
 func (l *Lab) SubProduct(ctx context.Context, c, a []float64, stride, m, k int, b []float64, n int) error {
 	return l.tiles(m, 4*rowTile, func(from, to int) error {

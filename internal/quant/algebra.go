@@ -19,6 +19,25 @@ type Algebra interface {
 	SubProduct(ctx context.Context, c, a []float64, stride, m, k int, b []float64, n int) error
 }
 
+// Loops are inner loops of the solvers outside Go, which give the same numbers bit for
+// bit sooner. Each returns whether it did so; else it has done nothing, and the loop in
+// Go does it. An Algebra may have them: a method Loops, whose nil is none.
+type Loops interface {
+	// RoundStrip is strip.run without groups, of columns from to to: of the rows order of
+	// w and codes, by rows of m that are k values apart; carried may be nil.
+	RoundStrip(m []float32, k int, order []int, w, carried, scales []float32, n, from, to int, lo, hi float32, d []float32, codes []int8) bool
+	// ClipScales replaces the scales of columns from to to of w, rows of n values, by the
+	// share of them that rounds with the least error.
+	ClipScales(w []float32, n, from, to int, importance, shares []float32, top float32, scales []float32) bool
+}
+
+func loopsOf(alg GEMM) Loops {
+	if l, ok := alg.(interface{ Loops() Loops }); ok {
+		return l.Loops()
+	}
+	return nil
+}
+
 // PlainAlgebra implements Algebra in Go: the reference for tests, and fast
 // enough for small matrices.
 type PlainAlgebra struct{}

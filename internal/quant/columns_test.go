@@ -58,7 +58,7 @@ func TestColumnScales(t *testing.T) {
 	}
 	clipped := 0
 	for _, by := range [][]float32{nil, imp} {
-		got := columnScales(w, k, n, top, by, PerChannel)
+		got := columnScales(nil, w, k, n, top, by, PerChannel)
 		for c := range n {
 			var amax float32
 			for i := range k {
@@ -118,7 +118,7 @@ func TestGainOfSome(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	scales := columnScales(w, k, n, 127, f.importance(), PerChannel)
+	scales := columnScales(nil, w, k, n, 127, f.importance(), PerChannel)
 	q, err := f.round(ctx, alg, w, n, grid{lo: -127, hi: 127, scales: scales})
 	if err != nil {
 		t.Fatal(err)

@@ -175,8 +175,6 @@ type grid struct {
 type rounded struct {
 	codes  []int8
 	scales []float32
-	// loss is sum |L d|^2.
-	loss float64
 }
 
 // round rounds w [k,n] onto the grid.
@@ -192,7 +190,7 @@ func (f *factor) round(ctx context.Context, alg Algebra, w []float32, n int, g g
 		block = max(g.group, gptqBlock/g.group*g.group)
 	}
 	d := make([]float32, k*n) // errors, in the order of rounding
-	losses := make([]float64, (n+gptqColumns-1)/gptqColumns)
+	loops := loopsOf(alg)
 	for start := 0; start < k; start += block {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -202,15 +200,15 @@ func (f *factor) round(ctx context.Context, alg Algebra, w []float32, n int, g g
 		if err != nil {
 			return nil, err
 		}
-		parallel(len(losses), gptqColumns*rows*(rows+40), func(from, to int) {
+		parallel((n+gptqColumns-1)/gptqColumns, gptqColumns*rows*(rows+40), func(from, to int) {
 			s := &strip{factor: f, grid: g, out: out, w: w, d: d, n: n, start: start, rows: rows}
 			for c := from; c < to; c++ {
-				losses[c] += s.run(carried, c*gptqColumns, min((c+1)*gptqColumns, n))
+				c0, c1 := c*gptqColumns, min((c+1)*gptqColumns, n)
+				if loops == nil || g.group > 0 || !loops.RoundStrip(f.m[start*k+start:], k, f.order[start:start+rows], w, carried, g.scales, n, c0, c1, g.lo, g.hi, d[start*n:], out.codes) {
+					s.run(carried, c0, c1)
+				}
 			}
 		})
-	}
-	for _, l := range losses {
-		out.loss += l
 	}
 	return out, nil
 }
@@ -240,7 +238,7 @@ type strip struct {
 	x, imp      []float32 // of one group of one column
 }
 
-func (s *strip) run(carried []float32, c0, c1 int) (loss float64) {
+func (s *strip) run(carried []float32, c0, c1 int) {
 	width := c1 - c0
 	if cap(s.want) < s.rows*width {
 		s.want = make([]float32, s.rows*width)
@@ -271,7 +269,6 @@ func (s *strip) run(carried []float32, c0, c1 int) (loss float64) {
 		}
 		at := s.order[i] * s.n
 		codes, w, d := s.out.codes[at+c0:at+c1], s.w[at+c0:at+c1], s.d[i*s.n+c0:i*s.n+c1]
-		var sum float64
 		for c, v := range row {
 			q := nearest(v, scales[c], s.lo, s.hi)
 			if w[c] == 0 { // what was pruned stays out
@@ -280,12 +277,8 @@ func (s *strip) run(carried []float32, c0, c1 int) (loss float64) {
 			codes[c] = int8(q)
 			q *= scales[c]
 			d[c] = w[c] - q
-			e := float64(v - q)
-			sum += e * e
 		}
-		loss += sum * s.power[i]
 	}
-	return loss
 }
 
 // nearest is the code of v, half to even: adding and subtracting 1.5*2^23 rounds

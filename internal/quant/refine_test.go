@@ -33,7 +33,7 @@ func TestRefineFindsTheBest(t *testing.T) {
 		for i := range w {
 			w[i] = float32(rng.NormFloat64())
 		}
-		scales := columnScales(w, k, 1, top, f.importance(), PerChannel)
+		scales := columnScales(nil, w, k, 1, top, f.importance(), PerChannel)
 		r, err := f.round(ctx, PlainAlgebra{}, w, 1, grid{lo: -top, hi: top, scales: scales})
 		if err != nil {
 			t.Fatal(err)
@@ -78,7 +78,7 @@ func TestRefineScales(t *testing.T) {
 		t.Fatal(err)
 	}
 	f := c.factor(t, true)
-	scales := columnScales(c.W, c.K, c.N, 127, f.importance(), PerChannel)
+	scales := columnScales(nil, c.W, c.K, c.N, 127, f.importance(), PerChannel)
 	r, err := f.round(ctx, PlainAlgebra{}, c.W, c.N, grid{lo: -127, hi: 127, scales: scales})
 	if err != nil {
 		t.Fatal(err)

@@ -101,7 +101,7 @@ func (s *Solved) SolveGPTQ(ctx context.Context, alg Algebra, p *Plan, g *graph.G
 			continue
 		}
 		_, top := p.Config.weightScheme().Codes()
-		scales := columnScales(v, k, n, top, shared.importance(), p.Config.Granularity)
+		scales := columnScales(loopsOf(alg), v, k, n, top, shared.importance(), p.Config.Granularity)
 		r, err := shared.round(ctx, alg, v, n, grid{lo: -float32(top), hi: float32(top), scales: scales})
 		if err != nil {
 			return nil, fmt.Errorf("operator %q: %w", op.Node.Name, err)
@@ -172,7 +172,7 @@ func solveConv(ctx context.Context, alg Algebra, c Config, v []float32, dims []i
 					scales[i] = weightScale(whole, top)
 				}
 			} else {
-				scales = columnScales(w, k, n, top, f.importance(), PerChannel)
+				scales = columnScales(loopsOf(alg), w, k, n, top, f.importance(), PerChannel)
 			}
 			r, err := f.round(ctx, alg, w, n, grid{lo: -float32(top), hi: float32(top), scales: scales})
 			if err != nil {
@@ -309,11 +309,15 @@ func nearestColumns(w []float32, n int, top int32, g Granularity) []float32 {
 // columnScales returns a scale for each column of w [k,n]: that of the largest
 // magnitude, or a smaller one that clips, whichever has the least squared error
 // with each row weighed by importance (nil: alike).
-func columnScales(w []float32, k, n int, top int32, importance []float32, g Granularity) []float32 {
+// loops may be nil.
+func columnScales(loops Loops, w []float32, k, n int, top int32, importance []float32, g Granularity) []float32 {
 	amax := make([]float32, n)
 	for i := range k {
-		for c, v := range w[i*n : (i+1)*n] {
-			amax[c] = max(amax[c], float32(math.Abs(float64(v))))
+		row := w[i*n : (i+1)*n]
+		for c := range amax {
+			if v := float32(math.Abs(float64(row[c]))); v > amax[c] {
+				amax[c] = v
+			}
 		}
 	}
 	scales := make([]float32, n)
@@ -331,16 +335,26 @@ func columnScales(w []float32, k, n int, top int32, importance []float32, g Gran
 	if importance == nil {
 		importance = slices.Repeat([]float32{1}, k)
 	}
+	var shares [clipSteps]float32
+	for step := range shares {
+		shares[step] = float32(1 - (1-clipLeast8)*float64(step)/(clipSteps-1))
+	}
+	for c := range scales {
+		scales[c] = weightScale(amax[c], top)
+	}
 	parallel(n, k*clipSteps, func(from, to int) {
+		if loops != nil && loops.ClipScales(w, n, from, to, importance, shares[:], hi, scales) {
+			return
+		}
 		column := make([]float32, k)
 		for c := from; c < to; c++ {
 			for i := range column {
 				column[i] = w[i*n+c]
 			}
-			full := weightScale(amax[c], top)
+			full := scales[c]
 			best, least := full, math.Inf(1)
-			for step := range clipSteps {
-				s := full * float32(1-(1-clipLeast8)*float64(step)/(clipSteps-1))
+			for _, share := range shares {
+				s := full * share
 				var e float64
 				// No part of the sum is below 0: past the least it need not go on.
 				for at := 0; at < k && e < least; at += gptqBlock {

@@ -129,7 +129,7 @@ func clippedWeight(w []float32, dims []int64, axis int, c Config) (*Weight, erro
 	channels := make([][]float32, len(q.Scales))
 	q.each(func(i, ch int) { channels[ch] = append(channels[ch], w[i]) })
 	for ch, v := range channels {
-		q.Scales[ch] = columnScales(v, len(v), 1, top, nil, PerChannel)[0]
+		q.Scales[ch] = columnScales(nil, v, len(v), 1, top, nil, PerChannel)[0]
 	}
 	q.each(func(i, ch int) { q.Codes[i] = roundCode(float64(w[i])/float64(q.Scales[ch]), top) })
 	return q, nil

@@ -36,7 +36,7 @@ const (
 // kernelsABI is FEWBIT_CPU_ABI once more. Go's build cache does not see changes
 // of a header outside the package: without a change here it would go on with the
 // old number, and leave the new library out.
-const kernelsABI = 16
+const kernelsABI = 17
 
 // It does not compile when they differ.
 var _ = [1]struct{}{}[kernelsABI-C.FEWBIT_CPU_ABI]
@@ -241,6 +241,42 @@ func (e *Engine) AddGramBF16(sum, x []float32, k int, packed []byte, threads int
 	}
 	wg.Wait()
 	return nil
+}
+
+// An order of rows is handed over as it is.
+var _ = [1]struct{}{}[unsafe.Sizeof(0)-unsafe.Sizeof(C.int64_t(0))]
+
+// RoundStrip rounds columns from to to of len(order) rows one after the other, as
+// fewbit_cpu.h says: rows order of w and codes, rows of n values, by m, whose rows are k
+// values apart. carried may be nil. False, and nothing done: not on this processor, or
+// what does not fit together.
+func (e *Engine) RoundStrip(m []float32, k int, order []int, w, carried, scales []float32, n, from, to int, lo, hi float32, d []float32, codes []int8) bool {
+	rows := len(order)
+	bad := C.fbort_solves() == 0 || rows < 1 || rows > C.FEWBIT_CPU_SOLVE_ROWS || k < rows || n < 1 || from < 0 || to < from || to > n || len(scales) != n ||
+		len(m) < (rows-1)*k+rows || len(d) < rows*n || len(codes) != len(w) || carried != nil && len(carried) != rows*n
+	for _, i := range order {
+		bad = bad || i < 0 || i >= len(w)/n
+	}
+	if bad {
+		return false
+	}
+	C.fbort_round_strip((*C.float)(unsafe.SliceData(m)), C.int64_t(k), (*C.int64_t)(unsafe.Pointer(unsafe.SliceData(order))), C.int64_t(rows),
+		(*C.float)(unsafe.SliceData(w)), (*C.float)(unsafe.SliceData(carried)), (*C.float)(unsafe.SliceData(scales)), C.int64_t(n), C.int64_t(from), C.int64_t(to),
+		C.float(lo), C.float(hi), (*C.float)(unsafe.SliceData(d)), (*C.int8_t)(unsafe.SliceData(codes)))
+	return true
+}
+
+// ClipScales replaces the scales of columns from to to of w, rows of n values, by the
+// best of their shares, as fewbit_cpu.h says. False as of RoundStrip.
+func (e *Engine) ClipScales(w []float32, n, from, to int, importance, shares []float32, top float32, scales []float32) bool {
+	k := len(importance)
+	if C.fbort_solves() == 0 || k < 1 || n < 1 || len(w) != k*n || from < 0 || to < from || to > n || len(scales) != n || len(shares) < 1 {
+		return false
+	}
+	scratch := make([]float32, 16*k)
+	C.fbort_clip_scales((*C.float)(unsafe.SliceData(w)), C.int64_t(k), C.int64_t(n), C.int64_t(from), C.int64_t(to), (*C.float)(unsafe.SliceData(importance)),
+		(*C.float)(unsafe.SliceData(shares)), C.int64_t(len(shares)), C.float(top), (*C.float)(unsafe.SliceData(scratch)), (*C.float)(unsafe.SliceData(scales)))
+	return true
 }
 
 // Int8Size returns the size in bytes of an INT8 weight [k,n] packed for

@@ -204,6 +204,47 @@ func TestAddGramBF16(t *testing.T) {
 	}
 }
 
+// TestSolveLoopsRefuse what would read or write beside its operands; internal/quant tests
+// their numbers.
+func TestSolveLoopsRefuse(t *testing.T) {
+	e := withKernels(t)
+	const k, n = 4, 20
+	w, codes, d, column := make([]float32, k*n), make([]int8, k*n), make([]float32, 2*n), slices.Repeat([]float32{1}, n)
+	m, order := make([]float32, k*k), []int{0, 3}
+	can := slices.Contains([]string{"avx512-vnni", "avx512-bf16", "amx"}, e.Kernels().Name)
+	if got := e.RoundStrip(m, k, order, w, nil, column, n, 0, n, -7, 7, d, codes); got != can {
+		t.Errorf("RoundStrip: %v at level %s", got, e.Kernels().Name)
+	}
+	if got := e.ClipScales(w, n, 0, n, m[:k], []float32{1}, 7, column); got != can {
+		t.Errorf("ClipScales: %v at level %s", got, e.Kernels().Name)
+	}
+	for i, done := range []bool{
+		e.RoundStrip(m[:k+1], k, order, w, nil, column, n, 0, n, -7, 7, d, codes),
+		e.RoundStrip(m, 1, order, w, nil, column, n, 0, n, -7, 7, d, codes),
+		e.RoundStrip(m, k, []int{0, k}, w, nil, column, n, 0, n, -7, 7, d, codes),
+		e.RoundStrip(m, k, []int{-1, 0}, w, nil, column, n, 0, n, -7, 7, d, codes),
+		e.RoundStrip(m, k, nil, w, nil, column, n, 0, n, -7, 7, d, codes),
+		e.RoundStrip(make([]float32, 65*65), 65, make([]int, 65), w, nil, column, n, 0, n, -7, 7, make([]float32, 65*n), codes),
+		e.RoundStrip(m, k, order, w, d[1:], column, n, 0, n, -7, 7, d, codes),
+		e.RoundStrip(m, k, order, w, nil, column[1:], n, 0, n, -7, 7, d, codes),
+		e.RoundStrip(m, k, order, w, nil, column, n, 0, n+1, -7, 7, d, codes),
+		e.RoundStrip(m, k, order, w, nil, column, n, -1, n, -7, 7, d, codes),
+		e.RoundStrip(m, k, order, w, nil, column, n, 2, 1, -7, 7, d, codes),
+		e.RoundStrip(m, k, order, w, nil, column, n, 0, n, -7, 7, d[1:], codes),
+		e.RoundStrip(m, k, order, w, nil, column, n, 0, n, -7, 7, d, codes[1:]),
+		e.ClipScales(w[1:], n, 0, n, m[:k], []float32{1}, 7, column),
+		e.ClipScales(w, n, 0, n+1, m[:k], []float32{1}, 7, column),
+		e.ClipScales(w, n, -1, n, m[:k], []float32{1}, 7, column),
+		e.ClipScales(w, n, 0, n, nil, []float32{1}, 7, column),
+		e.ClipScales(w, n, 0, n, m[:k], nil, 7, column),
+		e.ClipScales(w, n, 0, n, m[:k], []float32{1}, 7, column[1:]),
+	} {
+		if done {
+			t.Errorf("case %d was done", i)
+		}
+	}
+}
+
 func TestMatMulBF16(t *testing.T) {
 	e := withKernels(t)
 	r := rand.New(rand.NewPCG(1, 1))

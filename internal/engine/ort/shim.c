@@ -187,6 +187,14 @@ void fbort_bf16_gram(const void *packed, int64_t rows, int64_t k, int64_t first,
   kernels->bf16_gram(packed, rows, k, first, last, sum);
 }
 
+int fbort_solves(void) { return kernels && kernels->round_strip && kernels->clip_scales; }
+void fbort_round_strip(const float *m, int64_t k, const int64_t *order, int64_t rows, const float *w, const float *carried, const float *scales, int64_t n, int64_t first, int64_t last, float lo, float hi, float *d, int8_t *codes) {
+  kernels->round_strip(m, k, order, rows, w, carried, scales, n, first, last, lo, hi, d, codes);
+}
+void fbort_clip_scales(const float *w, int64_t k, int64_t n, int64_t first, int64_t last, const float *importance, const float *shares, int64_t steps, float top, float *scratch, float *scales) {
+  kernels->clip_scales(w, k, n, first, last, importance, shares, steps, top, scratch, scales);
+}
+
 // ---- options and profiling
 
 OrtStatus *fbort_session_new(const char *model, const OrtSessionOptions *o, OrtSession **out) {

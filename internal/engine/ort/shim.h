@@ -62,6 +62,9 @@ void fbort_int4_pack(const uint8_t *codes, const int8_t *steps, const float *sca
 size_t fbort_bf16_packed_size(int64_t k, int64_t n);
 void fbort_bf16_pack(const float *w, int64_t k, int64_t n, int64_t first, int64_t last, void *to);
 void fbort_bf16_gram(const void *packed, int64_t rows, int64_t k, int64_t first, int64_t last, float *sum);
+int fbort_solves(void); // whether the next two can be called
+void fbort_round_strip(const float *m, int64_t k, const int64_t *order, int64_t rows, const float *w, const float *carried, const float *scales, int64_t n, int64_t first, int64_t last, float lo, float hi, float *d, int8_t *codes);
+void fbort_clip_scales(const float *w, int64_t k, int64_t n, int64_t first, int64_t last, const float *importance, const float *shares, int64_t steps, float top, float *scratch, float *scales);
 
 // onnxruntime_go 1.27.0 keeps the memory of each path that it opens.
 OrtStatus *fbort_session_new(const char *model, const OrtSessionOptions *o, OrtSession **out);
