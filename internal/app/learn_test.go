@@ -27,9 +27,8 @@ func deepModel() *graph.Model {
 		}
 		w := fmt.Sprintf("w%d", i)
 		g.SetInit(w, random(r, in, out, 0.1, 0))
-		sum := y
 		if y != "logits" {
-			sum = y + "_sum"
+			sum := y + "_sum"
 			g.Nodes = append(g.Nodes, graph.NewNode("", "MatMul", "/"+y, []string{x, w}, []string{sum}), graph.NewNode("", "Relu", "/"+y+"_relu", []string{sum}, []string{y}))
 		} else {
 			g.Nodes = append(g.Nodes, graph.NewNode("", "MatMul", "/"+y, []string{x, w}, []string{y}))
