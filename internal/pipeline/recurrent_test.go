@@ -174,3 +174,17 @@ func npySteps(t *testing.T) string {
 	t.Helper()
 	return npy(t, 5, 16, lstmSteps, lstmIn)
 }
+
+// TestLSTMSensitivity: what is not measured by itself is said.
+func TestLSTMSensitivity(t *testing.T) {
+	p := testPipeline(t)
+	m := twoLSTMs()
+	m.Graph.Outputs = m.Graph.Outputs[:1]
+	got, err := p.Sensitivity(context.Background(), SensitivityRequest{Model: save(t, m), Calib: npySteps(t), Samples: 8}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(strings.Join(got.Warnings, "\n"), "2 LSTM are part of the whole") {
+		t.Errorf("warnings %q", got.Warnings)
+	}
+}

@@ -163,7 +163,11 @@ func (s *sensitivity) proxies() error {
 	for _, c := range s.plan.Cover(s.m, s.shapes()) {
 		macs[c.Node.Outputs[0]] = c.MACs
 	}
+	recurrent := 0
 	for _, op := range s.plan.Ops {
+		if op.Kind == quant.Recurrent {
+			recurrent++
+		}
 		if op.Kind != quant.Linear && op.Kind != quant.Conv {
 			continue
 		}
@@ -190,6 +194,9 @@ func (s *sensitivity) proxies() error {
 		o.Proxy = report.Num(proxy)
 		s.out.Operators = append(s.out.Operators, o)
 		s.ops = append(s.ops, op)
+	}
+	if recurrent > 0 {
+		s.out.Warnings = append(s.out.Warnings, fmt.Sprintf("%d LSTM are part of the whole and not measured by themselves: keep one in float with --operators NAME=fp32 to see what it costs", recurrent))
 	}
 	return nil
 }

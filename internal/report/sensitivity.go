@@ -1,6 +1,7 @@
 package report
 
 import (
+	"bufio"
 	"cmp"
 	_ "embed"
 	"fmt"
@@ -176,7 +177,12 @@ func SensitivityText(w io.Writer, s Sensitivity) error {
 			_, err = fmt.Fprintf(w, "%51s-> %s\n", "", shorten(clean(o.Remedy), 200))
 		}
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	b := bufio.NewWriter(w)
+	list(b, "warning", s.Warnings, textWarnings)
+	return b.Flush()
 }
 
 //go:embed sensitivity.html.tmpl

@@ -66,6 +66,7 @@ func TestSensitivityRank(t *testing.T) {
 
 func TestSensitivityForms(t *testing.T) {
 	s := sensitivitySample()
+	s.Warnings = []string{"few samples"}
 	var page, text, doc bytes.Buffer
 	if err := SensitivityHTML(&page, s); err != nil {
 		t.Fatal(err)
@@ -73,7 +74,7 @@ func TestSensitivityForms(t *testing.T) {
 	if p := page.String(); strings.Contains(p, "<b>loud") || !strings.Contains(p, "&lt;b&gt;loud") || strings.Contains(p, "NaN") || strings.Contains(p, "<script") {
 		t.Error("the page does not escape names, or shows NaN")
 	}
-	if err := SensitivityText(&text, s); err != nil || !strings.Contains(text.String(), "-> keep it in float") {
+	if err := SensitivityText(&text, s); err != nil || !strings.Contains(text.String(), "-> keep it in float") || !strings.HasSuffix(text.String(), "warning: few samples\n") {
 		t.Errorf("%v: %s", err, text.String())
 	}
 	if err := WriteSensitivityJSON(&doc, s); err != nil {
