@@ -10,7 +10,8 @@ the logits. A row gives the mean over the draws and, after +-, the standard
 deviation over them; the minimum is the least over all. For 4 bits rounding to
 nearest stands beside it, which is what onnxruntime's MatMulNBitsQuantizer does by
 default (symmetric, blocks of 32); its GPTQ and HQQ need Neural Compressor and
-PyTorch, which the peers' environment does not hold. A method that is not the default
+PyTorch, which the peers' environment does not hold. Beside MiniLM's default stands
+NNCF's preset for transformers on the same draws. A method that is not the default
 (AdaRound, block reconstruction, HQQ, equalization with absorbed biases, 4-bit weights of
 convolutions) runs on the first
 one or two of the same draws, and what the default gave on these stands beside it.
@@ -74,7 +75,9 @@ def text(r, name, folder, count, judges, schemes, methods=()):
     nearest = neighbours(reference)
 
     def judge(path, session=c.session):
-        v = embed(path, encoded, session)
+        return agree(embed(path, encoded, session))
+
+    def agree(v):
         cos = cosine(reference, v)
         return {"mean": float(cos.mean()), "min": float(cos.min()), "neighbours": float((neighbours(v) == nearest).mean())}
 
@@ -108,12 +111,29 @@ def text(r, name, folder, count, judges, schemes, methods=()):
             peer = "rounding to nearest: %.4f, minimum %.4f, neighbours %.3f" % (theirs["mean"], theirs["min"], theirs["neighbours"])
         holds = mean >= mean_bar and (min_bar is None or least >= min_bar)
         bar = "cosine >= %g" % mean_bar + ("" if min_bar is None else ", min >= %g" % min_bar)
+        if name == "MiniLM" and not args and c.FULL:
+            theirs = nncf(model, sets, t, encoded, agree)
+            peer = "NNCF on the same draws: " + words(theirs)
+            holds = holds and spread([f["neighbours"] for f in found])[0] > spread([f["neighbours"] for f in theirs])[0]
+            bar += ", neighbours above NNCF's"
         r.row("%s %s" % (name, label), words(found), peer, None, bar, bool(holds),
               part=name.split("-")[0].lower(), commit=r.body["commit"], n=judges, draws=found, nearest=theirs, seconds=seconds)
     for label, args, default, n in methods:
         found, seconds = run(args, n)
         r.row("%s %s" % (name, label), words(found), default_words(words(defaults[default][:n]), n), None, "", None,
               part=name.split("-")[0].lower(), commit=r.body["commit"], n=judges, draws=found, seconds=seconds)
+
+
+def nncf(model, sets, tokenizer, encoded, agree):
+    """What NNCF's preset for transformers gives on each draw, in OpenVINO with FP32 where it does not quantize."""
+    import quantizers as q
+    calib, judged = c.WORK / "accuracy-calib.json", c.WORK / "accuracy-judged.json"
+    judged.write_text(json.dumps(encoded))
+    found = []
+    for _, chosen in sets:
+        calib.write_text(json.dumps([tokenizer.encode(s).ids for s in chosen]))
+        found.append(agree(q.peer("nncf", model, c.WORK / "accuracy-nncf.xml", calib, judged)[1]))
+    return found
 
 
 def default_words(text, n):
