@@ -15,6 +15,7 @@ func newCompareCommand() *cobra.Command {
 	var (
 		asJSON, noLatency, gate bool
 		path, output, reFile    string
+		annotate                string
 		maxLoss                 = lossValue(pipeline.DefaultMaxLoss)
 		slo                     time.Duration
 		engine                  engineFlags
@@ -31,6 +32,7 @@ exit status is 1 when the result is past the accuracy budget, or slower than FP3
 ` + dataHelp,
 		Example: `  fewbit compare model.onnx small.onnx --data labelled.jsonl
   fewbit compare model.onnx small.onnx --data images.zip --report comparison.html
+  fewbit compare model.onnx small.onnx --data labelled.jsonl --annotate small-seen.onnx
   fewbit compare model.onnx small.onnx --data labelled.jsonl --max-loss 0.5% --gate`,
 		Args: exactArgs("FP32.onnx", "QUANT.onnx"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -42,6 +44,14 @@ exit status is 1 when the result is past the accuracy budget, or slower than FP3
 			}
 			if err := checkReport(reFile); err != nil {
 				return err
+			}
+			if annotate != "" {
+				inputs := append(append(externalData(args[0]), externalData(args[1])...), args[0], args[1], path)
+				for _, out := range []string{annotate, annotate + ".data"} {
+					if err := checkOutput("compare: --annotate", out, inputs...); err != nil {
+						return err
+					}
+				}
 			}
 			p, err := engine.pipeline()
 			if err != nil {
@@ -55,6 +65,11 @@ exit status is 1 when the result is past the accuracy budget, or slower than FP3
 			m.done()
 			if err != nil {
 				return fmt.Errorf("compare: %w", err)
+			}
+			if annotate != "" {
+				if err := pipeline.Annotate(args[1], annotate, rep); err != nil {
+					return fmt.Errorf("compare: --annotate: %w", err)
+				}
 			}
 			if err := showReport(cmd, rep, asJSON, reFile); err != nil {
 				return err
@@ -73,6 +88,7 @@ exit status is 1 when the result is past the accuracy budget, or slower than FP3
 	f.BoolVar(&noLatency, "no-latency", false, "skip the latency measurement")
 	f.BoolVar(&gate, "gate", false, "exit with status 1 when the verdict is a refusal")
 	f.StringVar(&reFile, "report", "", "also write the report to this .html or .json file")
+	f.StringVar(&annotate, "annotate", "", "also write the quantized model here with each operator's figures in its node's metadata, as Netron shows it")
 	f.BoolVar(&asJSON, "json", false, "print the report as one JSON object")
 	data.add(cmd, "compare this many samples, spread over the data (0: all)")
 	engine.add(cmd)

@@ -126,6 +126,7 @@ func operatorFacts(n *graph.Node, macs int64, integer bool, rule string) report.
 var integerOps = map[string]bool{
 	"QLinearConv": true, "QLinearMatMul": true, "MatMulInteger": true, "ConvInteger": true, "MatMulIntegerToFloat": true,
 	"DynamicQuantizeMatMul": true, "QGemm": true, "QAttention": true, "MatMulQuantized": true,
+	"DynamicQuantizeLSTM": true,
 }
 
 // fusedToInteger are the float operators that engines run in integers when
