@@ -187,7 +187,7 @@ def main():
     if not ONLY or "efficientnet" in ONLY:
         images(r, few)
     if not ONLY or "bert" in ONLY:
-        text(r, "BERT-base", c.BERT, 2, 200, (("INT8 static, portable form", (), .998, None), NATIVE + (.998, None), ("INT4, blocks of 32", ("--scheme", "int4"), .994, None)))
+        text(r, "BERT-base", c.BERT, few, 200, (("INT8 static, portable form", (), .998, None), NATIVE + (.998, None), ("INT4, blocks of 32", ("--scheme", "int4"), .994, None)))
     r.save()
 
 
