@@ -133,9 +133,7 @@ func (m *Model) Proto() (*pb.ModelProto, error) {
 	for _, n := range g.Nodes {
 		pn := &pb.NodeProto{OpType: proto.String(n.Op), Input: n.Inputs, Output: n.Outputs, Attribute: n.Attrs}
 		if n.shell != nil {
-			pn.DocString, pn.Overload, pn.MetadataProps = n.shell.DocString, n.shell.Overload, n.shell.MetadataProps
-			pn.DeviceConfigurations = n.shell.DeviceConfigurations
-			keepUnknown(pn, n.shell)
+			keepShell(pn, n.shell)
 		}
 		if n.Name != "" {
 			pn.Name = proto.String(n.Name)

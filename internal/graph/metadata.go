@@ -11,15 +11,25 @@ import (
 // SetMetadata sets key of the node's metadata, which viewers show (NodeProto's
 // metadata_props). Nothing that runs the model reads it.
 func (n *Node) SetMetadata(key, value string) {
-	shell := &pb.NodeProto{}
+	shell := &pb.NodeProto{} // of its own: clones of the model share the other
 	if n.shell != nil {
-		shell = proto.Clone(n.shell).(*pb.NodeProto)
+		keepShell(shell, n.shell)
+		shell.MetadataProps = slices.Clone(shell.MetadataProps)
 	}
 	n.shell = shell
+	entry := &pb.StringStringEntryProto{Key: proto.String(key), Value: proto.String(value)}
 	i := slices.IndexFunc(shell.MetadataProps, func(e *pb.StringStringEntryProto) bool { return e.GetKey() == key })
 	if i < 0 {
-		shell.MetadataProps = append(shell.MetadataProps, &pb.StringStringEntryProto{Key: proto.String(key)})
-		i = len(shell.MetadataProps) - 1
+		shell.MetadataProps = append(shell.MetadataProps, entry)
+	} else {
+		shell.MetadataProps[i] = entry
 	}
-	shell.MetadataProps[i] = &pb.StringStringEntryProto{Key: proto.String(key), Value: proto.String(value)}
+}
+
+// keepShell gives to what a Node has no fields for: doc string, overload, metadata, devices
+// and what this version does not know.
+func keepShell(to, from *pb.NodeProto) {
+	to.DocString, to.Overload, to.MetadataProps = from.DocString, from.Overload, from.MetadataProps
+	to.DeviceConfigurations = from.DeviceConfigurations
+	keepUnknown(to, from)
 }
