@@ -60,7 +60,7 @@ func (g Gate) Check(r *Result) (refusals, warnings []string) {
 		if budget == nil {
 			budget = g.MaxLoss
 		}
-		g.detections(r.Detected, *budget, refuse, warn)
+		shared(r.Detected.Agreement, 1-detectionSlack**budget, refuse, warn, "%.1f %% of the detections, weighed by score, are FP32's (95 %% interval %.1f to %.1f; n = %d images) where %.1f %% are asked for")
 	case g.MaxLoss != nil && r.Difference != nil && r.RefAccuracy != nil && r.QuantAccuracy != nil:
 		budget := *g.MaxLoss * r.RefAccuracy.Value
 		if -r.Difference.Value > budget {
@@ -79,13 +79,7 @@ func (g Gate) Check(r *Result) (refusals, warnings []string) {
 		refuse("mean cosine to FP32 is %.4f where %.4f is asked for", r.Cosine.Mean, *g.MinCosine)
 	}
 	if t := r.Tokens; t != nil && g.MaxChanged != nil {
-		least := 1 - answersSlack**g.MaxChanged
-		said := fmt.Sprintf("%.2f %% of the tokens get FP32's class (95 %% interval %.2f to %.2f; n = %d samples)", 100*t.Value, 100*t.Lo, 100*t.Hi, t.N)
-		if t.Hi < least {
-			refuse("%s where %.2f %% are asked for", said, 100*least)
-		} else if t.Lo < least {
-			warn("%d samples do not prove it: %s where %.2f %% are asked for", t.N, said, 100*least)
-		}
+		shared(*t, 1-answersSlack**g.MaxChanged, refuse, warn, "%.2f %% of the tokens get FP32's class (95 %% interval %.2f to %.2f; n = %d samples) where %.2f %% are asked for")
 	}
 	if r.Latency == nil || len(r.Latency.Ratios) < 2 || len(r.Latency.Candidates) < 2 {
 		return refusals, warnings
@@ -123,14 +117,13 @@ func (g Gate) answers(r *Result, refuse, warn func(string, ...any)) {
 	}
 }
 
-// detections judges what a detector found, by its whole interval.
-func (g Gate) detections(d *Detected, budget float64, refuse, warn func(string, ...any)) {
-	a, least := d.Agreement, 1-detectionSlack*budget
-	said := fmt.Sprintf("%.1f %% of the detections, weighed by score, are FP32's (95 %% interval %.1f to %.1f; n = %d images)", 100*a.Value, 100*a.Lo, 100*a.Hi, a.N)
+// shared judges a share that is FP32's by its whole interval: below least it refuses, with
+// a part below it warns. said takes value, interval, number of samples and least, in per cent.
+func shared(a Score, least float64, refuse, warn func(string, ...any), said string) {
 	switch {
 	case a.Hi < least:
-		refuse("%s where %.1f %% are asked for", said, 100*least)
+		refuse(said, 100*a.Value, 100*a.Lo, 100*a.Hi, a.N, 100*least)
 	case a.Lo < least:
-		warn("%d images do not prove it: %s where %.1f %% are asked for", a.N, said, 100*least)
+		warn("%d samples do not prove it: "+said, a.N, 100*a.Value, 100*a.Lo, 100*a.Hi, a.N, 100*least)
 	}
 }
