@@ -51,14 +51,7 @@ func TestEncoderFormsRefuse(t *testing.T) {
 	} {
 		m := turned(t, e, 2)
 		edit(m.nodes[0])
-		s, err := e.Open(context.Background(), m.file(t), engine.Options{})
-		if err == nil {
-			_, err = s.Run(context.Background(), fits, nil)
-			s.Close()
-		}
-		if !errors.Is(err, engine.ErrModel) && !errors.Is(err, engine.ErrInput) {
-			t.Errorf("%s: %v, want ErrModel or ErrInput", name, err)
-		}
+		refused(t, e, name, m, fits)
 	}
 	s := open(t, turned(t, e, 1), engine.Options{})
 	for _, f := range []engine.Feeds{fits, feeds(zeros(2, 5, 16), zeros(2, 5, 16)), feeds(zeros(1, 1, 5, 2), zeros(1, 1, 5, 2))} {

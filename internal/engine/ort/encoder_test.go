@@ -166,14 +166,7 @@ func TestEncoderLayersRefuses(t *testing.T) {
 	} {
 		m := encoder(t, e, 1)
 		edit(&m)
-		s, err := e.Open(context.Background(), m.file(t), engine.Options{})
-		if err == nil {
-			_, err = s.Run(context.Background(), fits, nil)
-			s.Close()
-		}
-		if !errors.Is(err, engine.ErrModel) && !errors.Is(err, engine.ErrInput) {
-			t.Errorf("%s: %v, want ErrModel or ErrInput", name, err)
-		}
+		refused(t, e, name, m, fits)
 	}
 	s := open(t, encoder(t, e, 1), engine.Options{})
 	run(t, s, fits)
@@ -187,5 +180,18 @@ func TestEncoderLayersRefuses(t *testing.T) {
 		if _, err := s.Run(context.Background(), f, nil); !errors.Is(err, engine.ErrInput) && !errors.Is(err, engine.ErrModel) {
 			t.Errorf("%s: %v, want an error", name, err)
 		}
+	}
+}
+
+// refused demands that m does not open, or does not take in.
+func refused(t *testing.T, e *Engine, name string, m testModel, in engine.Feeds) {
+	t.Helper()
+	s, err := e.Open(context.Background(), m.file(t), engine.Options{})
+	if err == nil {
+		_, err = s.Run(context.Background(), in, nil)
+		s.Close()
+	}
+	if !errors.Is(err, engine.ErrModel) && !errors.Is(err, engine.ErrInput) {
+		t.Errorf("%s: %v, want ErrModel or ErrInput", name, err)
 	}
 }
