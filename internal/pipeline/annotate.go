@@ -31,11 +31,7 @@ func Annotate(path, out string, rep *report.Report) error {
 		of[key{o.Name, o.Op}] = o
 	}
 	for _, n := range m.Graph.Nodes {
-		name := n.Name
-		if name == "" && len(n.Outputs) > 0 {
-			name = n.Outputs[0]
-		}
-		o, ok := of[key{name, n.Op}]
+		o, ok := of[key{operatorName(n), n.Op}]
 		if !ok {
 			continue
 		}

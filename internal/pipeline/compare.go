@@ -155,7 +155,7 @@ func (c *comparing) operators(ctx context.Context) error {
 		if !ok {
 			continue
 		}
-		name := operatorFacts(p.by, 0, false, "").Name
+		name := operatorName(p.by)
 		for i := range c.rep.Operators {
 			if o := &c.rep.Operators[i]; o.Name == name && o.Op == p.by.Op {
 				o.SQNR, o.Cosine = report.Num(t.SQNR), report.Num(t.Cosine)

@@ -112,14 +112,19 @@ func (in *Inspection) plan(ctx context.Context, m *graph.Model, c quant.Config) 
 }
 
 func operatorFacts(n *graph.Node, macs int64, integer bool, rule string) report.Operator {
-	op := report.Operator{Name: n.Name, Op: n.Op, Precision: "fp32", Integer: integer, Rule: rule, MACs: macs, SQNR: report.Num(nan), Cosine: report.Num(nan)}
-	if op.Name == "" && len(n.Outputs) > 0 {
-		op.Name = n.Outputs[0]
-	}
+	op := report.Operator{Name: operatorName(n), Op: n.Op, Precision: "fp32", Integer: integer, Rule: rule, MACs: macs, SQNR: report.Num(nan), Cosine: report.Num(nan)}
 	if integer {
 		op.Precision = "int8"
 	}
 	return op
+}
+
+// operatorName is what reports call a node: its name, or its first output where it has none.
+func operatorName(n *graph.Node) string {
+	if n.Name == "" && len(n.Outputs) > 0 {
+		return n.Outputs[0]
+	}
+	return n.Name
 }
 
 // integerOps multiply integers by definition.
