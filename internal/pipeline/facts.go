@@ -37,39 +37,9 @@ func (r *run) describe(ctx context.Context) {
 	r.rep.Machine = r.machine(ctx)
 }
 
-// hashing is a file that is read beside other work.
-type hashing struct {
-	cancel context.CancelFunc
-	done   chan struct{}
-	sum    string
-	err    error
-}
-
-func beginHash(ctx context.Context, path string) *hashing {
-	ctx, cancel := context.WithCancel(ctx)
-	h := &hashing{cancel: cancel, done: make(chan struct{})}
-	go func() {
-		defer close(h.done)
-		h.sum, h.err = fileSHA256(ctx, path)
-	}()
-	return h
-}
-
-// wait returns the sum; of nil, which reads nothing, it is empty.
-func (h *hashing) wait() (string, error) {
-	if h == nil {
-		return "", nil
-	}
-	<-h.done
-	return h.sum, h.err
-}
-
-// end stops reading and waits until that is so.
-func (h *hashing) end() {
-	if h != nil {
-		h.cancel()
-		<-h.done
-	}
+// beginHash begins to hash a file.
+func beginHash(ctx context.Context, path string) *beside[string] {
+	return begin(ctx, func(ctx context.Context) (string, error) { return fileSHA256(ctx, path) })
 }
 
 func modelFacts(m *graph.Model, name string) report.Model {

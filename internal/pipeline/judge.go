@@ -60,8 +60,9 @@ func (r *run) judge(ctx context.Context, path string) error {
 		o.Taps, o.Inner, o.TapSamples = taps, sessions[2], operatorSamples
 	}
 	if !r.req.NoLatency {
-		r.fp32Peak.wait() // nothing else runs beside what is timed
-		peak.wait()
+		for _, p := range []*beside[int64]{r.fp32Peak, peak} { // nothing else runs beside what is timed
+			_, _ = p.wait() // peaks reads what it gave
+		}
 		o.Latency = &eval.InterleaveOptions{Warmup: 3, MinTime: minLatencyTime, MaxTime: maxLatencyTime}
 	}
 	res, err := eval.Compare(ctx, ref, q, ds, o)

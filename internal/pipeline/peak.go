@@ -97,56 +97,62 @@ func PeakInChild(args ...string) func(ctx context.Context, path string) (int64, 
 	}
 }
 
-// peak is one model's peak memory, measured in a process of its own while the run goes
-// on: what runs beside that process does not change it. nil is not begun.
-type peak struct {
+// beside is work that goes on while the run does something else. nil is not begun.
+type beside[T any] struct {
 	stop  context.CancelFunc
 	done  chan struct{}
-	bytes int64
+	value T
 	err   error
 }
 
-// beginPeak begins to measure a model. Below a ceiling, which says that memory is
+// begin begins f, which must return soon after ctx ends.
+func begin[T any](ctx context.Context, f func(context.Context) (T, error)) *beside[T] {
+	b := &beside[T]{done: make(chan struct{})}
+	ctx, b.stop = context.WithCancel(ctx)
+	go func() {
+		defer close(b.done)
+		b.value, b.err = f(ctx)
+	}()
+	return b
+}
+
+// wait returns what the work gave; of nil, nothing.
+func (b *beside[T]) wait() (value T, err error) {
+	if b == nil {
+		return value, nil
+	}
+	<-b.done
+	return b.value, b.err
+}
+
+// end ends the work, if it still goes on.
+func (b *beside[T]) end() {
+	if b != nil {
+		b.stop()
+		<-b.done
+	}
+}
+
+// beginPeak begins to measure a model's peak memory, in a process of its own: what runs
+// beside that process does not change it. Below a ceiling, which says that memory is
 // scarce, nothing begins.
-func (r *run) beginPeak(ctx context.Context, path string) *peak {
+func (r *run) beginPeak(ctx context.Context, path string) *beside[int64] {
 	if r.PeakMemory == nil || r.req.MaxMemory > 0 {
 		return nil
 	}
-	p := &peak{done: make(chan struct{})}
-	ctx, p.stop = context.WithCancel(ctx)
-	go func() {
-		defer close(p.done)
-		p.bytes, p.err = r.PeakMemory(ctx, path)
-	}()
-	return p
-}
-
-// wait returns when the model is measured.
-func (p *peak) wait() {
-	if p != nil {
-		<-p.done
-	}
-}
-
-// end ends the measurement, if it still goes on.
-func (p *peak) end() {
-	if p != nil {
-		p.stop()
-		<-p.done
-	}
+	return begin(ctx, func(ctx context.Context) (int64, error) { return r.PeakMemory(ctx, path) })
 }
 
 // measured returns what was begun, or measures now.
-func (r *run) measured(ctx context.Context, path string, begun *peak) (int64, error) {
+func (r *run) measured(ctx context.Context, path string, begun *beside[int64]) (int64, error) {
 	if begun == nil {
 		return r.PeakMemory(ctx, path)
 	}
-	begun.wait()
-	return begun.bytes, begun.err
+	return begun.wait()
 }
 
 // peaks puts both models' peak memory into the report.
-func (r *run) peaks(ctx context.Context, path string, fp32, quant *peak) error {
+func (r *run) peaks(ctx context.Context, path string, fp32, quant *beside[int64]) error {
 	if r.PeakMemory == nil {
 		return nil
 	}

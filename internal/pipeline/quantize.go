@@ -118,9 +118,9 @@ type run struct {
 	*Pipeline
 	req     Request
 	lab     *Lab
-	source  *graph.Model // holds the mapped file
-	hashing *hashing     // of the model's file; nil of a body
-	spilled *graph.Model // what preparing made, in a scratch file; nil is in memory
+	source  *graph.Model    // holds the mapped file
+	hashing *beside[string] // of the model's file; nil of a body
+	spilled *graph.Model    // what preparing made, in a scratch file; nil is in memory
 	// Under a ceiling: single operators of the quantized model can be observed.
 	observable bool
 	roomy      bool         // under a ceiling: both models fit beside each other as they are served
@@ -146,7 +146,7 @@ type run struct {
 	// first operators of those that were.
 	learnUntil time.Time
 	learnt     []string
-	fp32Peak   *peak // of the model's file
+	fp32Peak   *beside[int64] // of the model's file
 	// samplesOf opens the samples of a body; nil: the model is no body.
 	samplesOf func() (data.Dataset, error)
 	nothing   error // outside of bodies there is nothing to quantize
