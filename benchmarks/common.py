@@ -46,9 +46,13 @@ def machine():
     return info
 
 
+# What changes nothing that is measured: results of other benchmarks, and pages made from them.
+MEASURED = ("--", ".", ":!benchmarks/results", ":!docs", ":!README.md")
+
+
 def commit():
     run = lambda *a: subprocess.run(["git", *a], cwd=ROOT, stdout=subprocess.PIPE, universal_newlines=True).stdout.strip()
-    return {"commit": run("rev-parse", "HEAD"), "changed_files": len(run("status", "--porcelain").splitlines())}
+    return {"commit": run("rev-parse", "HEAD"), "changed_files": len(run("status", "--porcelain", *MEASURED).splitlines())}
 
 
 class Noise:

@@ -65,6 +65,9 @@ func (r *Result) Add(row Row) {
 	Say("%s: %s | %s | %s %s", row.What, row.Ours, row.Peer, row.Bar, verdict)
 }
 
+// measured leaves out what changes nothing that is measured: results of other benchmarks, and pages made from them.
+var measured = []string{"--", ".", ":!benchmarks/results", ":!docs", ":!README.md"}
+
 // Write writes the result to path, whole or not at all.
 func (r *Result) Write(path string) error {
 	loadAfter := LoadAverage()
@@ -81,7 +84,7 @@ func (r *Result) Write(path string) error {
 		"name": r.name, "title": r.title, "how": r.how, "mode": mode, "rows": r.Rows,
 		"machine":  map[string]any{"cores": engine.AvailableCPUs(), "cpu": cpuName(), "system": runtime.GOOS + "/" + runtime.GOARCH},
 		"versions": map[string]string{"onnxruntime": r.engine, "go": runtime.Version()},
-		"commit":   git("rev-parse", "HEAD"), "changed_files": len(strings.Fields(git("status", "--porcelain"))) / 2,
+		"commit":   git("rev-parse", "HEAD"), "changed_files": len(strings.Fields(git(append([]string{"status", "--porcelain"}, measured...)...))) / 2,
 		"noise": map[string]any{"load1_before": r.LoadBefore, "load1_after": loadAfter, "stolen_share": share},
 		"when":  time.Now().UTC().Format(time.RFC3339),
 	}

@@ -90,6 +90,7 @@ func run(ctx context.Context, o options) error {
 			}
 		}
 		res := harness.NewResult("sides", "One run at a time or several", howSides, device.Version)
+		res.Command = command("sides")
 		if err := sides(ctx, o, e, res); err != nil {
 			return err
 		}
@@ -99,12 +100,22 @@ func run(ctx context.Context, o options) error {
 	}
 	if o.wants("cycles") {
 		res := harness.NewResult("cycles", "Models that come and go", howCycles, device.Version)
+		res.Command = command("cycles")
 		if err := cycles(o, res, filepath.Join(dir, "cycles")); err != nil {
 			return err
 		}
 		return res.Write(filepath.Join(o.results, "cycles.json"))
 	}
 	return nil
+}
+
+// command measures one thing by itself.
+func command(what string) string {
+	mode := "quick"
+	if harness.Full() {
+		mode = "full"
+	}
+	return "FEWBIT_BENCH=" + mode + " go run ./benchmarks/load -only " + what
 }
 
 // underLoad measures one server with the model, and the same file in a session.

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Writes the results in benchmarks/results/*.json into the README as a table, and
-into docs/benchmarks.md and docs/plots/*.svg.
+"""Writes the results in benchmarks/results/*.json into docs/benchmarks.md and
+docs/plots/*.svg, and into the README as a table: the headlines below, and every
+row of any result that misses its bar.
 
     python3 tools/benchtable/benchtable.py [--check]
 
@@ -18,17 +19,50 @@ from plots import PLOTS
 ROOT = Path(__file__).resolve().parents[2]
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks/results"
 BEGIN, END = "<!-- benchmarks: made by make bench -->", "<!-- /benchmarks -->"
-ORDER = ("bert_speed", "calibration", "fidelity", "vision", "litert", "fashion", "news", "search", "overhead", "load", "cycles", "loadgen", "servers", "servers_bert", "example_text", "example_image", "example_drone")
+# What the README shows of each result: how its rows begin.
+HEADLINES = {
+    "bert_speed": ("BERT-base INT8 speed", "BERT-base file size"),
+    "openvino_cpu": tuple("BERT-base INT8, native form, against OpenVINO, sequence %d, 2 threads" % n for n in (16, 64, 128, 256)),
+    "native_cpu": ("BERT-base native form, sequence 128, batch 1, 2 threads",),
+    "calibration": ("calibration time, 64 samples, against", "calibration peak memory, against"),
+    "fidelity": ("cosine, MiniLM plain file, default command", "cosine, MiniLM plain file, onnxruntime static defaults"),
+    "quantizers": ("MiniLM, INT8 static, fewbit's default, against", "BERT-base, INT8 static, fewbit's default, against", "BERT-base, INT8 by row, smoothed, native form, against"),
+    "classifiers": ("movie snippets, BERT-base, INT8, portable form", "movie snippets, BERT-base, INT8, native form"),
+    "vision": ("EfficientNet-lite0 top-1 agreement with FP32", "EfficientNet-lite0 latency, INT8"),
+    "search": ("search to a passing BERT-base",),
+    "overhead": ("server overhead, binary tensors",),
+    "loadgen": tuple("BERT-base INT8, %s, LoadGen %s" % (form, run) for form in ("stock operators", "native form") for run in ("SingleStream, 128 tokens", "Server at 30 queries a second, movie snippets")),
+    "example_image": ("example image: ResNet-50 (random weights), static, peak memory of quantizing", "example image: EfficientNet-lite0, static, same class as FP32"),
+    "example_text": ("example text: accuracy", "example text: p99 at 30 texts a second"),
+    "example_drone": ("example drone: accuracy", "example drone: size, mixed precision"),
+}
 
 
-def table(results):
-    lines = ["| what | fewbit | peer | ratio | bar | |", "|---|---|---|---|---|---|"]
-    for r in results:
-        for row in r["rows"]:
+class Stale(Exception):
+    """A headline of which a result has no row."""
+
+
+def chosen(results):
+    """[(result, its rows for the README)], results that have any."""
+    rows = []
+    for name in [n for n in page.ORDER if n in results] + sorted(n for n in results if n not in page.ORDER):
+        r = results[name]
+        heads = HEADLINES.get(name, ())
+        for head in heads:
+            if not any(row["what"].startswith(head) for row in r["rows"]):
+                raise Stale("%s.json: no row begins with %r" % (name, head))
+        some = [row for row in r["rows"] if row["holds"] is False or row["what"].startswith(heads)]
+        rows += [(r, some)] if some else []
+    return rows
+
+
+def table(rows):
+    lines = ["| what | fewbit | peer | ratio | bar | | command |", "|---|---|---|---|---|---|---|"]
+    for r, some in rows:
+        for row in some:
             ratio = "" if row["ratio"] is None else "%.2fx" % row["ratio"]
-            holds = {True: "holds", False: "**missed**", None: ""}[row["holds"]]
-            cells = [row["what"], row["ours"], row["peer"], ratio, row["bar"], holds]
-            lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
+            cells = [row["what"], row["ours"], row["peer"], ratio, row["bar"], page.holds(row), "`%s`" % page.command(r)]
+            lines.append("| " + " | ".join(page.cell(c) for c in cells) + " |")
     return lines
 
 
@@ -41,9 +75,11 @@ def facts(results, named):
     commits = sorted({r["commit"][:10] for r in results})
     noisy = [r["name"] for r in results if r["noise"]["load1_before"] > r["machine"]["cores"]]
     quick = [r["name"] for r in results if r["mode"] != "full"]
-    text = "Measured %s on %s at commit %s against onnxruntime %s; every result with its n and its noise, and plots: [docs/benchmarks.md](docs/benchmarks.md); how each number was made: [benchmarks/README.md](benchmarks/README.md)." % (
-        max(r["when"] for r in results)[:10], "; ".join(machines), ", ".join(commits),
-        ", ".join(sorted({r["versions"]["onnxruntime"] for r in results})))
+    count, bars = sum(len(r["rows"]) for r in named.values() if "rows" in r), [row["holds"] for r in named.values() for row in r.get("rows", ()) if row["holds"] is not None]
+    text = "Of %d rows measured %d have a bar, %d of them hold; each that is missed stands here. All of them with their n and their noise, and plots: [docs/benchmarks.md](docs/benchmarks.md); how each number was made: [benchmarks/README.md](benchmarks/README.md)." % (
+        count, len(bars), sum(bars))
+    text += " Measured %s on %s at commit %s against onnxruntime %s." % (
+        max(r["when"] for r in results)[:10], "; ".join(machines), ", ".join(commits), ", ".join(sorted({r["versions"]["onnxruntime"] for r in results})))
     if quick:
         text += " Quick counts (`make bench`, not `make bench-full`): %s." % ", ".join(quick)
     if noisy:
@@ -63,11 +99,15 @@ def main():
     ap.add_argument("--check", action="store_true", help="only compare")
     args = ap.parse_args()
     named = {p.stem: json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))}
-    results = [named[n] for n in ORDER if n in named]
-    if not results:
+    try:
+        rows = chosen({n: r for n, r in named.items() if "rows" in r})
+    except Stale as e:
+        print("benchtable: %s; it is a headline of the README" % e, file=sys.stderr)
+        return 1
+    if not rows:
         print("benchtable: no results in benchmarks/results; run make bench", file=sys.stderr)
         return 1
-    new = [BEGIN, ""] + table(results) + [""] + facts(results, named) + ["", END]
+    new = [BEGIN, ""] + table(rows) + [""] + facts([r for r, _ in rows], named) + ["", END]
     if not args.check:
         print("\n".join(new[2:-2]))
     old = README.read_text(encoding="utf-8") if README.exists() else ""

@@ -243,6 +243,48 @@ func TestResultsTable(t *testing.T) {
 	}
 }
 
+// TestCommandsOfResults: what is said to make a result can be typed: its benchmark is
+// one of benchmarks/run.sh, its target one of the Makefile, its program is there.
+func TestCommandsOfResults(t *testing.T) {
+	read := func(name string) string {
+		b, err := os.ReadFile(filepath.Join(root, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	all := regexp.MustCompile(`ONLY:-([a-z0-9_ ]+)`).FindStringSubmatch(read("benchmarks/run.sh"))
+	if all == nil {
+		t.Fatal("benchmarks/run.sh: no list of benchmarks")
+	}
+	makefile, seen := read("Makefile"), 0
+	for _, m := range regexp.MustCompile("(?m)^`([^`]+)` · ").FindAllStringSubmatch(read("docs/benchmarks.md"), -1) {
+		seen++
+		words := strings.Fields(m[1])
+		for len(words) > 0 && strings.Contains(words[0], "=") {
+			if name, ok := strings.CutPrefix(words[0], "ONLY="); ok && !slices.Contains(strings.Fields(all[1]), name) {
+				t.Errorf("%s: benchmarks/run.sh has no %s", m[1], name)
+			}
+			words = words[1:]
+		}
+		switch {
+		case len(words) > 1 && words[0] == "make":
+			if !strings.Contains(makefile, "\n"+words[1]+":") {
+				t.Errorf("%s: the Makefile has no such target", m[1])
+			}
+		case len(words) > 2 && words[0] == "go" && words[1] == "run":
+			if _, err := os.Stat(filepath.Join(root, words[2])); err != nil {
+				t.Errorf("%s: %v", m[1], err)
+			}
+		default:
+			t.Errorf("%s: neither make nor go run", m[1])
+		}
+	}
+	if seen < 20 {
+		t.Errorf("docs/benchmarks.md: %d commands of results", seen)
+	}
+}
+
 // TestPlots: every plot is well-formed, named for who cannot see it, has colours
 // for dark pages and is shown by docs/benchmarks.md.
 func TestPlots(t *testing.T) {
