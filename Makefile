@@ -62,6 +62,7 @@ run: build deps ## quantize the news classifier, show FP32 against INT8, and ser
 test: deps kernels ## vet and every test (at most 15 minutes on 2 cores)
 	$(PYTHON) -B -m unittest discover -s tools/fetch
 	$(PYTHON) -B -m unittest discover -s benchmarks/loadgen
+	@[ ! -x .deps/venv-peers/bin/python ] || .deps/venv-peers/bin/python -B -m unittest discover -s benchmarks # make deps-bench makes it
 	$(GO) run ./tools/newsmodel
 	$(GO) vet ./...
 	$(GO) test -json -timeout 14m ./... | $(GO) run ./tools/testreport

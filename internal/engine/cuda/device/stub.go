@@ -27,11 +27,5 @@ func (*Device) MemInfo() (free, total int64, err error) {
 	return 0, 0, err
 }
 
-// Err returns ErrNoDevice.
-func (*Device) Err() error {
-	_, err := Open(0)
-	return err
-}
-
 // Close does nothing.
 func (*Device) Close() error { return nil }
