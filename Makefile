@@ -7,6 +7,7 @@ MAKEFLAGS   += --no-print-directory
 
 GO       ?= go
 PYTHON   ?= python3
+BENCH_PYTHON = $(or $(wildcard .deps/venv-peers/bin/python),$(PYTHON))
 CMAKE    ?= $(shell command -v cmake)
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  := -X main.version=$(VERSION)
@@ -61,8 +62,7 @@ run: build deps ## quantize the news classifier, show FP32 against INT8, and ser
 
 test: deps kernels ## vet and every test (at most 15 minutes on 2 cores)
 	$(PYTHON) -B -m unittest discover -s tools/fetch
-	$(PYTHON) -B -m unittest discover -s benchmarks/loadgen
-	@[ ! -x .deps/venv-peers/bin/python ] || .deps/venv-peers/bin/python -B -m unittest discover -s benchmarks # make deps-bench makes it
+	for d in benchmarks benchmarks/loadgen; do $(BENCH_PYTHON) -B -m unittest discover -s $$d || exit 1; done # those that need the peers are skipped without them
 	$(GO) run ./tools/newsmodel
 	$(GO) vet ./...
 	$(GO) test -json -timeout 14m ./... | $(GO) run ./tools/testreport

@@ -24,8 +24,17 @@ class TestLog(unittest.TestCase):
         self.assertEqual(log.classes(text), {7: 3, 5: -1})
 
     def test_void(self):
-        self.assertEqual(log.void(0, None, 0.02, 0.1, 0.2, 5), [])
-        self.assertEqual(len(log.void(3, "HTTP 503", 0.8, 0.1, 6.0, 5)), 3)
+        self.assertEqual(log.void(0, None, 0, 0.02, 0.1, 0.2, 5), [])
+        self.assertEqual(log.void(0, None, None, 0.02, 0.1, 0.2, 5), [])  # a server that counts no hits
+        self.assertEqual(len(log.void(3, "HTTP 503", 2, 0.8, 0.1, 6.0, 5)), 4)
+
+    def test_verdict(self):
+        met = {"result_perf_constraints_met": True, "result_min_duration_met": True}
+        self.assertEqual(log.verdict({}), "")
+        self.assertEqual(log.verdict({"result_validity": "VALID", **met}), "")
+        self.assertEqual(log.verdict({"result_validity": "INVALID", **met}), log.TOO_FEW)
+        self.assertEqual(log.verdict({"result_validity": "INVALID", **met, "result_min_duration_met": False}), "too short")
+        self.assertEqual(log.verdict({"result_validity": "INVALID", **met, "result_perf_constraints_met": False}), "past the target")
 
 
 if __name__ == "__main__":

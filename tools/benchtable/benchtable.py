@@ -61,7 +61,7 @@ def table(rows):
     for r, some in rows:
         for row in some:
             ratio = "" if row["ratio"] is None else "%.2fx" % row["ratio"]
-            cells = [row["what"], row["ours"], row["peer"], ratio, row["bar"], page.holds(row), "`%s`" % page.command(r)]
+            cells = [row["what"], row["ours"], row["peer"], ratio, row["bar"], page.holds(row), "`%s`" % page.command(r, row)]
             lines.append("| " + " | ".join(page.cell(c) for c in cells) + " |")
     return lines
 

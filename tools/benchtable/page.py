@@ -38,7 +38,10 @@ def cell(text):
     return str(text).replace("|", "\\|").replace("\n", " ")
 
 
-def command(r):
+def command(r, row=None):
+    """What measures a result anew, or one row of it where rows are measured by themselves."""
+    if row and row["details"] and "command" in row["details"]:
+        return row["details"]["command"]
     return r.get("command") or "ONLY=%s make bench%s" % (r["name"], "-full" if r["mode"] == "full" else "")
 
 
@@ -54,13 +57,25 @@ def facts(r):
     return " · ".join(parts)
 
 
+def runs(r):
+    """Of rows that were measured by themselves: how long their runs were, when, and on which commit; those of one kind together."""
+    groups = {}
+    for row in r["rows"]:
+        d = row["details"] or {}
+        if "run_seconds" in d:
+            kind = "runs of %g s, %s, commit %s%s" % (d["run_seconds"], d["when"][:10], d["commit"][:10], " with %d changed files" % d["changed_files"] if d["changed_files"] else "")
+            groups.setdefault(kind, []).append("`%s`" % d["key"])
+    return ["- %s: %s" % (kind, ", ".join(keys)) for kind, keys in groups.items()]
+
+
 def section(r):
     lines = ["## " + r["title"], "", facts(r), "", "\n".join(" ".join(p.split()) for p in r["how"].split("\n\n")), "",
              "| what | fewbit | peer | ratio | n | bar | |", "|---|---|---|---|---|---|---|"]
     for row in r["rows"]:
         ratio = "" if row["ratio"] is None else "%.2fx" % row["ratio"]
         lines.append("| " + " | ".join(cell(c) for c in (row["what"], row["ours"], row["peer"], ratio, count(row["details"]), row["bar"], holds(row))) + " |")
-    return lines + [""]
+    told = runs(r)
+    return lines + [""] + (told + [""] if told else [])
 
 
 def plots(results):
