@@ -74,6 +74,12 @@ class Noise:
         return {"load1_before": self.load_before, "load1_after": os.getloadavg()[0], "stolen_share": stolen / total if total else None}
 
 
+def pinned(requirements, *names):
+    """{name: version} of packages as a requirements file pins them. KeyError for one that it does not."""
+    found = dict(l.split(" ")[0].split("==") for l in open(requirements) if l[:1].isalnum() and "==" in l)
+    return {n: found[n] for n in names}
+
+
 class Result:
     def __init__(self, name, title, how):
         import onnxruntime
@@ -181,7 +187,7 @@ class OpenVINO:
 
     @classmethod
     def versions(cls):
-        return dict(l.split(" ")[0].split("==") for l in open(cls.requirements) if l.startswith(("openvino==", "nncf==")))
+        return pinned(cls.requirements, "openvino", "nncf")
 
 
 def run_for(seconds, f, warmup=5):

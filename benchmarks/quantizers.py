@@ -33,6 +33,7 @@ HERE = Path(__file__).parent
 LIMIT_SECONDS = 900
 CALIB, BERT_CALIB, TOKENS = 64, 128, 128
 ENVIRONMENT = {"ort": None, "onc": "onc", "nncf": "openvino", "torch": "torch"}
+PINNED = {"openvino.txt": ("nncf", "openvino"), "onc.txt": ("onnx-neural-compressor",), "torch.txt": ("torch", "torchao")}  # the peers' versions
 TORCH_BYTES = 10e9  # to fetch and install it
 PLAIN = ("INT8 static, Min-Max", ("--target", "qdq", "--method", "minmax", "--no-smooth", "--no-bias-correction", "--weights", "rtn"), {"onnxruntime": "ort-static", "onnx-neural-compressor": "onc-static"})
 DEFAULT = ("INT8 static, fewbit's default", ("--target", "ort-cpu"), {"NNCF": "nncf", "PyTorch PT2E": "torch-static"})
@@ -142,6 +143,8 @@ def images(r):
 
 def main():
     r = c.Result("quantizers", "Against other quantizers", __doc__.strip())
+    for file, names in PINNED.items():
+        r.body["versions"].update(c.pinned(c.ROOT / "benchmarks" / file, *names))
     texts(r, "MiniLM", c.MINILM, CALIB, 400)
     images(r)
     texts(r, "BERT-base", c.BERT, BERT_CALIB, 200)

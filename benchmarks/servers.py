@@ -34,6 +34,14 @@ MANY = 8
 MODEL = "model"  # the name that every server knows the model by
 
 
+PINNED = {"litserve": "litserve", "bentoml": "bentoml", "mlserver": "mlserver", "pytriton": "nvidia-pytriton"}  # by the package of each
+
+
+def versions():
+    """The versions of the peers."""
+    return {k: v for peer, package in PINNED.items() for k, v in c.pinned(HERE / (peer + ".txt"), package).items()}
+
+
 def venv(peer):
     return c.environment(peer, HERE / (peer + ".txt"))
 
@@ -134,6 +142,7 @@ class Null(BaseHTTPRequestHandler):
 def main():
     what, name, make, named, lengths = CASES[sys.argv[1] if len(sys.argv) > 1 else "news"]
     r = c.Result(name, "Against other servers" if name == "servers" else "Against other servers, BERT-base", __doc__.strip())
+    r.body["versions"].update(versions())
     path = make()
     text = " ".join(row["text"] for row in c.rows("test")[:8])
     messages = {n: bodies(c.ids_feeds(c.tokenizer(n).encode(text).ids), named) for n in lengths}

@@ -430,6 +430,7 @@ def against(rows, server, model, path, peer):
 def main():
     keys = chosen(ONLY)
     r = c.Result("loadgen", "LoadGen run, not an MLPerf result", __doc__.strip())
+    r.body["versions"].update(c.pinned(c.ROOT / "benchmarks/requirements.txt", "mlcommons-loadgen"), **servers.versions())
     rows, made = Rows(r), files()
     with tempfile.TemporaryDirectory(dir=c.WORK) as folder:
         server = Server(Path(folder))

@@ -60,7 +60,7 @@ def latency_target(results):
         series.append({"name": ("FP32", "INT8")[i] + " (n = %d)" % c["n"], "kind": 1 - i, "marks": False,
                        "points": [(ms, 100 * k / (len(curve) - 1)) for k, ms in enumerate(curve)]})
     return Chart("News classifier: latency of one text", "Share of requests answered within a time, FP32 and INT8 in turn, against the target of 50 ms.", "latency, ms",
-                 "answered within, % of requests", series, xzero=True, yzero=True, xtarget=TARGET_MS)
+                 "answered within, % of requests", series, xlog=True, yzero=True, xtarget=TARGET_MS)
 
 
 def load_target(results):
@@ -72,6 +72,40 @@ def load_target(results):
               for name, key, kind in (("BERT-base INT8", "int8", 0), ("BERT-base FP32", "fp32", 1)) if load.get(key)]
     return Chart("Movie reviews at Poisson arrivals: p99", "99th percentile of the latency over the rate of arrivals, INT8 and FP32, against the target of 50 ms.", "texts a second",
                  "p99, ms", series, ylog=True, xzero=True, ytarget=TARGET_MS)
+
+
+def loadgen_rate(form, name):
+    """p99 of LoadGen's Server scenario over its rate, for texts of three lengths: every run of the search for the highest rate."""
+    def draw(results):
+        rows = [(r, m.group(1)) for r in results.get("loadgen", {"rows": []})["rows"] for m in [re.fullmatch("%s/peak/(\\d+)" % form, r["details"]["key"])] if m]
+        series = []
+        for row, tokens in rows:
+            points = sorted((t["qps"], t["p99_ms"]) for t in row["details"]["curve"] if not t["void"])
+            if points:
+                series.append({"name": "%s tokens" % tokens, "points": points, "kind": len(series)})
+        if not series:
+            return "p99 over LoadGen's rate needs ONLY=loadgen LOADGEN_ONLY='%s/peak/*' make bench-full" % form
+        seconds = sorted({row["details"]["run_seconds"] for row, _ in rows})
+        return Chart("BERT-base INT8, %s: LoadGen Server, runs of %s s" % (name, ", ".join("%g" % s for s in seconds)),
+                     "99th percentile of the latency over the rate of LoadGen's Server scenario for texts of 32, 64 and 128 tokens, BERT-base INT8, %s, against the target of 50 ms." % name,
+                     "queries a second", "p99, ms", series, ylog=True, xzero=True, ytarget=TARGET_MS)
+    return draw
+
+
+def search_accuracy(results):
+    """What each trial of a search keeps of FP32's accuracy against its latency."""
+    row = find(results["search"], "search to a passing") if "search" in results else None
+    trials = row["details"]["trials"] if row else None
+    if not isinstance(trials, list):
+        return "accuracy against latency of a search's trials needs ONLY=search make bench-full"
+    shown = [t for t in trials if t.get("p50_ms") and t.get("samples")][:3]
+    fp32 = sorted(t["fp32_p50_ms"] for t in shown)[len(shown) // 2]
+    series = [{"name": "FP32", "kind": 3, "points": [(fp32, 100)]}]
+    for i, t in enumerate(shown):
+        keeps = [100 * (1 - t[k]) for k in ("loss", "loss_hi", "loss_lo")]
+        series.append({"name": t["label"], "kind": i, "points": [(t["p50_ms"], *keeps)]})
+    return Chart("fewbit search on BERT-base: accuracy kept against latency", "Share of FP32's accuracy that each trial of a search keeps, with its 95 % interval, against its median latency.",
+                 "p50 of one movie snippet, ms", "accuracy, % of FP32's", series, xzero=True)
 
 
 def batch_throughput(results):
@@ -137,5 +171,6 @@ def image_memory(results):
 
 
 # File below docs/plots -> what draws it, in the order of the page.
-PLOTS = {"accuracy-latency": accuracy_latency, "latency-target": latency_target, "load-target": load_target, "batch-throughput": batch_throughput,
+PLOTS = {"accuracy-latency": accuracy_latency, "search-accuracy": search_accuracy, "latency-target": latency_target, "load-target": load_target,
+         "loadgen-stock": loadgen_rate("stock", "stock operators"), "loadgen-native": loadgen_rate("native", "native form"), "batch-throughput": batch_throughput,
          "sequence-latency": sequence_latency, "calibration-memory": calibration_memory, "image-memory": image_memory}
