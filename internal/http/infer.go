@@ -50,11 +50,7 @@ func (x *inferScratch) free() {
 
 // infer answers POST /v2/models/{model}[/versions/{version}]/infer.
 func (s *Server) infer(c *gin.Context) error {
-	name, version, err := modelParams(c)
-	if err != nil {
-		return err
-	}
-	lease, err := s.cfg.Models.Acquire(c.Request.Context(), name, version)
+	lease, _, _, err := s.acquire(c)
 	if err != nil {
 		return err
 	}

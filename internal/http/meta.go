@@ -148,11 +148,7 @@ func (s *Server) modelList(c *gin.Context) error {
 }
 
 func (s *Server) modelMeta(c *gin.Context) error {
-	name, version, err := modelParams(c)
-	if err != nil {
-		return err
-	}
-	lease, err := s.cfg.Models.Acquire(c.Request.Context(), name, version)
+	lease, name, version, err := s.acquire(c)
 	if err != nil {
 		return err
 	}
@@ -183,11 +179,7 @@ func tensorsOf(ios []engine.IO) []tensorMetadata {
 }
 
 func (s *Server) modelConfig(c *gin.Context) error {
-	name, version, err := modelParams(c)
-	if err != nil {
-		return err
-	}
-	lease, err := s.cfg.Models.Acquire(c.Request.Context(), name, version)
+	lease, name, _, err := s.acquire(c)
 	if err != nil {
 		return err
 	}

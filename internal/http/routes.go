@@ -238,6 +238,15 @@ func modelParams(c *gin.Context) (name, version string, err error) {
 	return name, version, err
 }
 
+// acquire returns the model of the route, which the caller releases, with its name
+// and the version that the route asks for, "" for the current one.
+func (s *Server) acquire(c *gin.Context) (lease Lease, name, version string, err error) {
+	if name, version, err = modelParams(c); err == nil {
+		lease, err = s.cfg.Models.Acquire(c.Request.Context(), name, version)
+	}
+	return lease, name, version, err
+}
+
 // openAPIPath turns gin's /a/:b into /a/{b}.
 func openAPIPath(path string) string {
 	parts := strings.Split(path, "/")

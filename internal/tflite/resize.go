@@ -33,11 +33,7 @@ func nearestOptions(align, half bool) options {
 // sayResize says a Resize of height and width, between neighbours or by the nearest one.
 func sayResize(s *site) error {
 	c := s.c
-	x, from, err := s.data()
-	if err != nil {
-		return err
-	}
-	to, err := c.shape(s.y)
+	x, from, to, err := s.ends()
 	if err != nil {
 		return err
 	}

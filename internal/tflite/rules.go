@@ -257,11 +257,7 @@ func sayConcat(s *site) error {
 // goes through ONNX's layout where that differs.
 func sayReshape(s *site) error {
 	c := s.c
-	x, from, err := s.data()
-	if err != nil {
-		return err
-	}
-	to, err := c.shape(s.y)
+	x, from, to, err := s.ends()
 	if err != nil {
 		return err
 	}
@@ -369,11 +365,7 @@ func sayMean(s *site) error {
 // saySlice says a part of a value, its elements side by side.
 func saySlice(s *site) error {
 	c := s.c
-	x, from, err := s.data()
-	if err != nil {
-		return err
-	}
-	to, err := c.shape(s.y)
+	x, from, to, err := s.ends()
 	if err != nil {
 		return err
 	}

@@ -197,6 +197,14 @@ func (s *site) data() (t int32, shape []int32, err error) {
 	return t, shape, err
 }
 
+// ends is data with the shape of the result.
+func (s *site) ends() (t int32, from, to []int32, err error) {
+	if t, from, err = s.data(); err == nil {
+		to, err = s.c.shape(s.y)
+	}
+	return t, from, to, err
+}
+
 func (s *site) isWeight(i int) bool {
 	dq := s.c.ix.Producer(s.n.In(i))
 	return dq != nil && dequantizes(dq) && s.c.g.Init(dq.In(0)) != nil

@@ -226,6 +226,14 @@ func (b *builder) out(n *graph.Node, i int) (*value, error) {
 	return b.value(n.Outputs[i])
 }
 
+// ends returns input 0 of n and its result.
+func (b *builder) ends(n *graph.Node) (x, y *value, err error) {
+	if x, err = b.in(n, 0); err == nil {
+		y, err = b.out(n, 0)
+	}
+	return x, y, err
+}
+
 // alloc makes an arena buffer.
 func (b *builder) alloc(name string, bytes int64) Ref {
 	b.plan.Buffers = append(b.plan.Buffers, Buffer{Kind: Arena, Bytes: bytes, Name: name})

@@ -247,11 +247,7 @@ func (b *builder) emitPoolS8(g *pooling) error {
 
 // emitPool pools floats, or codes whose parameters stay.
 func (b *builder) emitPool(n *graph.Node) error {
-	x, err := b.in(n, 0)
-	if err != nil {
-		return err
-	}
-	y, err := b.out(n, 0)
+	x, y, err := b.ends(n)
 	if err != nil {
 		return err
 	}
@@ -305,11 +301,7 @@ func (b *builder) emitPool(n *graph.Node) error {
 
 // emitBatchNorm emits inference: y = x * s + t by channel.
 func (b *builder) emitBatchNorm(n *graph.Node) error {
-	x, err := b.in(n, 0)
-	if err != nil {
-		return err
-	}
-	y, err := b.out(n, 0)
+	x, y, err := b.ends(n)
 	if err != nil {
 		return err
 	}

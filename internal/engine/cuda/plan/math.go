@@ -166,11 +166,7 @@ func (b *builder) emitUnary(n *graph.Node) error {
 	case s.Op == 0 || n.Domain != graph.DomainONNX:
 		return unsupported(n, "its form")
 	}
-	x, err := b.in(n, 0)
-	if err != nil {
-		return err
-	}
-	y, err := b.out(n, 0)
+	x, y, err := b.ends(n)
 	if err != nil {
 		return err
 	}
@@ -222,11 +218,7 @@ func (b *builder) integerUnary(n *graph.Node, x, y *value) error {
 // emitCompare emits Not, and comparisons that are made of others: a <= b is a < b
 // or a == b.
 func (b *builder) emitCompare(n *graph.Node) error {
-	y, err := b.out(n, 0)
-	if err != nil {
-		return err
-	}
-	x, err := b.in(n, 0)
+	x, y, err := b.ends(n)
 	if err != nil {
 		return err
 	}
@@ -285,11 +277,7 @@ func (b *builder) emitCompare(n *graph.Node) error {
 
 // emitCast emits conversions between plain types.
 func (b *builder) emitCast(n *graph.Node) error {
-	x, err := b.in(n, 0)
-	if err != nil {
-		return err
-	}
-	y, err := b.out(n, 0)
+	x, y, err := b.ends(n)
 	if err != nil {
 		return err
 	}
@@ -349,11 +337,7 @@ func (b *builder) emitWhere(n *graph.Node) error {
 
 // emitSoftmax emits Softmax over one axis, or before opset 13 over all from one.
 func (b *builder) emitSoftmax(n *graph.Node) error {
-	x, err := b.in(n, 0)
-	if err != nil {
-		return err
-	}
-	y, err := b.out(n, 0)
+	x, y, err := b.ends(n)
 	if err != nil {
 		return err
 	}
@@ -479,11 +463,7 @@ func (b *builder) emitReduce(n *graph.Node) error {
 
 // reduce emits one run of axes.
 func (b *builder) reduce(n *graph.Node, op Op, outer, axis, inner int64) error {
-	x, err := b.in(n, 0)
-	if err != nil {
-		return err
-	}
-	y, err := b.out(n, 0)
+	x, y, err := b.ends(n)
 	if err != nil {
 		return err
 	}

@@ -8,11 +8,7 @@ import (
 // alias makes n's output the same memory as its first input: Reshape and its
 // like.
 func (b *builder) alias(n *graph.Node) error {
-	x, err := b.in(n, 0)
-	if err != nil {
-		return err
-	}
-	y, err := b.out(n, 0)
+	x, y, err := b.ends(n)
 	if err != nil {
 		return err
 	}
@@ -62,13 +58,17 @@ func (b *builder) plain(n *graph.Node, i int) (v *value, ref Ref, size int64, er
 	return v, ref, t.Size(), err
 }
 
+// moved returns input 0 of n as plain does, and its result.
+func (b *builder) moved(n *graph.Node) (x *value, ref Ref, size int64, y *value, err error) {
+	if x, ref, size, err = b.plain(n, 0); err == nil {
+		y, err = b.out(n, 0)
+	}
+	return x, ref, size, y, err
+}
+
 // emitTranspose emits Transpose.
 func (b *builder) emitTranspose(n *graph.Node) error {
-	x, ref, size, err := b.plain(n, 0)
-	if err != nil {
-		return err
-	}
-	y, err := b.out(n, 0)
+	x, ref, size, y, err := b.moved(n)
 	if err != nil {
 		return err
 	}
@@ -110,11 +110,7 @@ func (b *builder) strided(n *graph.Node, x Ref, offset int64, strides []int64, s
 
 // emitSlice emits Slice.
 func (b *builder) emitSlice(n *graph.Node) error {
-	x, ref, size, err := b.plain(n, 0)
-	if err != nil {
-		return err
-	}
-	y, err := b.out(n, 0)
+	x, ref, size, y, err := b.moved(n)
 	if err != nil {
 		return err
 	}
@@ -272,11 +268,7 @@ func (b *builder) emitSplit(n *graph.Node) error {
 // emitExpand emits Expand, and ConstantOfShape of more elements than the host
 // folds.
 func (b *builder) emitExpand(n *graph.Node) error {
-	x, ref, size, err := b.plain(n, 0)
-	if err != nil {
-		return err
-	}
-	y, err := b.out(n, 0)
+	x, ref, size, y, err := b.moved(n)
 	if err != nil {
 		return err
 	}
@@ -311,11 +303,7 @@ func (b *builder) emitConstantOfShape(n *graph.Node) error {
 
 // emitTile emits Tile: each dimension as (repeats, size).
 func (b *builder) emitTile(n *graph.Node) error {
-	x, ref, size, err := b.plain(n, 0)
-	if err != nil {
-		return err
-	}
-	y, err := b.out(n, 0)
+	x, ref, size, y, err := b.moved(n)
 	if err != nil {
 		return err
 	}
@@ -340,11 +328,7 @@ func (b *builder) emitTile(n *graph.Node) error {
 
 // emitPad emits Pad with a constant: fill, then the inside.
 func (b *builder) emitPad(n *graph.Node) error {
-	x, ref, size, err := b.plain(n, 0)
-	if err != nil {
-		return err
-	}
-	y, err := b.out(n, 0)
+	x, ref, size, y, err := b.moved(n)
 	if err != nil {
 		return err
 	}
@@ -387,11 +371,7 @@ func (b *builder) emitPad(n *graph.Node) error {
 
 // emitGather emits Gather on any axis.
 func (b *builder) emitGather(n *graph.Node) error {
-	x, ref, size, err := b.plain(n, 0)
-	if err != nil {
-		return err
-	}
-	y, err := b.out(n, 0)
+	x, ref, size, y, err := b.moved(n)
 	if err != nil {
 		return err
 	}

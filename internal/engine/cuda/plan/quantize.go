@@ -51,11 +51,7 @@ func (b *builder) divisorOf(n *graph.Node) *graph.Node {
 // emitQuantize emits QuantizeLinear with one scale: channels last for rank 4,
 // rows of the last dimension otherwise.
 func (b *builder) emitQuantize(n *graph.Node) error {
-	x, err := b.in(n, 0)
-	if err != nil {
-		return err
-	}
-	y, err := b.out(n, 0)
+	x, y, err := b.ends(n)
 	if err != nil {
 		return err
 	}
@@ -100,11 +96,7 @@ func (b *builder) emitQuantize(n *graph.Node) error {
 
 // emitDequantize emits nothing: readers take the codes or ask for floats.
 func (b *builder) emitDequantize(n *graph.Node) error {
-	y, err := b.out(n, 0)
-	if err != nil {
-		return err
-	}
-	x, err := b.in(n, 0)
+	x, y, err := b.ends(n)
 	if err != nil {
 		return err
 	}
