@@ -80,6 +80,23 @@ def pinned(requirements, *names):
     return {n: found[n] for n in names}
 
 
+class Missing(RuntimeError):
+    """What a benchmark needs and this machine has not, in one line."""
+
+
+def told(kind, error, trace, usual=sys.excepthook):
+    """One line for what a user can mend, instead of a traceback."""
+    if issubclass(kind, Missing):
+        say("error: %s" % error)
+    elif issubclass(kind, KeyboardInterrupt):
+        say("stopped")
+    else:
+        usual(kind, error, trace)
+
+
+sys.excepthook = told
+
+
 class Result:
     def __init__(self, name, title, how):
         import onnxruntime
@@ -250,11 +267,19 @@ def environment(name, requirements):
     stamp = path / "requirements.sha256"
     if not stamp.exists() or stamp.read_text() != want:
         say("installing " + name)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(path)], check=True)
-        subprocess.run([str(path / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "--only-binary=:all:",
-                        "--no-deps", "-r", str(requirements)], check=True)
+        try:
+            install(path, requirements)
+        except (OSError, subprocess.CalledProcessError):
+            raise Missing("%s cannot be installed from %s, the reason stands above; what is compared with it is left out" % (name, requirements.relative_to(ROOT)))
         stamp.write_text(want)
     return path / "bin"
+
+
+def install(path, requirements):
+    """Makes a virtual environment of pinned wheels."""
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(path)], check=True)
+    subprocess.run([str(path / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "--only-binary=:all:",
+                        "--no-deps", "-r", str(requirements)], check=True)
 
 
 def interleaved(candidates, rounds, warmup=5):

@@ -5,6 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export FEWBIT_BENCH=${1:-quick} PYTHONPATH=benchmarks PYTHONDONTWRITEBYTECODE=1
 failed=0
+trap 'echo "bench: stopped; results that were written are kept" >&2; exit 130' INT TERM
+[ -x .deps/venv-peers/bin/python ] || { echo "bench: error: .deps/venv-peers is not there; run make deps-bench, which make bench does" >&2; exit 1; }
+[ -x bin/fewbit ] && [ -x bin/serve ] || { echo "bench: error: bin/fewbit or bin/serve is not there; run make build, which make bench does" >&2; exit 1; }
 for name in ${ONLY:-bert_speed calibration fidelity accuracy classifiers tokens int4 quantizers vision litert fashion news search kernels native_cpu levels_cpu int4_cpu openvino_cpu profile_cpu padding_cpu towers_cpu overhead load loadgen servers servers_bert}; do
   echo "== $name ($FEWBIT_BENCH)" >&2
   if [ "$name" = overhead ] || [ "$name" = load ]; then

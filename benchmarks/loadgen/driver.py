@@ -303,11 +303,11 @@ def files():
 
 def catalogue():
     """The keys of all rows, MODEL/SCENARIO/TRANSPORT, MODEL/peak/TOKENS and peer/Server/NAME, in the order of the table, and
-    whether a row is measured when nothing is chosen."""
+    whether a row is measured when nothing is chosen (searches in full counts only)."""
     keys = {}
     for form in FORMS:
         keys |= {"%s/%s/binary" % (form, s): True for s in ("SingleStream", "Server", "Offline", "MultiStream")}
-        keys |= {"%s/peak/%d" % (form, length): True for length in LENGTHS}
+        keys |= {"%s/peak/%d" % (form, length): c.FULL for length in LENGTHS}
     keys |= {"stock/SingleStream/json": True, "stock/SingleStream/grpc": True, "stock/accuracy/binary": True}
     keys |= {"peer/Server/" + peer: True for peer in servers.PEERS}
     for form in FORMS:

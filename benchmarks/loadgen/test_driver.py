@@ -229,6 +229,9 @@ class TestRows(unittest.TestCase):
     def test_choice(self):
         self.assertIn("peer/Server/mlserver", driver.chosen([]))
         self.assertNotIn("native/Server/grpc", driver.chosen([]))
+        for full in (True, False):
+            with mock.patch.object(driver.c, "FULL", full):
+                self.assertEqual("native/peak/64" in driver.chosen([]), full)
         self.assertEqual(driver.chosen(["native/Server/grpc", "*/peak/32"]), ["stock/peak/32", "native/peak/32", "native/Server/grpc"])
         with self.assertRaisesRegex(SystemExit, "no row is called native/Sever"):
             driver.chosen(["native/Sever/grpc"])

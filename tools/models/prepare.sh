@@ -7,6 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python3}
+trap 'echo "prepare: stopped; what is done is kept, the same command goes on" >&2; exit 130' INT TERM
 environment() { # VENV REQUIREMENTS WHAT: makes VENV unless it was made of these
   local want
   want=$(sha256sum "$2" | cut -d' ' -f1)
@@ -19,9 +20,12 @@ environment() { # VENV REQUIREMENTS WHAT: makes VENV unless it was made of these
   fi
 }
 peers() { environment .deps/venv-peers benchmarks/requirements.txt "the peers"; }
+script() { # VENV SCRIPT [ARGUMENT]: Ctrl-C ends it at once, without a traceback
+  "$1/bin/python" -B -c 'import runpy, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); del sys.argv[0]; sys.path[0] = "tools/models"; runpy.run_path(sys.argv[0], run_name="__main__")' "${@:2}"
+}
 make_once() { # RESULT SCRIPT: runs SCRIPT unless RESULT is newer than it
   peers
-  [ "$1" -nt "$2" ] || .deps/venv-peers/bin/python "$2"
+  [ "$1" -nt "$2" ] || script .deps/venv-peers "$2"
 }
 clip() { # the script that trains says what made the weights: a checkout that touches files trains nothing anew
   local of=.deps/models/clip-fashion/trained-by want
@@ -33,7 +37,7 @@ clip() { # the script that trains says what made the weights: a checkout that to
     rm -f .deps/models/clip-fashion/model.onnx
     echo "$want" >$of
   fi
-  [ .deps/models/clip-fashion/model.onnx -nt tools/models/clip.py ] || .deps/venv-clip/bin/python -B tools/models/clip.py
+  [ .deps/models/clip-fashion/model.onnx -nt tools/models/clip.py ] || script .deps/venv-clip tools/models/clip.py
 }
 for what in ${*:-bert efficientnet stamps}; do
   case $what in
@@ -46,7 +50,7 @@ for what in ${*:-bert efficientnet stamps}; do
       if [ "$what" = clip ]; then
         clip
       else
-        [ .deps/models/clip-vit-b32-random/model.onnx -nt tools/models/clip.py ] || .deps/venv-clip/bin/python -B tools/models/clip.py --random
+        [ .deps/models/clip-vit-b32-random/model.onnx -nt tools/models/clip.py ] || script .deps/venv-clip tools/models/clip.py --random
       fi ;;
     *) echo "prepare: error: unknown $what; one of bert, efficientnet, resnet50, stamps, clip, clip-random" >&2; exit 1 ;;
   esac
