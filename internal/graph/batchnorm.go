@@ -349,7 +349,7 @@ func (f *bnFolder) set(p *Node, i int, t *tensor.Tensor, fresh string) {
 	case name == "":
 		name = f.names.Name(fresh)
 	case len(f.ix.uses[name]) != 1 || f.ix.outputs[name] || f.ix.captured[name]:
-		name = f.names.Name(name + "_bn")
+		name = f.names.Name(name + "_folded")
 	}
 	in := slices.Clone(p.Inputs)
 	for len(in) <= i {

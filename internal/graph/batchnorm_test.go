@@ -116,7 +116,7 @@ func TestFoldBatchNormSharing(t *testing.T) {
 		if string(g.Init("w").Data) != string(c.W.Data) || (c.B != nil && string(g.Init("b").Data) != string(c.B.Data)) {
 			t.Errorf("case %d: a shared tensor changed", i)
 		}
-		if name := g.Nodes[0].Inputs[1]; name != "w_bn" || string(g.Init(name).Data) != string(c.W2.Data) {
+		if name := g.Nodes[0].Inputs[1]; name != "w_folded" || string(g.Init(name).Data) != string(c.W2.Data) {
 			t.Errorf("case %d: weight %q", i, name)
 		}
 	}

@@ -196,6 +196,7 @@ func FuzzPasses(f *testing.F) {
 			}
 		}
 		FoldBatchNorm(m)
+		FoldChannelScales(m)
 		InferShapes(m)
 		if err := m.Check(); err != nil {
 			t.Fatalf("%v\n%s", err, m.Text())

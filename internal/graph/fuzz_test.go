@@ -70,6 +70,7 @@ func FuzzGraph(f *testing.F) {
 			{"DropIdentities", func(m *Model) { DropIdentities(m) }},
 			{"FoldConstants", func(m *Model) { FoldConstants(m) }},
 			{"FoldBatchNorm", func(m *Model) { FoldBatchNorm(m) }},
+			{"FoldChannelScales", func(m *Model) { FoldChannelScales(m) }},
 			{"InferShapes", InferShapes},
 			{"Sort", func(m *Model) {
 				if err := m.Graph.Sort(); err != nil {

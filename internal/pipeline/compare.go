@@ -215,8 +215,8 @@ type pair struct {
 const maxSteps = 3
 
 // absorbed are the operators that quantization folds into the product before
-// them.
-var absorbed = map[string]bool{"Add": true, "BatchNormalization": true, "Relu": true, "Clip": true}
+// them. A Mul is a scale of channels (graph.FoldChannelScales).
+var absorbed = map[string]bool{"Add": true, "Mul": true, "BatchNormalization": true, "Relu": true, "Clip": true}
 
 // pairOperators matches the operators with multiply-accumulates of the two
 // models by the names of their outputs. It returns a view of the quantized

@@ -37,6 +37,7 @@ func (FuseAttention) Name() string { return "fuse-attention" }
 
 // Run implements Pass. Shapes must have been inferred.
 func (FuseAttention) Run(_ context.Context, m *graph.Model) (Stats, error) {
+	shapesOfInputs(m, turnedForShape)
 	f := &attentionFuser{m: m, g: m.Graph, ix: m.Graph.Index(), drop: map[*graph.Node]bool{}, bias: map[string]string{},
 		wide: map[string]string{}, hidden: map[string]string{}, same: newSameValues(m.Graph), names: m.Graph.Namer()}
 	count := 0
@@ -56,6 +57,7 @@ func (FuseAttention) Run(_ context.Context, m *graph.Model) (Stats, error) {
 		}
 		m.Graph.Prune()
 		graph.InferShapes(m)
+		shapesOfInputs(m, projected) // what attention read is gone
 	}
 	return Stats{Changed: count, Note: fmt.Sprintf("%d attention blocks", count)}, nil
 }

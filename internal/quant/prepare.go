@@ -23,6 +23,7 @@ func Prepare(c Config) []Pass {
 		count("fold-constants", "nodes folded", graph.FoldConstants),
 		count("drop-identities", "identities dropped", graph.DropIdentities),
 		count("fold-batchnorm", "batch normalizations folded", graph.FoldBatchNorm),
+		count("fold-channel-scales", "scales of channels folded", graph.FoldChannelScales),
 	}
 	if c.Target.Encoder() {
 		table = append(table, count("gemm-to-matmul", "Gemms rewritten", gemmToMatMul), count("expand-fused", "fused operators expanded", expandFused))

@@ -112,6 +112,8 @@ func (l *lowering) attention(n *graph.Node, heads int64, names graph.Namer) {
 		if l.attentionOfOne(n, heads, of, turned) {
 			return
 		}
+	} else if of[0].part == 0 && of[0].cos == "" && of[1].cos == "" && of[2].cos == "" && l.attentionOfOne(n, heads, of, nil) {
+		return
 	}
 	parts := make([]branch, 0, 3) // of keys and values, and then the queries if they are of the same rows
 	for _, i := range []int{1, 2, 0} {
@@ -173,7 +175,10 @@ func (l *lowering) attentionOfOne(n *graph.Node, heads int64, of [3]operand, tur
 		return false
 	}
 	scale := scaleOf(n, width/heads)
-	n.Domain, n.Op, n.Inputs = ops.Domain, opEncoderAttention, []string{of[0].value, mask}
+	n.Domain, n.Op, n.Inputs = ops.Domain, opEncoderAttention, []string{of[0].value}
+	if mask != "" {
+		n.Inputs = append(n.Inputs, mask)
+	}
 	l.finish(n, width, heads, scale, mask, turned)
 	return true
 }

@@ -85,14 +85,14 @@ func formFeeds(m *graph.Model, length int) engine.Feeds {
 // measured less half of what was lost, of encoders with 16 columns.
 const formCosine = .999
 
-// gateCosine is the same of encoders with gates or positions by rotation, the mean
-// square of what 16 columns lose: two products are multiplied before the third. What is
+// gateCosine is the same of encoders with gates or positions by rotation, and of T5, whose scores
+// are not divided, the mean square of what 16 columns lose: two products are multiplied before the third. What is
 // ours is held against the file's functions by formCosine.
 const gateCosine = .996
 
-// gates reports whether a form has gates or rotary positions.
+// gates reports whether a form has gates, rotary positions or scores that are not divided.
 func gates(name string) bool {
-	for _, p := range []string{"modernbert-", "nomic-", "gte-", "eurobert-", "jina3-"} {
+	for _, p := range []string{"modernbert-", "nomic-", "gte-", "eurobert-", "jina3-", "t5-encoder-", "flan-t5-encoder-"} {
 		if strings.HasPrefix(name, p) {
 			return true
 		}

@@ -8,9 +8,10 @@ import (
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/ops/opstest"
 	"github.com/fewbit/fewbit/internal/quant"
+	"github.com/fewbit/fewbit/internal/tensor"
 )
 
-// TestGatesKept: what looks like a gate, a rotation or an RMS normalization and is none
+// TestGatesKept: what looks like a gate, a rotation, a part of one projection or an RMS normalization and is none
 // keeps its operators, and gives what the file's functions give. Each edit is of the first
 // layer of two.
 func TestGatesKept(t *testing.T) {
@@ -73,6 +74,18 @@ func TestGatesKept(t *testing.T) {
 					other.Inputs[i] = sin // sin twice
 				}
 			}
+		}, 1, 1, 1},
+		"one projection": {"timm-image-sdpa-ts14", func(*graph.Model) {}, 1, 0, 0},
+		"queries and keys change places": {"timm-image-sdpa-ts14", func(m *graph.Model) {
+			s := first(m, op("Split"))
+			s.Outputs[0], s.Outputs[1] = s.Outputs[1], s.Outputs[0]
+		}, 1, 1, 1},
+		"queries are keys": {"blip-image-eager-dy18", func(m *graph.Model) {
+			q := first(m, func(n *graph.Node) bool {
+				return n.Is("Gather") && n.Int("axis", 0) == 0 && len(m.Graph.Dims(n.In(0))) == 5
+			})
+			m.Graph.SetInit("one", tensor.From([]int64{1}))
+			q.Inputs[1] = "one"
 		}, 1, 1, 1},
 		"RMS as it is": {"eurobert-sdpa-dy18", func(*graph.Model) {}, 1, 0, 0},
 		"epsilon behind the root": {"eurobert-sdpa-dy18", func(m *graph.Model) {

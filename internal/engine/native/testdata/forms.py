@@ -118,6 +118,34 @@ class BmmEncoder(nn.Module):
         return (x,)
 
 
+class Timm(nn.Module):
+    """A vision transformer as timm and DINOv2's own code have it: one projection for queries, keys and values, and
+    layer scale."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, WIDTH, 8, 8)
+        self.cls, self.places = nn.Parameter(torch.zeros(1, 1, WIDTH)), nn.Parameter(torch.zeros(1, 17, WIDTH))
+        self.layers = nn.ModuleList(
+            nn.ModuleDict(dict(norm1=nn.LayerNorm(WIDTH), qkv=nn.Linear(WIDTH, 3 * WIDTH), out=nn.Linear(WIDTH, WIDTH), norm2=nn.LayerNorm(WIDTH), up=nn.Linear(WIDTH, INNER), down=nn.Linear(INNER, WIDTH)))
+            for _ in range(LAYERS)
+        )
+        self.scales = nn.ParameterList(nn.Parameter(torch.ones(WIDTH)) for _ in range(2 * LAYERS))
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, pixel_values):
+        x = self.patches(pixel_values).flatten(2).transpose(1, 2)
+        x = torch.cat((self.cls.expand(x.shape[0], -1, -1), x), dim=1) + self.places
+        for i, layer in enumerate(self.layers):
+            y = layer["norm1"](x)
+            b, n, c = y.shape
+            q, k, v = layer["qkv"](y).reshape(b, n, 3, HEADS, c // HEADS).permute(2, 0, 3, 1, 4).unbind(0)
+            y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c)
+            x = x + layer["out"](y) * self.scales[2 * i]
+            x = x + layer["down"](nn.functional.gelu(layer["up"](layer["norm2"](x)))) * self.scales[2 * i + 1]
+        return self.norm(x)
+
+
 def model(name, attention):
     k = dict(attn_implementation=attention)
     bert = lambda: hf.BertModel(hf.BertConfig(**TEXT, **k), add_pooling_layer=False)
@@ -140,11 +168,18 @@ def model(name, attention):
         "eurobert": (lambda: hf.EuroBertModel(hf.EuroBertConfig(**TEXT, num_key_value_heads=HEADS, pad_token_id=1, bos_token_id=0, eos_token_id=2, mask_token_id=3, **k)), ""),
         "jina3": (lambda: hf.JinaEmbeddingsV3Model(hf.JinaEmbeddingsV3Config(**TEXT, type_vocab_size=1, pad_token_id=1, **k), add_pooling_layer=False), "mean"),
     }
+    t5 = dict(vocab_size=VOCAB, d_model=WIDTH, d_kv=WIDTH // HEADS, d_ff=INNER, num_layers=LAYERS, num_heads=HEADS, pad_token_id=1, decoder_start_token_id=1, **k)
+    texts["t5-encoder"] = (lambda: hf.T5EncoderModel(hf.T5Config(**t5)), "")
+    texts["flan-t5-encoder"] = (lambda: hf.T5EncoderModel(hf.T5Config(**t5, feed_forward_proj="gated-gelu")), "mean")
     images = {
         "vit": lambda: hf.ViTModel(hf.ViTConfig(**IMAGE, **k), add_pooling_layer=False),
         "clip-image": lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**IMAGE, **k)),
         "siglip-image": lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**IMAGE, **k)),
+        "dinov2-image": lambda: hf.Dinov2Model(hf.Dinov2Config(**{n: v for n, v in IMAGE.items() if n != "intermediate_size"}, mlp_ratio=INNER // WIDTH, **k)),
     }
+    images["blip-image"] = lambda: hf.BlipVisionModel(hf.BlipVisionConfig(**IMAGE, **k))
+    if name == "timm-image":
+        return Timm().eval(), (torch.randn(2, 3, 32, 32),), ["pixel_values"]
     if name in images:
         return Image(images[name]().eval()), (torch.randn(2, 3, 32, 32),), ["pixel_values"]
     ids, mask = torch.randint(3, VOCAB - 1, (2, 11)), torch.ones(2, 11, dtype=torch.long)
@@ -198,8 +233,10 @@ def strip(path):
 def main():
     out = pathlib.Path(sys.argv[1])
     texts = ["bert", "minilm", "bge", "e5", "roberta", "xlmr", "mpnet", "albert", "distilbert", "electra", "clip-text"]
-    forms = [(n, "sdpa", e) for n in [*texts, "vit", "clip-image", "siglip-image", "modernbert", "nomic", "gte", "eurobert", "jina3"] for e in ("ts14", "dy18")]
+    forms = [(n, "sdpa", e) for n in [*texts, "vit", "clip-image", "siglip-image", "dinov2-image", "timm-image", "modernbert", "nomic", "gte", "eurobert", "jina3"] for e in ("ts14", "dy18")]
+    forms += [(n, "sdpa", "ts14") for n in ("t5-encoder", "flan-t5-encoder")]
     forms += [(n, "eager", "ts17") for n in ("bert", "clip-text", "vit")] + [("roberta", "eager", "dy20")]
+    forms += [(n, "eager", "dy18") for n in ("t5-encoder", "flan-t5-encoder")] + [("blip-image", "eager", e) for e in ("ts14", "dy18")]
     forms += [("bart", "sdpa", "ts14"), ("bart", "eager", "ts17")]
     forms += [(n, "bmm", e) for n in ("clip-text", "bart-encoder") for e in ("ts14", "dy18")]
     for f in forms:
