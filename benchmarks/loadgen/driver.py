@@ -45,6 +45,7 @@ MAX_CONNECTIONS, THREADS = 64, 2
 SNIPPETS, CORPUS_SEED = 1024, 7
 RATE = 30  # queries a second that must be answered within the target
 SERVER_SECONDS = 30  # at least, at RATE: LoadGen's early stopping trusts no 99th percentile of fewer than some 660 queries
+RATIO_TURNS, RATIO_SECONDS, KEPT_SHARE = 3, 4, 0.9  # of the native form's lead in a process, that the server must keep
 PROBE_SECONDS, PROBE_QPS = 3, 60  # the run that says how many samples an Offline run needs
 KEPT = c.WORK / "loadgen"
 ONLY = os.environ.get("LOADGEN_ONLY", "").split()  # patterns of rows' keys, see catalogue; none: the rows of the table
@@ -302,13 +303,14 @@ def files():
 
 
 def catalogue():
-    """The keys of all rows, MODEL/SCENARIO/TRANSPORT, MODEL/peak/TOKENS and peer/Server/NAME, in the order of the table, and
+    """The keys of all rows, MODEL/SCENARIO/TRANSPORT, MODEL/peak/TOKENS, ratio/SCENARIO/TRANSPORT and peer/Server/NAME, in the order of the table, and
     whether a row is measured when nothing is chosen (searches in full counts only)."""
     keys = {}
     for form in FORMS:
         keys |= {"%s/%s/binary" % (form, s): True for s in ("SingleStream", "Server", "Offline", "MultiStream")}
         keys |= {"%s/peak/%d" % (form, length): c.FULL for length in LENGTHS}
     keys |= {"stock/SingleStream/json": True, "stock/SingleStream/grpc": True, "stock/accuracy/binary": True}
+    keys |= {"ratio/SingleStream/binary": True, "ratio/Server/binary": True}
     keys |= {"peer/Server/" + peer: True for peer in servers.PEERS}
     for form in FORMS:
         for scenario in SCENARIOS:
@@ -404,6 +406,31 @@ def queries(f):
     return int(f["detail"]["result_query_count"]) if "result_query_count" in f["detail"] else None
 
 
+def in_process(made, length):
+    """How many times as fast the native form is as stock operators, in sessions of fewbit bench that take turns."""
+    _, _, text = c.fewbit("bench", made["native"], "--vs", made["stock"], "--seq", length, "--threads", THREADS, "--duration", "%ds" % RATIO_SECONDS, "--json")
+    a, b = (m["p50_ms"] for m in json.loads(text)["models"])
+    return b / a
+
+
+def survives(rows, server, models, made, key):
+    """What is left of the native form's lead through the server, in turns of both forms and of both in one process."""
+    _, scenario, transport = key.split("/")
+    single, real = scenario == "SingleStream", snippets()[0]
+    samples, length, percentile = (fixed(128), 128, 90) if single else (real, round(np.mean([len(ids) for ids in real])), 99)
+    alone, served, runs = [], [], []
+    for turn in range(RATIO_TURNS):
+        alone.append(in_process(made, length))
+        pair = [run(server, models[form], scenario, transport, samples, turn=100 + turn, **({} if single else {"qps": RATE, "connections": MAX_CONNECTIONS, "seconds": max(SECONDS, SERVER_SECONDS)})) for form in ("stock", "native")]
+        served.append(ms(pair[0], percentile) / ms(pair[1], percentile))
+        runs += pair
+    lead, whole = np.median(served), np.median(alone)
+    bad = sorted({why for f in runs for why in f["void"]})
+    rows.put(key, "native form against stock operators, LoadGen %s p%d over HTTP, %s" % (scenario, percentile, "128 tokens" if single else "%d queries a second, movie snippets" % RATE),
+             "%.2fx%s" % (lead, " (VOID)" if bad else ""), "in process, %d tokens: %.2fx" % (length, whole), lead / whole, ">= %.2fx" % KEPT_SHARE, None if bad else lead >= KEPT_SHARE * whole, bad,
+             n=sum(map(queries, runs)), served=served, in_process=alone, turns=RATIO_TURNS)
+
+
 def against(rows, server, model, path, peer):
     """The same Server run on fewbit and on a peer in turn; the one that is not asked is idle."""
     i, real, key = servers.PEERS.index(peer), snippets()[0], "peer/Server/" + peer
@@ -439,6 +466,8 @@ def main():
             for key in keys:
                 if key.startswith("peer/"):
                     against(rows, server, models["stock"], made["stock"], key.split("/")[2])
+                elif key.startswith("ratio/"):
+                    survives(rows, server, models, made, key)
                 else:
                     measure(rows, server, models, key)
         finally:
