@@ -1,13 +1,14 @@
 #include "encoder.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <new>
 
+#include "carve.hpp"
 #include "level.hpp"
 #include "rotary.hpp"
+#include "stages.hpp"
 
 namespace fewbit {
 
@@ -91,17 +92,6 @@ constexpr int64_t kColumnTiles = 2; // with fewer tiles of rows a thread the col
 constexpr int64_t kGatePanels = 4;   // of a gate at a time, which are multiplied while they lie in the cache
 constexpr int64_t kBlockRows = 64;   // at most: what lies between the products stays in the cache
 
-// Takes parts of memory one after the other; without memory it counts.
-struct Carve {
-  uintptr_t base;
-  size_t used = 0;
-  template <class T> T *take(int64_t n) {
-    T *const at = reinterpret_cast<T *>(base + used);
-    used += (size_t(n) * sizeof(T) + 63) / 64 * 64;
-    return at;
-  }
-};
-
 struct Codes {
   uint8_t *codes;
   RowScale *scales;
@@ -111,53 +101,6 @@ struct Codes {
     return {codes, c.take<RowScale>(rows), k};
   }
   Codes from(int64_t r) const { return {codes + r * k, scales + r, k}; }
-};
-
-// Units of work 0..n-1 in a share for each thread, which a thread takes in every
-// phase again: what it wrote then lies in its own cache. Who has done its own
-// share helps with the others'. Nobody waits.
-class Shares {
-public:
-  static Shares take(Carve &c, int64_t threads) {
-    Shares s;
-    s.shares_ = c.take<Share>(threads), s.count_ = threads;
-    return s;
-  }
-
-  // Calls f(unit, share, more, first) for each unit on the threads; at no time do
-  // two calls have the same share. more: the next unit follows there; first: the
-  // share's first call.
-  template <class F> void run(const Parallel &parallel, int64_t n, const F &f) const {
-    for (int64_t i = 0; i < count_; i++) {
-      Share *const s = new (shares_ + i) Share;
-      s->next = n * i / count_, s->end = n * (i + 1) / count_;
-    }
-    parallel(std::min(count_, n), [&](int64_t) {
-      const int64_t mine = claim();
-      bool first = true;
-      for (int64_t i = 0; i < count_; i++) {
-        Share &s = shares_[(mine + i) % count_];
-        for (int64_t unit; (unit = s.next.fetch_add(1, std::memory_order_relaxed)) < s.end; first = false) f(unit, mine, unit + 1 < s.end, first);
-      }
-    });
-  }
-
-private:
-  struct alignas(64) Share {
-    std::atomic<int64_t> next{0};
-    std::atomic<bool> taken{false};
-    int64_t end = 0;
-  };
-  Share *shares_ = nullptr;
-  int64_t count_ = 0;
-
-  // A share that no other task of this phase has, the one of the last time if
-  // it is free. There are at least as many as tasks.
-  int64_t claim() const {
-    thread_local int64_t last = 0;
-    for (int64_t i = last < count_ ? last : 0;; i = (i + 1) % count_)
-      if (!shares_[i].taken.exchange(true, std::memory_order_relaxed)) return last = i;
-  }
 };
 
 struct Run {
@@ -246,7 +189,7 @@ struct Run {
     float *rows; // what a layer reads and writes
     float *context;
     Codes codes;
-    Shares shares;
+    Stages stages;
     char *tasks; // of each share
   };
 
@@ -325,104 +268,98 @@ struct Run {
       scatter(result, r0, r1);
   }
 
-  // What a share works in when the columns are divided: all rows of what stands
-  // before the products, which every share computes for itself.
+  // When the columns are divided threads share everything: `x` and `middle` are what a
+  // product takes of the rows and, with the normalization behind the residuals, what
+  // one adds.
   struct Columns {
+    float *in, *context, *sum, *end, *up, *x, *middle;
     Codes codes;
-    float *x, *middle; // of the layers x_of and middle_of
-    float *side;
-    int64_t *x_of, *middle_of;
-    static Columns take(Carve &c, const Run &run) {
-      Columns m;
-      m.codes = Codes::take(c, run.rows, padded(std::max(run.e.hidden(), run.e.inner)));
-      m.x = c.take<float>(run.rows * run.e.hidden()), m.middle = c.take<float>(run.rows * run.e.hidden());
-      m.x_of = c.take<int64_t>(2), m.middle_of = m.x_of + 1;
-      m.side = c.take<float>(run.rows * run.gate_columns());
-      return m;
-    }
+    Stages stages;
+    char *tasks; // of each share
   };
 
   void by_columns(EncoderMemory &memory, int64_t threads) const {
-    const int64_t hidden = e.hidden(), head_bytes = int64_t(Head(a, nullptr).bytes);
+    const int64_t hidden = e.hidden(), side_bytes = (rows * gate_columns() * int64_t(sizeof(float)) + 63) / 64 * 64;
+    const int64_t bytes = std::max(side_bytes, int64_t(Head(a, nullptr).bytes));
     const bool first = e.normalize_first;
-    Carve one{0};
-    Columns::take(one, *this);
-    const int64_t bytes = int64_t(one.used) + head_bytes;
-    struct {
-      float *in, *context, *middle, *end, *up;
-      Shares shares;
-      char *tasks;
-    } m;
-    const auto lay = [&](Carve c) {
+    const auto lay = [&](Carve c, Columns &m) {
       m.in = c.take<float>(packed ? rows * hidden : 0);
-      m.context = c.take<float>(rows * hidden), m.middle = c.take<float>(rows * hidden), m.end = c.take<float>(rows * hidden);
+      m.context = c.take<float>(rows * hidden), m.sum = c.take<float>(rows * hidden), m.end = c.take<float>(rows * hidden);
+      m.x = c.take<float>(rows * hidden), m.middle = c.take<float>(rows * hidden);
       m.up = c.take<float>(rows * e.inner);
-      m.shares = Shares::take(c, threads);
+      m.codes = Codes::take(c, rows, padded(std::max(hidden, e.inner)));
+      m.stages = Stages::take(c, threads);
       m.tasks = c.take<char>(threads * bytes);
       return c.used;
     };
-    lay({reinterpret_cast<uintptr_t>(memory.reserve(lay({0})))});
-    const auto own = [&](int64_t share) {
-      Carve c{reinterpret_cast<uintptr_t>(m.tasks + share * bytes)};
-      return Columns::take(c, *this);
-    };
-    for (int64_t i = 0; i < threads; i++) *own(i).x_of = *own(i).middle_of = -1;
-    if (packed) gather(0, rows, m.in);
-    for (int64_t i = 0; i < int64_t(e.layers.size()); i++) {
-      const EncoderLayer &l = e.layers[size_t(i)];
-      // What the products of queries and Up take, and what the residuals add.
-      const float *const begin_with = i ? m.end : packed ? m.in : x;
-      const auto input = [&](const Columns &c) -> const float * {
-        if (first ? !l.gamma[0] : i == 0) return begin_with;
-        if (*c.x_of != i) {
-          const EncoderLayer &of = first ? l : e.layers[size_t(i - 1)];
-          normalize(begin_with, of.gamma[!first], of.beta[!first], e.epsilon, rows, hidden, c.x);
-          *c.x_of = i;
-        }
-        return c.x;
+    Columns m;
+    lay({reinterpret_cast<uintptr_t>(memory.reserve(lay({0}, m)))}, m);
+    // Rows are few, and so are those of a unit.
+    const int64_t height = (rows + threads - 1) / threads, blocks = (rows + height - 1) / height;
+    m.stages.run(parallel, [&](Stages::Thread &thread) {
+      const auto by_rows = [&](const auto &f) {
+        thread.run(blocks, [&](int64_t i, bool, bool) { f(i * height, std::min(rows, (i + 1) * height)); });
       };
-      const auto middle = [&](const Columns &c) -> const float * {
-        if (*c.middle_of != i) {
-          normalize(m.middle, l.gamma[first], l.beta[first], e.epsilon, rows, hidden, c.middle);
-          *c.middle_of = i;
-        }
-        return c.middle;
+      const auto quantize_rows = [&](const Projection &p, const float *from, int64_t r0, int64_t r1) {
+        quantize(p, from, r0, r1, {m.codes.codes + r0 * p.w.padded_k(), m.codes.scales + r0, 0});
       };
-      const auto add_input = [&](const Columns &c) { return first ? begin_with : input(c); };
-      const auto add_middle = [&](const Columns &c) { return first ? m.middle : middle(c); };
-      // The panel of w at which a share begins.
-      const auto begin = [&](const Int8Weight &w, int64_t share) { return Ahead::of(w, w.panel_count() * share / threads); };
-      const auto product = [&](const Projection &p, const Projection *next, Activation act, float *to, const auto &prepare, const auto &residual) {
-        m.shares.run(parallel, p.w.panel_count(), [&](int64_t panel, int64_t share, bool more, bool begins) {
-          const Columns c = own(share);
-          if (begins) quantize(p, prepare(c), 0, rows, c.codes);
+      const auto normalize_rows = [&](const float *from, const float *gamma, const float *beta, int64_t r0, int64_t r1, float *to) {
+        normalize(from + r0 * hidden, gamma, beta, e.epsilon, r1 - r0, hidden, to + r0 * hidden);
+      };
+      // The panel of w at which this thread begins.
+      const auto begin = [&](const Int8Weight &w) { return Ahead::of(w, w.panel_count() * thread.share / threads); };
+      const auto product = [&](const Projection &p, const Projection *next, Activation act, const float *residual, float *to) {
+        thread.run(p.w.panel_count(), [&](int64_t panel, bool more, bool) {
           Ahead after;
-          if (!more && next) after = begin(next->w, share);
-          if (e.gated && &p == &l.up)
-            multiply_gate(l, c.codes, rows, panel, panel + 1, to, c.side, after);
-          else
-            multiply(p, c.codes.codes, c.codes.scales, rows, panel, panel + 1, act, residual(c), to, after);
+          if (!more && next) after = begin(next->w);
+          multiply(p, m.codes.codes, m.codes.scales, rows, panel, panel + 1, act, residual, to, after);
         });
       };
-      m.shares.run(parallel, a.batch * a.heads, [&](int64_t u, int64_t share, bool more, bool begins) {
-        const Columns c = own(share);
-        if (begins) quantize(l.qkv, input(c), 0, rows, c.codes);
-        const int64_t h = u / a.batch, then = (u + 1) / a.batch;
-        Ahead after;
-        if (!more)
-          after = begin(l.out.w, share);
-        else if (then != h)
-          after = Ahead::of(l.qkv.head(then, a.size).w, 0);
-        head(l, u % a.batch, h, c.codes, m.context, Head(a, m.tasks + (share + 1) * bytes - head_bytes), after);
+      for (size_t i = 0; i < e.layers.size(); i++) {
+        const EncoderLayer &l = e.layers[i], *next = i + 1 < e.layers.size() ? &l + 1 : nullptr;
+        const float *const begin_with = i ? m.end : packed ? m.in : x;
+        // What the products of queries and Up take, and what the residuals add.
+        const float *const input = (first ? l.gamma[0] != nullptr : i > 0) ? m.x : begin_with;
+        by_rows([&](int64_t r0, int64_t r1) {
+          if (i == 0 && packed) gather(r0, r1, m.in);
+          if (input == m.x) {
+            const EncoderLayer &of = first ? l : e.layers[i - 1];
+            normalize_rows(begin_with, of.gamma[!first], of.beta[!first], r0, r1, m.x);
+          }
+          quantize_rows(l.qkv, input, r0, r1);
+        });
+        thread.run(a.batch * a.heads, [&](int64_t u, bool more, bool) {
+          const int64_t h = u / a.batch, then = (u + 1) / a.batch;
+          Ahead after;
+          if (!more)
+            after = begin(l.out.w);
+          else if (then != h)
+            after = Ahead::of(l.qkv.head(then, a.size).w, 0);
+          head(l, u % a.batch, h, m.codes, m.context, Head(a, m.tasks + thread.share * bytes), after);
+        });
+        by_rows([&](int64_t r0, int64_t r1) { quantize_rows(l.out, m.context, r0, r1); });
+        product(l.out, &l.up, Activation::none, first ? begin_with : input, m.sum);
+        by_rows([&](int64_t r0, int64_t r1) {
+          normalize_rows(m.sum, l.gamma[first], l.beta[first], r0, r1, m.middle);
+          quantize_rows(l.up, m.middle, r0, r1);
+        });
+        if (e.gated)
+          thread.run(l.up.w.panel_count(), [&](int64_t panel, bool more, bool) {
+            Ahead after;
+            if (!more) after = begin(l.down.w);
+            multiply_gate(l, m.codes, rows, panel, panel + 1, m.up, reinterpret_cast<float *>(m.tasks + thread.share * bytes), after);
+          });
+        else
+          product(l.up, &l.down, e.act, nullptr, m.up);
+        by_rows([&](int64_t r0, int64_t r1) { quantize_rows(l.down, m.up, r0, r1); });
+        product(l.down, next ? &next->qkv : nullptr, Activation::none, first ? m.sum : m.middle, m.end);
+      }
+      by_rows([&](int64_t r0, int64_t r1) {
+        const EncoderLayer &l = e.layers.back();
+        if (!first) normalize_rows(m.end, l.gamma[1], l.beta[1], r0, r1, m.end);
+        scatter(m.end, r0, r1);
       });
-      const auto none = [](const Columns &) -> const float * { return nullptr; };
-      product(l.out, &l.up, Activation::none, m.middle, [&](const Columns &) { return m.context; }, add_input);
-      product(l.up, &l.down, e.act, m.up, middle, none);
-      product(l.down, i + 1 < int64_t(e.layers.size()) ? &e.layers[size_t(i + 1)].qkv : nullptr, Activation::none, m.end, [&](const Columns &) { return m.up; }, add_middle);
-    }
-    const EncoderLayer &l = e.layers.back();
-    if (!first) normalize(m.end, l.gamma[1], l.beta[1], e.epsilon, rows, hidden, m.end);
-    scatter(m.end, 0, rows);
+    });
   }
 
   void run(EncoderMemory &memory) const {
@@ -439,7 +376,7 @@ struct Run {
       m.rows = packed ? c.take<float>(rows * hidden) : y;
       m.context = c.take<float>(rows * hidden);
       m.codes = Codes::take(c, rows, padded(hidden));
-      m.shares = Shares::take(c, threads);
+      m.stages = Stages::take(c, threads);
       m.tasks = c.take<char>(threads * int64_t(bytes));
       return m;
     };
@@ -447,36 +384,38 @@ struct Run {
     lay(count);
     Carve carve{reinterpret_cast<uintptr_t>(memory.reserve(count.used))};
     const Shared m = lay(carve);
-    const auto own = [&](int64_t share) { return m.tasks + share * int64_t(bytes); };
     const auto last = [&](int64_t block) { return std::min(rows, (block + 1) * height); };
     const float *const begin_with = packed ? m.rows : x;
-    m.shares.run(parallel, blocks, [&](int64_t i, int64_t share, bool, bool) {
-      const int64_t r = i * height;
-      if (packed) gather(r, last(i), m.rows);
-      enter(e.layers[0], begin_with + r * hidden, last(i) - r, Rows::at(*this, height, own(share)).normal, m.codes.from(r));
+    m.stages.run(parallel, [&](Stages::Thread &thread) {
+      char *const own = m.tasks + thread.share * int64_t(bytes);
+      thread.run(blocks, [&](int64_t i, bool, bool) {
+        const int64_t r = i * height;
+        if (packed) gather(r, last(i), m.rows);
+        enter(e.layers[0], begin_with + r * hidden, last(i) - r, Rows::at(*this, height, own).normal, m.codes.from(r));
+      });
+      for (size_t i = 0; i < e.layers.size(); i++) {
+        const EncoderLayer &l = e.layers[i], *next = i + 1 < e.layers.size() ? &l + 1 : nullptr;
+        // Samples of a head one after the other: its weight stays in the cache.
+        const int64_t units = a.batch * a.heads;
+        thread.run(units, [&](int64_t u, bool more, bool) {
+          const int64_t h = u / a.batch, then = (u + 1) / a.batch;
+          Ahead after;
+          if (!more)
+            after = Ahead::of(l.out.w, 0);
+          else if (then != h)
+            after = Ahead::of(l.qkv.head(then, a.size).w, 0);
+          head(l, u % a.batch, h, m.codes, m.context, Head(a, own), after);
+        });
+        thread.run(blocks, [&](int64_t at, bool more, bool) {
+          Ahead after;
+          if (more)
+            after = Ahead::of(l.out.w, 0);
+          else if (next)
+            after = Ahead::of(next->qkv.head(units * thread.share / threads / a.batch, a.size).w, 0);
+          block(l, next, i ? m.rows : begin_with, m.context, at * height, last(at), Rows::at(*this, height, own), m.codes, m.rows, after);
+        });
+      }
     });
-    for (size_t i = 0; i < e.layers.size(); i++) {
-      const EncoderLayer &l = e.layers[i], *next = i + 1 < e.layers.size() ? &l + 1 : nullptr;
-      // Samples of a head one after the other: its weight stays in the cache.
-      const int64_t units = a.batch * a.heads;
-      m.shares.run(parallel, units, [&](int64_t u, int64_t share, bool more, bool) {
-        const int64_t h = u / a.batch, then = (u + 1) / a.batch;
-        Ahead after;
-        if (!more)
-          after = Ahead::of(l.out.w, 0);
-        else if (then != h)
-          after = Ahead::of(l.qkv.head(then, a.size).w, 0);
-        head(l, u % a.batch, h, m.codes, m.context, Head(a, own(share)), after);
-      });
-      m.shares.run(parallel, blocks, [&](int64_t at, int64_t share, bool more, bool) {
-        Ahead after;
-        if (more)
-          after = Ahead::of(l.out.w, 0);
-        else if (next)
-          after = Ahead::of(next->qkv.head(units * share / threads / a.batch, a.size).w, 0);
-        block(l, next, i ? m.rows : begin_with, m.context, at * height, last(at), Rows::at(*this, height, own(share)), m.codes, m.rows, after);
-      });
-    }
   }
 };
 

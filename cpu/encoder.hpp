@@ -16,7 +16,8 @@
 // Each thread computes whole heads, from their columns of the product to their
 // columns of `a`, and then whole rows of everything else: what lies between
 // stays in its cache, and threads meet twice a layer. Few rows are computed by
-// columns instead, so that each weight is read by one thread only.
+// columns instead, so that each weight is read by one thread only. All of it is one
+// loop of the threads (stages.hpp).
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -65,8 +66,8 @@ struct Encoder {
   int64_t padded_size() const { return (size + kEncoderHeadStep - 1) / kEncoderHeadStep * kEncoderHeadStep; }
 };
 
-// How tasks 0..n-1 are run on the threads there are. They do not wait for each
-// other.
+// How tasks 0..n-1 are run on the threads there are, in any order and at any time:
+// a task may wait for what another does only when that one has begun to do it.
 struct Parallel {
   void *context;
   void (*run)(void *context, size_t n, void (*task)(void *data, size_t i), void *data);

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <functional>
 #include <limits>
@@ -6,10 +7,12 @@
 #include <string>
 #include <thread>
 
+#include "carve.hpp"
 #include "encoder.hpp"
 #include "int4.hpp"
 #include "level.hpp"
 #include "rotary.hpp"
+#include "stages.hpp"
 #include "test.hpp"
 
 using namespace fewbit;
@@ -362,6 +365,46 @@ TEST(encoder_close_to_the_plain_kernels_with_gates) {
   double d = 0, s = 0;
   for (size_t i = 0; i < y.size(); i++) d += (y[i] - want[i]) * double(y[i] - want[i]), s += want[i] * double(want[i]);
   CHECK(std::sqrt(d / s) <= kLayerTolerance);
+}
+
+// Each unit of each stage runs once, behind all of the stage before, however many of
+// the tasks run and in whatever order.
+TEST(threads_stages) {
+  const auto only_the_first = [](void *, size_t, void (*task)(void *, size_t), void *data) { task(data, 0); };
+  const auto late = [](void *, size_t n, void (*task)(void *, size_t), void *data) {
+    std::thread other([=] {
+      for (size_t i = 1; i < n; i++) task(data, i);
+    });
+    task(data, 0);
+    other.join();
+  };
+  using Way = void (*)(void *, size_t, void (*)(void *, size_t), void *);
+  const std::vector<int64_t> sizes = {1, 7, 0, 3, 64, 2, 5};
+  for (const Way way : {Way(in_order), Way(from_behind), Way(on_threads), Way(only_the_first), Way(late)})
+    for (int threads = 1; threads <= 4; threads++)
+      for (int turn = 0; turn < 20; turn++) {
+        Carve count{0};
+        Stages::take(count, threads);
+        EncoderMemory memory;
+        Carve carve{reinterpret_cast<uintptr_t>(memory.reserve(count.used))};
+        const Stages stages = Stages::take(carve, threads);
+        // What a stage writes is read by the next without locks: the sanitizer looks on.
+        std::vector<std::vector<int>> done;
+        for (const int64_t n : sizes) done.emplace_back(size_t(n), 0);
+        std::atomic<bool> early{false};
+        stages.run({nullptr, way, threads}, [&](Stages::Thread &thread) {
+          for (size_t s = 0; s < sizes.size(); s++)
+            thread.run(sizes[s], [&](int64_t unit, bool, bool) {
+              if (s > 0)
+                for (const int before : done[s - 1]) early = early || before != 1;
+              done[s][size_t(unit)]++;
+            });
+          for (const int last : done.back()) early = early || last != 1;
+        });
+        CHECK(!early);
+        for (const auto &stage : done)
+          for (const int times : stage) CHECK(times == 1);
+      }
 }
 
 // What is no number reaches the rows of its own sample alone, and without
