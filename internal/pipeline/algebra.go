@@ -1,8 +1,8 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"sync"
 	"sync/atomic"
 
@@ -151,22 +151,28 @@ func (l *Lab) SubProduct(ctx context.Context, c, a []float64, stride, m, k int, 
 
 // tiles calls f for each tile of [0,n), on as many goroutines as the lab has threads.
 func (l *Lab) tiles(n, size int, f func(from, to int) error) error {
-	threads := l.threads()
-	count := (n + size - 1) / size
-	errs := make([]error, count)
+	return eachOf((n+size-1)/size, l.threads(), func(i int) error { return f(i*size, min((i+1)*size, n)) })
+}
+
+// eachOf calls f for each of n items on as many goroutines as workers, this one among
+// them. After an error, of which it returns the first item's, it begins no more.
+func eachOf(n, workers int, f func(i int) error) error {
+	errs := make([]error, n)
 	var next atomic.Int64
 	work := func() {
-		for i := int(next.Add(1) - 1); i < count; i = int(next.Add(1) - 1) {
-			errs[i] = f(i*size, min((i+1)*size, n))
+		for i := int(next.Add(1) - 1); i < n; i = int(next.Add(1) - 1) {
+			if errs[i] = f(i); errs[i] != nil {
+				next.Store(int64(n))
+			}
 		}
 	}
 	var wg sync.WaitGroup
-	for range min(threads, count) - 1 {
+	for range min(workers, n) - 1 {
 		wg.Go(work)
 	}
 	work()
 	wg.Wait()
-	return errors.Join(errs...)
+	return cmp.Or(errs...)
 }
 
 // product runs the operator on a and b and hands its result over while it is valid.

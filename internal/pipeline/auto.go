@@ -156,7 +156,7 @@ func (a *autoPass) reader(ctx context.Context, m *graph.Model, op *quant.Op) (*r
 	}
 	out := nodes[len(nodes)-1].Outputs[0]
 	sub.Graph.Outputs = []*graph.Value{{Name: out, Type: tensor.Float32}}
-	s, err := a.lab.Open(ctx, sub, nil, engine.Options{})
+	s, err := a.lab.Open(ctx, sub, nil, engine.Options{Threads: max(1, a.lab.threads()/a.lab.atOnce())})
 	if err != nil {
 		return nil, err
 	}
@@ -214,44 +214,56 @@ func (a *autoPass) one(ctx context.Context, full engine.Session, outs []string, 
 	for k, v := range res.Tensors() {
 		values[k] = v
 	}
-	for t, readers := range open {
-		c := a.choices[t]
-		x, err := values[t].F32()
-		if err != nil {
-			return err
-		}
+	tensors := sortedKeys(open)
+	for _, t := range tensors {
 		if errs[t] == nil {
 			errs[t] = map[string]float64{}
 		}
-		for _, r := range readers {
-			ref, err := r.run(ctx, values, "", nil)
-			if err != nil {
-				return err
-			}
-			var power float64
-			for _, v := range ref {
+	}
+	return eachOf(len(tensors), a.lab.atOnce(), func(i int) error {
+		t := tensors[i]
+		return a.tensor(ctx, t, values, open[t], errs[t])
+	})
+}
+
+// tensor adds to errs what the readers lose by each candidate of t on one sample.
+func (a *autoPass) tensor(ctx context.Context, t string, values engine.Feeds, readers []*reader, errs map[string]float64) error {
+	c := a.choices[t]
+	x, err := values[t].F32()
+	if err != nil {
+		return err
+	}
+	for _, r := range readers {
+		var ref []float32
+		var power float64
+		if err := r.run(ctx, values, "", nil, func(y []float32) {
+			ref = append(ref, y...)
+			for _, v := range y {
 				power += float64(v) * float64(v)
 			}
-			for name, rg := range c.Candidates {
-				q := quant.FakeQuantize(x, calib.ParamsFor(rg, c.Scheme), c.Scheme)
-				got, err := r.run(ctx, values, t, tensor.From(q, values[t].Dims...))
-				if err != nil {
-					return err
-				}
+		}); err != nil {
+			return err
+		}
+		for name, rg := range c.Candidates {
+			q := quant.FakeQuantize(x, calib.ParamsFor(rg, c.Scheme), c.Scheme)
+			if err := r.run(ctx, values, t, tensor.From(q, values[t].Dims...), func(y []float32) {
 				var sum float64
-				for i, v := range got {
+				for i, v := range y {
 					d := float64(v) - float64(ref[i])
 					sum += d * d
 				}
-				errs[t][name] += sum / math.Max(power, 1e-30)
+				errs[name] += sum / math.Max(power, 1e-30)
+			}); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
 }
 
-// run executes the operator with input replaced, when it is not "".
-func (r *reader) run(ctx context.Context, values engine.Feeds, input string, t *tensor.Tensor) ([]float32, error) {
+// run executes the operator with input replaced, when it is not "", and hands over what
+// it gives while it is valid.
+func (r *reader) run(ctx context.Context, values engine.Feeds, input string, t *tensor.Tensor, use func(y []float32)) error {
 	f := engine.Feeds{}
 	for _, x := range r.op.X {
 		f[x] = values[x]
@@ -261,14 +273,15 @@ func (r *reader) run(ctx context.Context, values engine.Feeds, input string, t *
 	}
 	res, err := r.sess.Run(ctx, f, nil)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer res.Close()
-	v, err := res.Tensors()[r.out].F32()
+	y, err := res.Tensors()[r.out].F32()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return append([]float32(nil), v...), nil
+	use(y)
+	return nil
 }
 
 func sortedKeys[V any](m map[string]V) []string {

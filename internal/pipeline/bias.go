@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"slices"
+	"sync"
 
 	"github.com/fewbit/fewbit/internal/data"
 	"github.com/fewbit/fewbit/internal/engine"
@@ -30,6 +32,7 @@ type biasPass struct {
 	solved   *quant.Solved
 	samples  func() (data.Dataset, error)
 	progress Progress
+	codes    int64 // bytes of codes that are held between two convolutions
 }
 
 var _ quant.Pass = (*biasPass)(nil)
@@ -56,7 +59,7 @@ func (b *biasPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error)
 	}
 	want := map[string][]float64{}
 	for _, part := range b.lab.split(raw) {
-		means, err := b.means(ctx, m, part, feeds)
+		means, err := b.means(ctx, m, part, nil, feeds, nil)
 		if err != nil {
 			return quant.Stats{}, err
 		}
@@ -67,9 +70,11 @@ func (b *biasPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error)
 	if _, err := ins.Run(ctx, q); err != nil {
 		return quant.Stats{}, err
 	}
+	front := newFrontier(q, feeds, b.codes)
 	var shifts float64
 	for i, op := range convs {
-		got, err := b.means(ctx, upTo(q, raw[i:i+1]), raw[i:i+1], feeds)
+		part, made := front.part(raw[i], raw[i+1:])
+		got, err := b.means(ctx, part, raw[i:i+1], made, front.held, front.keep)
 		if err != nil {
 			return quant.Stats{}, fmt.Errorf("operator %q: %w", op.Node.Name, err)
 		}
@@ -78,6 +83,7 @@ func (b *biasPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error)
 			return quant.Stats{}, err
 		}
 		shifts += shift
+		front.advance()
 		b.progress.say("bias correction", float64(i+1)/float64(len(convs)))
 	}
 	return quant.Stats{Changed: len(convs), Note: fmt.Sprintf("%d biases; the quantized means were off by %.2g %% of the float means", len(convs), 100*shifts/float64(len(convs)))}, nil
@@ -104,50 +110,78 @@ func (b *biasPass) feeds(ctx context.Context) ([]engine.Feeds, error) {
 }
 
 // means returns the mean over samples, batch and space of each channel (axis 1)
-// of the named tensors.
-func (b *biasPass) means(ctx context.Context, m *graph.Model, names []string, feeds []engine.Feeds) (map[string][]float64, error) {
-	s, err := b.lab.Open(ctx, m, names, engine.Options{})
+// of the named tensors, and hands the values of more to keep, of some samples at a
+// time. Those are valid during the call.
+func (b *biasPass) means(ctx context.Context, m *graph.Model, names, more []string, feeds []engine.Feeds, keep func(sample int, values engine.Feeds)) (map[string][]float64, error) {
+	// Samples beside each other rather than threads within one: the operators of a
+	// part are small.
+	runs := min(b.lab.atOnce(), len(feeds))
+	s, err := b.lab.Open(ctx, m, slices.Concat(names, more), engine.Options{Threads: max(1, b.lab.threads()/max(1, runs))})
 	if err != nil {
 		return nil, err
 	}
 	defer s.Close()
-	sums := map[string][]float64{}
-	counts := map[string]float64{}
-	for _, f := range feeds {
-		r, err := s.Run(ctx, only(s.Spec(), f), names)
+	planes, channels, counts := make([]map[string][]float64, len(feeds)), map[string]int64{}, map[string]float64{}
+	var mu sync.Mutex
+	one := func(i int) error {
+		r, err := s.Run(ctx, only(s.Spec(), feeds[i]), slices.Concat(names, more))
 		if err != nil {
-			return nil, err
+			return err
 		}
-		for name, t := range r.Tensors() {
+		defer r.Close()
+		values, sums := r.Tensors(), map[string][]float64{}
+		for _, name := range names {
+			t := values[name]
 			x, err := t.F32()
 			if err != nil {
-				r.Close()
-				return nil, err
+				return err
 			}
-			if sums[name] == nil {
-				sums[name] = make([]float64, t.Dims[1])
-			}
-			inner := 1
-			for _, d := range t.Dims[2:] {
-				inner *= int(d)
-			}
-			for i, c := 0, 0; i+inner <= len(x); i, c = i+inner, (c+1)%int(t.Dims[1]) {
-				var sum float64
-				for _, v := range x[i : i+inner] {
-					sum += float64(v)
-				}
-				sums[name][c] += sum
-			}
+			sums[name] = planeSums(x, t.Dims)
+			mu.Lock()
+			channels[name] = t.Dims[1]
 			counts[name] += float64(len(x)) / float64(t.Dims[1])
+			mu.Unlock()
 		}
-		r.Close()
-	}
-	for name, s := range sums {
-		for c := range s {
-			s[c] /= counts[name]
+		planes[i] = sums
+		if len(more) > 0 {
+			keep(i, values)
 		}
+		return nil
 	}
-	return sums, nil
+	if err := eachOf(len(feeds), runs, one); err != nil {
+		return nil, err
+	}
+	out := map[string][]float64{}
+	for _, name := range names {
+		sums := make([]float64, channels[name])
+		for _, p := range planes { // in the order of the samples, whoever ran them
+			for j, v := range p[name] {
+				sums[j%len(sums)] += v
+			}
+		}
+		for c := range sums {
+			sums[c] /= counts[name]
+		}
+		out[name] = sums
+	}
+	return out, nil
+}
+
+// planeSums returns the sum of each plane of x [batch, channels, space...].
+func planeSums(x []float32, dims []int64) []float64 {
+	inner := 1
+	for _, d := range dims[2:] {
+		inner *= int(d)
+	}
+	out := make([]float64, len(x)/max(inner, 1))
+	for i := range out {
+		var sum float64
+		for _, v := range x[i*inner : (i+1)*inner] {
+			sum += float64(v)
+		}
+		out[i] = sum
+	}
+	return out
 }
 
 // only returns the feeds that the (possibly cut) model still has as inputs.
@@ -161,21 +195,25 @@ func only(spec engine.IOSpec, f engine.Feeds) engine.Feeds {
 
 // upTo returns a view of m that computes the given values and nothing else. It
 // has the inputs that they need.
-func upTo(m *graph.Model, values []string) *graph.Model {
+func upTo(m *graph.Model, values []string) *graph.Model { return between(m, nil, values) }
+
+// between is upTo where the values known, each the only output of its operator, are
+// given: those that are needed are inputs too.
+func between(m *graph.Model, known map[string]*graph.Value, values []string) *graph.Model {
 	c := m.Clone()
 	c.Graph.Outputs = nil
 	for _, v := range values {
 		c.Graph.Outputs = append(c.Graph.Outputs, &graph.Value{Name: v, Type: tensor.Float32})
 	}
+	c.Graph.Nodes = slices.DeleteFunc(c.Graph.Nodes, func(n *graph.Node) bool { return known[n.Outputs[0]] != nil })
+	for _, name := range sortedKeys(known) {
+		c.Graph.Inputs = append(c.Graph.Inputs, known[name])
+	}
 	c.Graph.Prune()
 	ix := c.Graph.Index()
-	inputs := c.Graph.Inputs[:0]
-	for _, in := range c.Graph.Inputs {
-		if len(ix.Uses(in.Name)) > 0 || ix.Captured(in.Name) {
-			inputs = append(inputs, in)
-		}
-	}
-	c.Graph.Inputs = inputs
+	c.Graph.Inputs = slices.DeleteFunc(c.Graph.Inputs, func(in *graph.Value) bool {
+		return len(ix.Uses(in.Name)) == 0 && !ix.Captured(in.Name)
+	})
 	return c
 }
 

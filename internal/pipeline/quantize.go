@@ -278,7 +278,7 @@ func (r *run) choosing(known map[*quant.Plan]quant.Choices) []quant.Pass {
 	table = append(table, late...)
 	for _, p := range byScheme(r.plans, quant.INT8) {
 		if !cfg.NoBiasCorrection && !r.tabled {
-			table = append(table, &biasPass{r.lab, p, r.choices, r.solved, r.openCalib, r.progress})
+			table = append(table, &biasPass{r.lab, p, r.choices, r.solved, r.openCalib, r.progress, r.lab.frontierBytes()})
 		}
 	}
 	return table

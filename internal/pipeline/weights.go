@@ -342,13 +342,13 @@ func (w *weightsPass) sums(s *source) quant.Algebra {
 func (w *weightsPass) observe(ctx context.Context, m *graph.Model, feeds, values engine.Feeds, group []*source) error {
 	id := calib.SampleHash(feeds)
 	key := binary.LittleEndian.Uint64(id[:8])
-	for _, s := range group {
+	one := func(s *source) error {
 		t := values[s.tensor]
 		if t == nil {
 			t = feeds[s.tensor]
 		}
 		if t == nil {
-			continue
+			return nil
 		}
 		x, err := t.F32()
 		if err != nil {
@@ -362,8 +362,21 @@ func (w *weightsPass) observe(ctx context.Context, m *graph.Model, feeds, values
 		if err != nil {
 			return fmt.Errorf("tensor %q: %w", s.tensor, err)
 		}
+		return nil
 	}
-	return nil
+	// A convolution's patches are gathered on one core; a matrix is summed on all.
+	var convs, rest []*source
+	for _, s := range group {
+		if s.ops[0].Kind == quant.Conv {
+			convs = append(convs, s)
+		} else {
+			rest = append(rest, s)
+		}
+	}
+	if err := eachOf(len(convs), w.lab.atOnce(), func(i int) error { return one(convs[i]) }); err != nil {
+		return err
+	}
+	return eachOf(len(rest), 1, func(i int) error { return one(rest[i]) })
 }
 
 // tally is the mean, on a log scale, of what solving left of each operator's error.

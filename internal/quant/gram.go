@@ -137,18 +137,23 @@ func (g *Gram) ObserveConv(ctx context.Context, alg Algebra, op *Op, dims []int6
 	g.begin()
 	g.Rows += int64(n)
 	g.total(rows)
-	parallel(g.Groups, n*g.K*g.K/2, func(from, to int) {
-		for c := from; c < to; c++ {
-			sum := g.group(c)
-			for i := range n {
-				row := rows[(i*g.Groups+c)*g.K : (i*g.Groups+c+1)*g.K]
-				for a, v := range row {
-					axpy(sum[TriangleRow(a):TriangleRow(a+1)], v, row[:a+1])
-				}
+	parallel(g.Groups, n*g.K*g.K/2, func(from, to int) { addGrams(g.Sum, rows, n, g.Groups, g.K, from, to) })
+	return nil
+}
+
+// addGramsGo adds x'x of n rows x of K values of each group, rows [n, groups, k], to the
+// lower triangles of the groups from to to, sum [groups, triangle].
+func addGramsGo(sum, rows []float32, n, groups, k, from, to int) {
+	size := TriangleRow(k)
+	for c := from; c < to; c++ {
+		s := sum[c*size : (c+1)*size]
+		for i := range n {
+			row := rows[(i*groups+c)*k : (i*groups+c+1)*k]
+			for a, v := range row {
+				axpy(s[TriangleRow(a):TriangleRow(a+1)], v, row[:a+1])
 			}
 		}
-	})
-	return nil
+	}
 }
 
 // window knows which values each output position of a convolution reads.
@@ -157,6 +162,7 @@ type window struct {
 	in, out                  []int // sizes in space
 	kernel, stride, dilation []int
 	before                   []int // padding
+	pos, from                []int // of the patch that is taken: its place, where its values lie in a plane
 }
 
 func newWindow(op *Op, dims, xdims []int64) (*window, error) {
@@ -219,32 +225,42 @@ func (w *window) positions() int {
 // which is [groups, K].
 func (w *window) patch(x []float32, at int, row []float32) {
 	r := len(w.out)
-	pos := make([]int, r)
-	for i := r - 1; i >= 0; i-- {
-		pos[i] = at % w.out[i]
-		at /= w.out[i]
-	}
 	plane, taps := 1, 1
 	for i := range r {
 		plane *= w.in[i]
 		taps *= w.kernel[i]
+	}
+	if w.from == nil {
+		w.pos, w.from = make([]int, r), make([]int, taps)
+	}
+	for i := r - 1; i >= 0; i-- {
+		w.pos[i] = at % w.out[i]
+		at /= w.out[i]
 	}
 	x = x[at*w.channels*plane : (at+1)*w.channels*plane]
 	for t := range taps {
 		from, rest, inside := 0, t, true
 		step := 1
 		for i := r - 1; i >= 0; i-- {
-			p := pos[i]*w.stride[i] - w.before[i] + rest%w.kernel[i]*w.dilation[i]
+			p := w.pos[i]*w.stride[i] - w.before[i] + rest%w.kernel[i]*w.dilation[i]
 			rest /= w.kernel[i]
 			inside = inside && p >= 0 && p < w.in[i]
 			from += p * step
 			step *= w.in[i]
 		}
-		for c := range w.channels {
-			if inside {
-				row[c*taps+t] = x[c*plane+from]
+		if !inside {
+			from = -1
+		}
+		w.from[t] = from
+	}
+	// Channel by channel: what a kernel sees of one lies close together.
+	for c := range w.channels {
+		to, of := row[c*taps:(c+1)*taps], x[c*plane:(c+1)*plane]
+		for t, from := range w.from {
+			if from >= 0 {
+				to[t] = of[from]
 			} else {
-				row[c*taps+t] = 0
+				to[t] = 0
 			}
 		}
 	}
