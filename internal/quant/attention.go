@@ -37,6 +37,9 @@ func (FuseAttention) Name() string { return "fuse-attention" }
 
 // Run implements Pass. Shapes must have been inferred.
 func (FuseAttention) Run(_ context.Context, m *graph.Model) (Stats, error) {
+	if _, err := batchFirst(m); err != nil {
+		return Stats{}, err
+	}
 	shapesOfInputs(m, turnedForShape)
 	f := &attentionFuser{m: m, g: m.Graph, ix: m.Graph.Index(), drop: map[*graph.Node]bool{}, bias: map[string]string{},
 		wide: map[string]string{}, hidden: map[string]string{}, same: newSameValues(m.Graph), names: m.Graph.Namer()}
@@ -85,8 +88,9 @@ type attention struct {
 	scale        float32
 	name         string
 	flat         *graph.Node
-	where        *graph.Node // that masks, or nil
-	guard        bool        // a softmax that is no number counts as 0
+	where        *graph.Node   // that masks, or nil
+	guard        bool          // a softmax that is no number counts as 0
+	unscaled     []*graph.Node // by constants that are part of scale
 }
 
 // shapesFit: the result is [batch, length, heads*size] and each mask is
@@ -132,6 +136,15 @@ func (f *attentionFuser) write(a *attention) {
 	// The block's other nodes have no reader left and are pruned; one that
 	// something else reads stays.
 	f.drop[a.flat] = true
+	for _, n := range a.unscaled {
+		x := n.In(0)
+		if _, ok := f.g.Number(x); ok {
+			x = n.In(1)
+		}
+		for _, u := range f.ix.Uses(n.Outputs[0]) {
+			u.Node.Inputs[u.Input] = x
+		}
+	}
 	in, out := []string{a.q, a.k, a.v}, a.out
 	if len(a.masks) > 0 {
 		mask := f.mask(a)

@@ -21,8 +21,8 @@ func (f *attentionFuser) turned(a *attention, value string, perm []int64) (strin
 	for {
 		value = f.before(f.scaled(of, value))
 		if !merged && slices.Equal(at, perm) {
-			if _, ok := graph.RotaryOf(f.g, f.ix, value); ok {
-				return f.joined(a, value), of.scale
+			if r, ok := graph.RotaryOf(f.g, f.ix, value); ok {
+				return f.joined(a, value), of.scale * f.unscaled(a, r)
 			}
 			if whole, _ := f.third(value); whole != "" {
 				return f.joined(a, value), of.scale
@@ -48,6 +48,44 @@ func (f *attentionFuser) turned(a *attention, value string, perm []int64) (strin
 		}
 		value = r.In(0)
 	}
+}
+
+// unscaled notes that a constant factor before the rotation, by which ESM scales its queries, goes
+// to the scores, and returns it: 1 where there is none, or where others read what it gives.
+func (f *attentionFuser) unscaled(a *attention, r graph.Rotary) float32 {
+	n := f.ix.Producer(r.X)
+	if n == nil || !n.Is("Mul") || f.ix.IsOutput(r.X) || f.ix.Captured(r.X) {
+		return 1
+	}
+	want := 3 // readers: a Mul and two Slices, or one Split
+	readers := f.readers(r.X)
+	if slices.ContainsFunc(readers, func(n *graph.Node) bool { return n.Is("Split") }) {
+		want = 2
+	}
+	if len(readers) != want {
+		return 1
+	}
+	for i := range 2 {
+		c, ok := f.g.Number(n.In(i))
+		if !ok || !slices.Equal(f.g.Dims(n.In(1-i)), f.g.Dims(r.X)) {
+			continue
+		}
+		a.unscaled = append(a.unscaled, n)
+		return c
+	}
+	return 1
+}
+
+// readers returns what reads value, behind Casts that change nothing too.
+func (f *attentionFuser) readers(value string) (readers []*graph.Node) {
+	for _, u := range f.ix.Uses(value) {
+		if u.Node.Is("Cast") && f.changesNothing(u.Node) && !f.ix.IsOutput(u.Node.Outputs[0]) && !f.ix.Captured(u.Node.Outputs[0]) {
+			readers = append(readers, f.readers(u.Node.Outputs[0])...)
+		} else {
+			readers = append(readers, u.Node)
+		}
+	}
+	return readers
 }
 
 // joined returns value [batch, heads, length, size] as [batch, length, heads*size], or ""

@@ -92,7 +92,7 @@ const gateCosine = .996
 
 // gates reports whether a form has gates, rotary positions or scores that are not divided.
 func gates(name string) bool {
-	for _, p := range []string{"modernbert-", "nomic-", "gte-", "eurobert-", "jina3-", "t5-encoder-", "flan-t5-encoder-"} {
+	for _, p := range []string{"modernbert-", "nomic-", "gte-", "eurobert-", "jina3-", "esm-", "t5-encoder-", "flan-t5-encoder-"} {
 		if strings.HasPrefix(name, p) {
 			return true
 		}
@@ -126,7 +126,7 @@ func TestForms(t *testing.T) {
 				t.Error(got)
 			}
 			// Others read a decoder's keys; an image has no padding, even where the exporter made it a mask.
-			text, decoder := !strings.Contains(name, "image") && !strings.HasPrefix(name, "vit-"), got[opCrossAttention] > 0
+			text, decoder := float.Graph.Index().Uses("attention_mask") != nil, got[opCrossAttention] > 0
 			if want := text && !decoder && got[opEncoderLayers] == 1; (skip == 1) != want && text {
 				t.Errorf("%d skip padding, want one: %v", skip, want)
 			}

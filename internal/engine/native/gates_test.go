@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/onnx/pb"
 	"github.com/fewbit/fewbit/internal/ops/opstest"
 	"github.com/fewbit/fewbit/internal/quant"
 	"github.com/fewbit/fewbit/internal/tensor"
@@ -86,6 +87,26 @@ func TestGatesKept(t *testing.T) {
 			})
 			m.Graph.SetInit("one", tensor.From([]int64{1}))
 			q.Inputs[1] = "one"
+		}, 1, 1, 1},
+		"torch.nn.MultiheadAttention": {"mha-first-sdpa-dy18", func(*graph.Model) {}, 1, 0, 0},
+		"its queries are keys": {"mha-first-sdpa-dy18", func(m *graph.Model) {
+			q := first(m, func(n *graph.Node) bool {
+				return n.Is("Gather") && n.Int("axis", 0) == 0 && len(m.Graph.Dims(n.In(0))) == 4
+			})
+			m.Graph.SetInit("one", tensor.From([]int64{1}))
+			q.Inputs[1] = "one"
+		}, 1, 1, 1},
+		"its heads are turned twice": {"mha-first-sdpa-dy18", func(m *graph.Model) {
+			first(m, func(n *graph.Node) bool {
+				return n.Is("Transpose") && slices.Equal(n.Ints("perm"), []int64{2, 0, 1, 3})
+			}).Attrs = []*pb.AttributeProto{graph.AttrInts("perm", 2, 0, 3, 1)}
+		}, 1, 1, 1},
+		"a factor before the rotation": {"esm-sdpa-dy18", func(*graph.Model) {}, 1, 0, 0},
+		"others read queries before the rotation": {"esm-sdpa-dy18", func(m *graph.Model) {
+			ix := m.Graph.Index()
+			lo, _, _ := graph.PartOf(m.Graph, ix, turned(m, 0).In(1))
+			m.Graph.Nodes = append(m.Graph.Nodes, graph.NewNode("", "Relu", "other", []string{lo}, []string{"other"}))
+			m.Graph.Outputs = append(m.Graph.Outputs, &graph.Value{Name: "other", Type: tensor.Float32})
 		}, 1, 1, 1},
 		"RMS as it is": {"eurobert-sdpa-dy18", func(*graph.Model) {}, 1, 0, 0},
 		"epsilon behind the root": {"eurobert-sdpa-dy18", func(m *graph.Model) {

@@ -25,7 +25,7 @@ type operand struct {
 func (l *lowering) operand(value string) operand {
 	g := l.m.Graph
 	whole := operand{value: value, part: -1}
-	if n := l.ix.Producer(value); n != nil && n.Is("Reshape") && l.ix.Only(value) != nil && l.ix.Only(n.In(0)) == n {
+	if n := l.ix.Producer(value); n != nil && n.Is("Reshape") && l.ix.OnlyBesideShapes(value) && l.ix.Only(n.In(0)) == n {
 		d := g.Dims(n.In(0))
 		if p, i := l.third(n.In(0)); i >= 0 && l.joins(p, "", 3*d[2].N*d[3].N, d[0], d[1]) && l.joins(value, n.In(0), d[2].N*d[3].N, d[0], d[1]) {
 			return operand{value: p, part: i, heads: d[2].N}

@@ -118,6 +118,20 @@ class BmmEncoder(nn.Module):
         return (x,)
 
 
+class Mha(nn.Module):
+    """torch.nn.TransformerEncoder, and so torch.nn.MultiheadAttention."""
+
+    def __init__(self, first):
+        super().__init__()
+        torch.backends.mha.set_fastpath_enabled(False)
+        self.words, self.padded = nn.Embedding(VOCAB, WIDTH), not first
+        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, INNER, activation="gelu", norm_first=first, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
+
+    def forward(self, input_ids, attention_mask):
+        return (self.layers(self.words(input_ids), src_key_padding_mask=attention_mask == 0 if self.padded else None),)
+
+
 class Timm(nn.Module):
     """A vision transformer as timm and DINOv2's own code have it: one projection for queries, keys and values, and
     layer scale."""
@@ -166,6 +180,7 @@ def model(name, attention):
         "nomic": (lambda: hf.NomicBertModel(hf.NomicBertConfig(**TEXT, type_vocab_size=2, **k), add_pooling_layer=False), "mean"),
         "gte": (lambda: hf.GteModel(hf.GteConfig(**TEXT, **k), add_pooling_layer=False), "first"),
         "eurobert": (lambda: hf.EuroBertModel(hf.EuroBertConfig(**TEXT, num_key_value_heads=HEADS, pad_token_id=1, bos_token_id=0, eos_token_id=2, mask_token_id=3, **k)), ""),
+        "esm": (lambda: hf.EsmModel(hf.EsmConfig(**ROBERTA, mask_token_id=3, position_embedding_type="rotary", **k), add_pooling_layer=False), ""),
         "jina3": (lambda: hf.JinaEmbeddingsV3Model(hf.JinaEmbeddingsV3Config(**TEXT, type_vocab_size=1, pad_token_id=1, **k), add_pooling_layer=False), "mean"),
     }
     t5 = dict(vocab_size=VOCAB, d_model=WIDTH, d_kv=WIDTH // HEADS, d_ff=INNER, num_layers=LAYERS, num_heads=HEADS, pad_token_id=1, decoder_start_token_id=1, **k)
@@ -177,6 +192,8 @@ def model(name, attention):
         "siglip-image": lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**IMAGE, **k)),
         "dinov2-image": lambda: hf.Dinov2Model(hf.Dinov2Config(**{n: v for n, v in IMAGE.items() if n != "intermediate_size"}, mlp_ratio=INNER // WIDTH, **k)),
     }
+    for n in ("mha", "mha-first"):
+        texts[n] = (lambda n=n: Mha(n == "mha-first"), "")
     images["blip-image"] = lambda: hf.BlipVisionModel(hf.BlipVisionConfig(**IMAGE, **k))
     if name == "timm-image":
         return Timm().eval(), (torch.randn(2, 3, 32, 32),), ["pixel_values"]
@@ -233,9 +250,10 @@ def strip(path):
 def main():
     out = pathlib.Path(sys.argv[1])
     texts = ["bert", "minilm", "bge", "e5", "roberta", "xlmr", "mpnet", "albert", "distilbert", "electra", "clip-text"]
-    forms = [(n, "sdpa", e) for n in [*texts, "vit", "clip-image", "siglip-image", "dinov2-image", "timm-image", "modernbert", "nomic", "gte", "eurobert", "jina3"] for e in ("ts14", "dy18")]
+    forms = [(n, "sdpa", e) for n in [*texts, "vit", "clip-image", "siglip-image", "dinov2-image", "timm-image", "modernbert", "nomic", "gte", "eurobert", "jina3", "esm"] for e in ("ts14", "dy18")]
     forms += [(n, "sdpa", "ts14") for n in ("t5-encoder", "flan-t5-encoder")]
     forms += [(n, "eager", "ts17") for n in ("bert", "clip-text", "vit")] + [("roberta", "eager", "dy20")]
+    forms += [(n, "sdpa", "dy18") for n in ("mha", "mha-first")]
     forms += [(n, "eager", "dy18") for n in ("t5-encoder", "flan-t5-encoder")] + [("blip-image", "eager", e) for e in ("ts14", "dy18")]
     forms += [("bart", "sdpa", "ts14"), ("bart", "eager", "ts17")]
     forms += [(n, "bmm", e) for n in ("clip-text", "bart-encoder") for e in ("ts14", "dy18")]
