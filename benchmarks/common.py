@@ -270,7 +270,7 @@ def environment(name, requirements):
         try:
             install(path, requirements)
         except (OSError, subprocess.CalledProcessError):
-            raise Missing("%s cannot be installed from %s, the reason stands above; what is compared with it is left out" % (name, requirements.relative_to(ROOT)))
+            raise Missing("%s cannot be installed from %s" % (name, requirements.relative_to(ROOT)))  # pip has said why
         stamp.write_text(want)
     return path / "bin"
 

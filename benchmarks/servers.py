@@ -4,7 +4,8 @@ The same INT8 model (the news classifier on all-MiniLM-L6-v2; with the argument 
 2 threads, and the same onnxruntime behind each, one worker each; pytriton and fewbit get binary tensors, the others the
 JSON that they take (fewbit then too). All servers are up at once; clients in closed loops over kept-alive connections ask
 one after the other, in turn, several rounds; a percentile is the median of the rounds' own, since the machine's speed changes by
-a quarter for seconds, which the pooled tail would charge to whom it met. First a null endpoint shows what the client itself costs.
+a quarter for seconds, which the pooled tail would charge to whom it met. First a null endpoint shows what the client itself costs. The memory is
+the most that a server with its workers held after a round of load.
 """
 import json
 import os
@@ -85,6 +86,18 @@ def start(peer, port, path, named, work):
     return subprocess.Popen([str(a) for a in argv], stdout=log, stderr=subprocess.STDOUT, env=env, cwd=HERE, start_new_session=True)
 
 
+def memory(pid):
+    """Bytes that a server and its workers, the processes of its session, hold now; what several share counts once. None where that cannot be read."""
+    held = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rsplit(")", 1)[1].split()[3]) == pid:
+                held += next(1024 * int(l.split()[1]) for l in (stat.parent / "smaps_rollup").read_text().splitlines() if l.startswith("Pss:"))
+        except (OSError, StopIteration):  # it ended meanwhile
+            continue
+    return held or None
+
+
 def stop(processes):
     for p in processes:
         p.terminate()
@@ -146,7 +159,7 @@ def main():
     path = make()
     text = " ".join(row["text"] for row in c.rows("test")[:8])
     messages = {n: bodies(c.ids_feeds(c.tokenizer(n).encode(text).ids), named) for n in lengths}
-    ports, processes, missing = {}, [], {}
+    ports, pids, processes, missing = {}, {}, [], {}
     null = ThreadingHTTPServer(("127.0.0.1", 0), Null)
     threading.Thread(target=null.serve_forever, daemon=True).start()
     ports["null"] = null.server_address[1]
@@ -161,16 +174,16 @@ def main():
                         wait_ready(port, p)
                         upload(port, path)
                     wait(port, messages[lengths[0]][peer], p)
-                    ports[peer] = port
+                    ports[peer], pids[peer] = port, p.pid
                     c.say("%s is up" % peer)
                 except (RuntimeError, OSError, subprocess.CalledProcessError) as e:
                     if peer == "fewbit":
                         raise
                     missing[peer] = str(e)[:300]
                     c.say("%s is left out: %s" % (peer, missing[peer]))
-            ports["fewbit binary"] = ports["fewbit"]
+            ports["fewbit binary"], pids["fewbit binary"] = ports["fewbit"], pids["fewbit"]
             for n in lengths:
-                measure(r, what if len(lengths) == 1 else "%s, %d tokens," % (what, n), messages[n], ports, missing)
+                measure(r, what if len(lengths) == 1 else "%s, %d tokens," % (what, n), messages[n], ports, pids, missing)
         finally:
             stop(processes)
     r.save()
@@ -214,8 +227,8 @@ def rounds(times):
             "p99_ms_by_round": [e["p99_ms"] for e in each], "pooled": c.percentiles([x for t in times for x in t])}
 
 
-def measure(r, model, message, ports, missing):
-    one, many, rate = {k: [] for k in ports}, {k: [] for k in ports}, {k: [] for k in ports}
+def measure(r, model, message, ports, pids, missing):
+    one, many, rate, held = {k: [] for k in ports}, {k: [] for k in ports}, {k: [] for k in ports}, {k: [] for k in pids}
     for name, port in ports.items():
         load.closed_loop(port, message[name], MANY, 0.5)  # warm
     for turn in range(ROUNDS):
@@ -224,10 +237,13 @@ def measure(r, model, message, ports, missing):
             ms, per_second = load.closed_loop(port, message[name], MANY, SECONDS)
             many[name].append(ms)
             rate[name].append(per_second)
+            if name in pids and (now := memory(pids[name])):
+                held[name].append(now)
         c.say("%s round %d of %d: %s" % (model, turn + 1, ROUNDS, ", ".join("%s %.0f/s" % (k, v[-1]) for k, v in rate.items())))
-    facts = {k: {"one_client": rounds(one[k]), "clients_%d" % MANY: rounds(many[k]), "requests_per_second": float(np.median(rate[k]))} for k in ports}
-    text = lambda k: "p50 %.1f, p99 %.1f ms; %d clients: p99 %.0f ms, %.0f/s" % (
-        facts[k]["one_client"]["p50_ms"], facts[k]["one_client"]["p99_ms"], MANY, facts[k]["clients_%d" % MANY]["p99_ms"], facts[k]["requests_per_second"])
+    facts = {k: {"one_client": rounds(one[k]), "clients_%d" % MANY: rounds(many[k]), "requests_per_second": float(np.median(rate[k])), "memory_bytes": max(held.get(k) or [0]) or None} for k in ports}
+    text = lambda k: "p50 %.1f, p99 %.1f ms; %d clients: p99 %.0f ms, %.0f/s%s" % (
+        facts[k]["one_client"]["p50_ms"], facts[k]["one_client"]["p99_ms"], MANY, facts[k]["clients_%d" % MANY]["p99_ms"], facts[k]["requests_per_second"],
+        "; %.0f MB" % (facts[k]["memory_bytes"] / 1e6) if facts[k]["memory_bytes"] else "")
     for peer in PEERS:
         ours = "fewbit binary" if peer == "pytriton" else "fewbit"
         what = "%s served, against %s (%s)" % (model, peer, "binary tensors" if peer == "pytriton" else "JSON")

@@ -1,7 +1,7 @@
 """docs/benchmarks.md: every committed result, each row with its command, machine, n and noise."""
 from plots import PLOTS
 
-ORDER = ("bert_speed", "openvino_cpu", "profile_cpu", "padding_cpu", "towers_cpu", "native_cpu", "levels_cpu", "int4_cpu", "kernels", "calibration", "fidelity", "accuracy", "classifiers", "tokens", "int4", "quantizers", "search", "vision", "litert", "fashion", "news", "overhead", "load", "cycles", "sides", "loadgen", "servers", "servers_bert",
+ORDER = ("bert_speed", "openvino_cpu", "profile_cpu", "padding_cpu", "towers_cpu", "native_cpu", "levels_cpu", "int4_cpu", "kernels", "calibration", "calibration_memory", "fidelity", "accuracy", "classifiers", "tokens", "int4", "quantizers", "search", "vision", "litert", "fashion", "news", "overhead", "load", "cycles", "sides", "loadgen", "servers", "servers_bert",
          "example_text", "example_image", "example_drone")
 HEAD = """# Benchmarks
 

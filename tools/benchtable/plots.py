@@ -10,10 +10,6 @@ from svg import Chart
 TARGET_MS = 50
 
 
-def megabytes(text):
-    return float(re.match(r"([0-9.]+) MB", text).group(1))
-
-
 def find(result, start):
     """The row of a result that begins so."""
     return next((r for r in result["rows"] if r["what"].startswith(start)), None)
@@ -140,20 +136,13 @@ def sequence_latency(results):
 
 def calibration_memory(results):
     """Peak memory of calibration over the number of samples."""
-    if "calibration" not in results:
-        return "memory over samples needs make bench (calibration)"
-    r = results["calibration"]
-    row = find(r, "calibration peak memory, 512") or find(r, "calibration peak memory, 256")
-    if row is None:
-        return "memory over samples needs make bench (calibration)"
-    many, few = (int(n) for n in re.search(r"(\d+) against (\d+) samples", row["what"]).groups())
-    series = [{"name": "fewbit", "points": [(few, megabytes(row["peer"])), (many, megabytes(row["ours"]))], "kind": 0}]
-    for what, name, kind in (("calibration peak memory, against 2048", "onnxruntime, as it comes", 1), ("calibration memory on the same 48 tensors, 2048", "onnxruntime, 48 tensors", 2)):
-        peer = find(r, what)
-        if peer:
-            series.append({"name": name, "points": [(few, peer["details"]["peer_bytes"] / 1e6)], "kind": kind})
+    if "calibration_memory" not in results:
+        return "memory over samples needs ONLY=calibration_memory make bench-full"
+    rows = [r["details"] for r in results["calibration_memory"]["rows"]]
+    series = [{"name": name, "kind": kind, "points": [(d["samples"], d[key] / 1e6) for d in rows if key in d]}
+              for kind, (name, key) in enumerate((("fewbit", "ours_bytes"), ("onnxruntime, as it comes", "peer_bytes"), ("onnxruntime, 48 tensors", "peer_48_bytes")))]
     return Chart("Calibration of BERT-base: peak memory over samples", "Peak resident memory of calibrating BERT-base over the number of samples, against onnxruntime's entropy calibration.",
-                 "samples of 128 tokens", "peak memory, MB", series, ylog=True, xlog=True, xticks=[few, many])
+                 "samples of 128 tokens", "peak memory, MB", series, ylog=True, xlog=True, xticks=[d["samples"] for d in rows])
 
 
 def image_memory(results):
