@@ -32,7 +32,7 @@ var evaluators = map[string]evaluator{
 	"Concat": {(*evalCall).concat, 0}, "Gather": {(*evalCall).gather, 2}, "Slice": {(*evalCall).slice, 5},
 	"ConstantOfShape": {(*evalCall).constantOfShape, 1}, "Expand": {(*evalCall).expand, 2}, "Range": {(*evalCall).rangeOf, 3},
 	"Cast": {(*evalCall).cast, 1}, "Where": {(*evalCall).where, 3},
-	"Add": {(*evalCall).binary, 2}, "Sub": {(*evalCall).binary, 2}, "Mul": {(*evalCall).binary, 2}, "Div": {(*evalCall).binary, 2},
+	"Add": {(*evalCall).binary, 2}, "Sub": {(*evalCall).binary, 2}, "Mul": {(*evalCall).binary, 2}, "Div": {(*evalCall).binary, 2}, "Mod": {(*evalCall).binary, 2},
 	"Pow": {(*evalCall).binary, 2}, "Min": {(*evalCall).variadic, 0}, "Max": {(*evalCall).variadic, 0},
 	"Equal": {(*evalCall).compare, 2}, "Greater": {(*evalCall).compare, 2}, "Less": {(*evalCall).compare, 2},
 	"GreaterOrEqual": {(*evalCall).compare, 2}, "LessOrEqual": {(*evalCall).compare, 2},

@@ -13,7 +13,7 @@ type number interface {
 	float32 | float64 | int32 | int64
 }
 
-// binary evaluates Add, Sub, Mul, Div and Pow.
+// binary evaluates Add, Sub, Mul, Div and Pow, and Mod of integers.
 func (c *evalCall) binary() *tensor.Tensor {
 	a, b := c.arg(0), c.arg(1)
 	if len(c.in) != 2 || a == nil || b == nil {
@@ -100,6 +100,13 @@ func intOp[T int32 | int64](op string) func(x, y T) (T, bool) {
 				return -x, y == -1 && -x != x
 			}
 			return x / y, true
+		}
+	case "Mod": // where the attribute fmod makes no difference
+		return func(x, y T) (T, bool) {
+			if x < 0 || y <= 0 {
+				return 0, false
+			}
+			return x % y, true
 		}
 	case "Pow":
 		return func(x, y T) (T, bool) {

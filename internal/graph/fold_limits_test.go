@@ -2,6 +2,7 @@ package graph
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/fewbit/fewbit/internal/tensor"
@@ -40,6 +41,10 @@ func TestFoldKeeps(t *testing.T) {
 		{NewNode("", "Range", "", nil, nil), []*tensor.Tensor{tensor.From([]float32{0}), tensor.From([]float32{1}), tensor.From([]float32{.1})}}, // rounding
 		{NewNode("", "Div", "", nil, nil), []*tensor.Tensor{i64(1), i64(0)}},
 		{NewNode("", "Div", "", nil, nil), []*tensor.Tensor{i64(-1 << 63), i64(-1)}},
+		{NewNode("", "Mod", "", nil, nil), []*tensor.Tensor{i64(1), i64(0)}},
+		{NewNode("", "Mod", "", nil, nil), []*tensor.Tensor{i64(-7), i64(3)}}, // fmod decides
+		{NewNode("", "Mod", "", nil, nil), []*tensor.Tensor{i64(7), i64(-3)}},
+		{NewNode("", "Mod", "", nil, nil), []*tensor.Tensor{tensor.From([]float32{7}, 1), tensor.From([]float32{3}, 1)}},
 		{NewNode("", "Gather", "", nil, nil), []*tensor.Tensor{f32(1, 2), i64(2)}},
 		{NewNode("", "Gather", "", nil, nil), []*tensor.Tensor{f32(1, 2), i64(-3)}},
 		{NewNode("", "Gather", "", nil, nil, AttrInt("axis", 5)), []*tensor.Tensor{f32(1, 2), i64(0)}},
@@ -153,6 +158,16 @@ func BenchmarkFoldTranspose(b *testing.B) { // BERT-base's word embedding, tied 
 	for b.Loop() {
 		if _, n := folds(NewNode("", "Transpose", "", nil, nil), w); n != 1 {
 			b.Fatal("not folded")
+		}
+	}
+}
+
+// TestFoldMod: of numbers that are not negative both kinds of Mod are the same.
+func TestFoldMod(t *testing.T) {
+	for fmod := range int64(2) {
+		m, n := folds(NewNode("", "Mod", "", nil, nil, AttrInt("fmod", fmod)), tensor.From([]int64{0, 2, 7, 9}, 4), tensor.From([]int64{3}, 1))
+		if v := m.Graph.Init("v"); n != 1 || v == nil || !slices.Equal(tensor.View[int64](v), []int64{0, 2, 1, 0}) {
+			t.Errorf("fmod %d: %d folded to %v", fmod, n, v)
 		}
 	}
 }

@@ -149,6 +149,9 @@ def main():
     case("Shape", [f32(2, 3, 4)], start=1, end=2)
     case("Shape", [f32()])
     case("Size", [f32(2, 3, 4)])
+    for t in (np.int32, np.int64):
+        case("Mod", [ints(t, 2, 3, lo=0), ints(t, 3, lo=1, hi=5)])
+        case("Mod", [ints(t, 2, 3, lo=0), ints(t, 3, lo=1, hi=5)], fmod=1)
 
     with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "fold.json"), "w") as f:
         f.write("[\n" + ",\n".join(json.dumps(c, separators=(",", ":")) for c in cases) + "\n]\n")

@@ -132,6 +132,31 @@ class Mha(nn.Module):
         return (self.layers(self.words(input_ids), src_key_padding_mask=attention_mask == 0 if self.padded else None),)
 
 
+class Torchvision(nn.Module):
+    """A vision transformer as torchvision and OpenCLIP have it: torch.nn.MultiheadAttention."""
+
+    def __init__(self):
+        super().__init__()
+        torch.backends.mha.set_fastpath_enabled(False)  # an operator that the TorchScript exporter does not know
+        self.patches = nn.Conv2d(3, WIDTH, 8, 8)
+        self.cls, self.places = nn.Parameter(torch.zeros(1, 1, WIDTH)), nn.Parameter(torch.zeros(1, 17, WIDTH))
+        self.layers = nn.ModuleList(
+            nn.ModuleDict(dict(norm1=nn.LayerNorm(WIDTH), attention=nn.MultiheadAttention(WIDTH, HEADS, batch_first=True), norm2=nn.LayerNorm(WIDTH), up=nn.Linear(WIDTH, INNER), down=nn.Linear(INNER, WIDTH)))
+            for _ in range(LAYERS)
+        )
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, pixel_values):
+        n = pixel_values.shape[0]
+        x = self.patches(pixel_values).reshape(n, WIDTH, 16).permute(0, 2, 1)
+        x = torch.cat((self.cls.expand(n, -1, -1), x), dim=1) + self.places
+        for layer in self.layers:
+            y = layer["norm1"](x)
+            x = x + layer["attention"](y, y, y, need_weights=False)[0]
+            x = x + layer["down"](nn.functional.gelu(layer["up"](layer["norm2"](x))))
+        return self.norm(x)
+
+
 class Timm(nn.Module):
     """A vision transformer as timm and DINOv2's own code have it: one projection for queries, keys and values, and
     layer scale."""
@@ -195,8 +220,8 @@ def model(name, attention):
     for n in ("mha", "mha-first"):
         texts[n] = (lambda n=n: Mha(n == "mha-first"), "")
     images["blip-image"] = lambda: hf.BlipVisionModel(hf.BlipVisionConfig(**IMAGE, **k))
-    if name == "timm-image":
-        return Timm().eval(), (torch.randn(2, 3, 32, 32),), ["pixel_values"]
+    if name in ("timm-image", "torchvision-image"):
+        return (Timm() if name == "timm-image" else Torchvision()).eval(), (torch.randn(2, 3, 32, 32),), ["pixel_values"]
     if name in images:
         return Image(images[name]().eval()), (torch.randn(2, 3, 32, 32),), ["pixel_values"]
     ids, mask = torch.randint(3, VOCAB - 1, (2, 11)), torch.ones(2, 11, dtype=torch.long)
@@ -250,7 +275,7 @@ def strip(path):
 def main():
     out = pathlib.Path(sys.argv[1])
     texts = ["bert", "minilm", "bge", "e5", "roberta", "xlmr", "mpnet", "albert", "distilbert", "electra", "clip-text"]
-    forms = [(n, "sdpa", e) for n in [*texts, "vit", "clip-image", "siglip-image", "dinov2-image", "timm-image", "modernbert", "nomic", "gte", "eurobert", "jina3", "esm"] for e in ("ts14", "dy18")]
+    forms = [(n, "sdpa", e) for n in [*texts, "vit", "clip-image", "siglip-image", "dinov2-image", "timm-image", "torchvision-image", "modernbert", "nomic", "gte", "eurobert", "jina3", "esm"] for e in ("ts14", "dy18")]
     forms += [(n, "sdpa", "ts14") for n in ("t5-encoder", "flan-t5-encoder")]
     forms += [(n, "eager", "ts17") for n in ("bert", "clip-text", "vit")] + [("roberta", "eager", "dy20")]
     forms += [(n, "sdpa", "dy18") for n in ("mha", "mha-first")]
