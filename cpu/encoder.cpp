@@ -193,6 +193,11 @@ struct Run {
     char *tasks; // of each share
   };
 
+  // Rows [b0,b1) of the first ones of each sample.
+  void first_rows(const float *from, int64_t b0, int64_t b1, float *to) const {
+    for (int64_t b = b0; b < b1; b++) std::copy_n(from + starts[b] * e.hidden(), e.hidden(), to + b * e.hidden());
+  }
+
   // Calls f(packed row, row of x and y, count) for the parts of rows [r0,r1) that
   // belong to one sample.
   template <class F> void by_sample(int64_t r0, int64_t r1, const F &f) const {
@@ -216,19 +221,31 @@ struct Run {
     });
   }
 
-  // Head h of sample b: from the codes of its rows to its columns of `context`.
+  // Whether a layer computes the first row of each sample alone; of keys and values all.
+  bool only_first(const EncoderLayer &l) const { return e.read_first && &l == &e.layers.back(); }
+
+  // Head h of sample b: from the codes of its rows to its columns of `context`, which has
+  // the rows that the layer computes.
   void head(const EncoderLayer &l, int64_t b, int64_t h, const Codes &codes, float *context, const Head &m, Ahead after) const {
     const Projection p = l.qkv.head(h, a.size);
-    const int64_t r = starts[b], length = starts[b + 1] - r;
-    multiply(p, codes.codes + r * p.w.padded_k(), codes.scales + r, length, 0, p.w.panel_count(), Activation::none, nullptr, m.qkv, after);
+    const int64_t r = starts[b], length = starts[b + 1] - r, count = only_first(l) ? 1 : length;
+    const auto product = [&](int64_t n, int64_t p0, int64_t p1, Ahead next) {
+      multiply(p, codes.codes + r * p.w.padded_k(), codes.scales + r, n, p0, p1, Activation::none, nullptr, m.qkv, next);
+    };
+    // Panels of queries alone. In rows that have none there is what lay in the memory, which
+    // is turned with the keys and read by nobody.
+    const int64_t queries = count < length ? a.size / kPanel : 0;
+    if (queries) product(count, 0, queries, Ahead::of(p.w, queries));
+    product(length, queries, p.w.panel_count(), after);
     Attention one = kinds[l.kind];
     if (const Rotation &t = one.rotation; t.cos) rotate(t.cos + b * t.batch, t.sin + b * t.batch, t.columns, length, m.qkv, 3 * a.size, a.size);
     one.batch = one.heads = 1, one.length = length;
     one.qkv = m.qkv, one.y = m.y;
     one.bias = kinds[l.kind].bias_of(b, h, 0);
     attend.pack(one, 0, 0, m.attention);
-    attention_rows(attend, one, 0, 0, 0, length, m.attention);
-    for (int64_t i = 0; i < length; i++) std::copy_n(m.y + i * a.size, e.size, context + (r + i) * e.hidden() + h * e.size);
+    attention_rows(attend, one, 0, 0, 0, count, m.attention);
+    float *const to = context + (only_first(l) ? b : r) * e.hidden() + h * e.size;
+    for (int64_t i = 0; i < count; i++) std::copy_n(m.y + i * a.size, e.size, to + i * e.hidden());
   }
 
   // The codes that a layer begins with, of n rows.
@@ -264,7 +281,7 @@ struct Run {
     if (!e.normalize_first) normalize(to, l.gamma[1], l.beta[1], e.epsilon, n, hidden, to);
     if (next)
       enter(*next, to, n, m.normal, codes.from(r0));
-    else if (packed)
+    else if (packed && !e.read_first)
       scatter(result, r0, r1);
   }
 
@@ -272,129 +289,176 @@ struct Run {
   // product takes of the rows and, with the normalization behind the residuals, what
   // one adds.
   struct Columns {
-    float *in, *context, *sum, *end, *up, *x, *middle;
+    float *in, *context, *firsts, *sum, *end, *up, *x, *middle;
     Codes codes;
-    Stages stages;
     char *tasks; // of each share
+    int64_t bytes; // of one of them
+
+    // What stands behind the attention of n rows, whose tasks need `least` bytes.
+    void take(Carve &c, const Run &run, int64_t n, int64_t threads, int64_t least) {
+      firsts = c.take<float>(run.e.read_first ? run.a.batch * run.e.hidden() : 0);
+      sum = c.take<float>(n * run.e.hidden()), middle = c.take<float>(n * run.e.hidden());
+      up = c.take<float>(n * run.e.inner);
+      codes = Codes::take(c, n, padded(std::max(run.e.hidden(), run.e.inner)));
+      bytes = std::max(least, (n * run.gate_columns() * int64_t(sizeof(float)) + 63) / 64 * 64);
+      tasks = c.take<char>(threads * bytes);
+    }
+    void quantize(const Run &run, const Projection &p, const float *from, int64_t r0, int64_t r1) const {
+      run.quantize(p, from, r0, r1, {codes.codes + r0 * p.w.padded_k(), codes.scales + r0, 0});
+    }
   };
 
+  // A thread's way through the stages.
+  struct Walk {
+    const Run &run;
+    Stages::Thread &thread;
+    int64_t threads;
+
+    // Rows are few, and so are those of a unit.
+    template <class F> void by_rows(int64_t n, const F &f) const {
+      const int64_t height = (n + threads - 1) / threads;
+      thread.run((n + height - 1) / height, [&](int64_t i, bool, bool) { f(i * height, std::min(n, (i + 1) * height)); });
+    }
+    void normalize(const float *from, const float *gamma, const float *beta, int64_t r0, int64_t r1, float *to) const {
+      const int64_t hidden = run.e.hidden();
+      run.normalize(from + r0 * hidden, gamma, beta, run.e.epsilon, r1 - r0, hidden, to + r0 * hidden);
+    }
+    // The panel of w at which this thread begins.
+    Ahead begin(const Int8Weight &w) const { return Ahead::of(w, w.panel_count() * thread.share / threads); }
+  };
+
+  // A layer behind its attention, its columns divided: from m.context to `to`, which a
+  // layer that normalizes behind the residuals has not normalized yet.
+  void behind(const Walk &walk, const Columns &m, const EncoderLayer &l, const EncoderLayer *next, const float *residual, float *to) const {
+    const bool first = e.normalize_first, only = only_first(l);
+    const int64_t n = only ? a.batch : rows;
+    const auto product = [&](const Projection &p, const Projection *then, Activation act, const float *add, float *result) {
+      walk.thread.run(p.w.panel_count(), [&](int64_t panel, bool more, bool) {
+        Ahead after;
+        if (!more && then) after = walk.begin(then->w);
+        multiply(p, m.codes.codes, m.codes.scales, n, panel, panel + 1, act, add, result, after);
+      });
+    };
+    walk.by_rows(n, [&](int64_t r0, int64_t r1) {
+      if (only) first_rows(residual, r0, r1, m.firsts);
+      m.quantize(*this, l.out, m.context, r0, r1);
+    });
+    product(l.out, &l.up, Activation::none, only ? m.firsts : residual, m.sum);
+    walk.by_rows(n, [&](int64_t r0, int64_t r1) {
+      walk.normalize(m.sum, l.gamma[first], l.beta[first], r0, r1, m.middle);
+      m.quantize(*this, l.up, m.middle, r0, r1);
+    });
+    if (e.gated)
+      walk.thread.run(l.up.w.panel_count(), [&](int64_t panel, bool more, bool) {
+        Ahead after;
+        if (!more) after = walk.begin(l.down.w);
+        multiply_gate(l, m.codes, n, panel, panel + 1, m.up, reinterpret_cast<float *>(m.tasks + walk.thread.share * m.bytes), after);
+      });
+    else
+      product(l.up, &l.down, e.act, nullptr, m.up);
+    walk.by_rows(n, [&](int64_t r0, int64_t r1) { m.quantize(*this, l.down, m.up, r0, r1); });
+    product(l.down, next ? &next->qkv : nullptr, Activation::none, first ? m.sum : m.middle, to);
+    if (!next)
+      walk.by_rows(n, [&](int64_t r0, int64_t r1) {
+        if (!first) walk.normalize(to, l.gamma[1], l.beta[1], r0, r1, to);
+        if (!only) scatter(to, r0, r1);
+      });
+  }
+
+  bool few(int64_t n, int64_t threads) const { return threads > 1 && n < kTileRows * kColumnTiles * threads; }
+
   void by_columns(EncoderMemory &memory, int64_t threads) const {
-    const int64_t hidden = e.hidden(), side_bytes = (rows * gate_columns() * int64_t(sizeof(float)) + 63) / 64 * 64;
-    const int64_t bytes = std::max(side_bytes, int64_t(Head(a, nullptr).bytes));
+    const int64_t hidden = e.hidden();
     const bool first = e.normalize_first;
-    const auto lay = [&](Carve c, Columns &m) {
+    Columns m;
+    Stages stages;
+    const auto lay = [&](Carve c) {
       m.in = c.take<float>(packed ? rows * hidden : 0);
-      m.context = c.take<float>(rows * hidden), m.sum = c.take<float>(rows * hidden), m.end = c.take<float>(rows * hidden);
-      m.x = c.take<float>(rows * hidden), m.middle = c.take<float>(rows * hidden);
-      m.up = c.take<float>(rows * e.inner);
-      m.codes = Codes::take(c, rows, padded(std::max(hidden, e.inner)));
-      m.stages = Stages::take(c, threads);
-      m.tasks = c.take<char>(threads * bytes);
+      m.context = c.take<float>(rows * hidden), m.end = c.take<float>(rows * hidden), m.x = c.take<float>(rows * hidden);
+      m.take(c, *this, rows, threads, int64_t(Head(a, nullptr).bytes));
+      stages = Stages::take(c, threads);
       return c.used;
     };
-    Columns m;
-    lay({reinterpret_cast<uintptr_t>(memory.reserve(lay({0}, m)))}, m);
-    // Rows are few, and so are those of a unit.
-    const int64_t height = (rows + threads - 1) / threads, blocks = (rows + height - 1) / height;
-    m.stages.run(parallel, [&](Stages::Thread &thread) {
-      const auto by_rows = [&](const auto &f) {
-        thread.run(blocks, [&](int64_t i, bool, bool) { f(i * height, std::min(rows, (i + 1) * height)); });
-      };
-      const auto quantize_rows = [&](const Projection &p, const float *from, int64_t r0, int64_t r1) {
-        quantize(p, from, r0, r1, {m.codes.codes + r0 * p.w.padded_k(), m.codes.scales + r0, 0});
-      };
-      const auto normalize_rows = [&](const float *from, const float *gamma, const float *beta, int64_t r0, int64_t r1, float *to) {
-        normalize(from + r0 * hidden, gamma, beta, e.epsilon, r1 - r0, hidden, to + r0 * hidden);
-      };
-      // The panel of w at which this thread begins.
-      const auto begin = [&](const Int8Weight &w) { return Ahead::of(w, w.panel_count() * thread.share / threads); };
-      const auto product = [&](const Projection &p, const Projection *next, Activation act, const float *residual, float *to) {
-        thread.run(p.w.panel_count(), [&](int64_t panel, bool more, bool) {
-          Ahead after;
-          if (!more && next) after = begin(next->w);
-          multiply(p, m.codes.codes, m.codes.scales, rows, panel, panel + 1, act, residual, to, after);
-        });
-      };
+    lay({reinterpret_cast<uintptr_t>(memory.reserve(lay({0})))});
+    stages.run(parallel, [&](Stages::Thread &thread) {
+      const Walk walk{*this, thread, threads};
       for (size_t i = 0; i < e.layers.size(); i++) {
         const EncoderLayer &l = e.layers[i], *next = i + 1 < e.layers.size() ? &l + 1 : nullptr;
         const float *const begin_with = i ? m.end : packed ? m.in : x;
         // What the products of queries and Up take, and what the residuals add.
         const float *const input = (first ? l.gamma[0] != nullptr : i > 0) ? m.x : begin_with;
-        by_rows([&](int64_t r0, int64_t r1) {
+        walk.by_rows(rows, [&](int64_t r0, int64_t r1) {
           if (i == 0 && packed) gather(r0, r1, m.in);
           if (input == m.x) {
             const EncoderLayer &of = first ? l : e.layers[i - 1];
-            normalize_rows(begin_with, of.gamma[!first], of.beta[!first], r0, r1, m.x);
+            walk.normalize(begin_with, of.gamma[!first], of.beta[!first], r0, r1, m.x);
           }
-          quantize_rows(l.qkv, input, r0, r1);
+          m.quantize(*this, l.qkv, input, r0, r1);
         });
         thread.run(a.batch * a.heads, [&](int64_t u, bool more, bool) {
           const int64_t h = u / a.batch, then = (u + 1) / a.batch;
           Ahead after;
           if (!more)
-            after = begin(l.out.w);
+            after = walk.begin(l.out.w);
           else if (then != h)
             after = Ahead::of(l.qkv.head(then, a.size).w, 0);
-          head(l, u % a.batch, h, m.codes, m.context, Head(a, m.tasks + thread.share * bytes), after);
+          head(l, u % a.batch, h, m.codes, m.context, Head(a, m.tasks + thread.share * m.bytes), after);
         });
-        by_rows([&](int64_t r0, int64_t r1) { quantize_rows(l.out, m.context, r0, r1); });
-        product(l.out, &l.up, Activation::none, first ? begin_with : input, m.sum);
-        by_rows([&](int64_t r0, int64_t r1) {
-          normalize_rows(m.sum, l.gamma[first], l.beta[first], r0, r1, m.middle);
-          quantize_rows(l.up, m.middle, r0, r1);
-        });
-        if (e.gated)
-          thread.run(l.up.w.panel_count(), [&](int64_t panel, bool more, bool) {
-            Ahead after;
-            if (!more) after = begin(l.down.w);
-            multiply_gate(l, m.codes, rows, panel, panel + 1, m.up, reinterpret_cast<float *>(m.tasks + thread.share * bytes), after);
-          });
-        else
-          product(l.up, &l.down, e.act, nullptr, m.up);
-        by_rows([&](int64_t r0, int64_t r1) { quantize_rows(l.down, m.up, r0, r1); });
-        product(l.down, next ? &next->qkv : nullptr, Activation::none, first ? m.sum : m.middle, m.end);
+        behind(walk, m, l, next, first ? begin_with : input, only_first(l) ? y : m.end);
       }
-      by_rows([&](int64_t r0, int64_t r1) {
-        const EncoderLayer &l = e.layers.back();
-        if (!first) normalize_rows(m.end, l.gamma[1], l.beta[1], r0, r1, m.end);
-        scatter(m.end, r0, r1);
-      });
     });
   }
 
+  // Rows that the threads divide into blocks, as many for each: a tile that is not full
+  // costs its rows, unless it is one row.
+  struct Blocks {
+    int64_t rows, height, count;
+    Blocks(int64_t n, int64_t threads) : rows(n) {
+      const int64_t parts = (n + kBlockRows * threads - 1) / (kBlockRows * threads) * threads;
+      height = ((n + parts - 1) / parts + 1) / 2 * 2, count = (n + height - 1) / height;
+    }
+    int64_t last(int64_t block) const { return std::min(rows, (block + 1) * height); }
+  };
+
   void run(EncoderMemory &memory) const {
     const int64_t hidden = e.hidden(), threads = std::max(1, parallel.threads);
-    if (threads > 1 && rows < kTileRows * kColumnTiles * threads) return by_columns(memory, threads);
-    const int64_t parts = (rows + kBlockRows * threads - 1) / (kBlockRows * threads) * threads;
-    // As many rows for each thread: a tile that is not full costs its rows, unless it is one row.
-    const int64_t height = ((rows + parts - 1) / parts + 1) / 2 * 2, blocks = (rows + height - 1) / height;
+    if (few(rows, threads)) return by_columns(memory, threads);
+    const Blocks all(rows, threads), ends(e.read_first ? a.batch : rows, threads); // ends: of the last layer
+    const bool divided = e.read_first && few(a.batch, threads);                    // and its columns are
     size_t bytes;
-    Rows::at(*this, height, nullptr, &bytes);
+    Rows::at(*this, std::max(all.height, ends.height), nullptr, &bytes);
     bytes = std::max(bytes, Head(a, nullptr).bytes);
+    Columns end{};
     const auto lay = [&](Carve &c) {
       Shared m;
-      m.rows = packed ? c.take<float>(rows * hidden) : y;
+      m.rows = packed || e.read_first ? c.take<float>(rows * hidden) : y;
       m.context = c.take<float>(rows * hidden);
       m.codes = Codes::take(c, rows, padded(hidden));
       m.stages = Stages::take(c, threads);
       m.tasks = c.take<char>(threads * int64_t(bytes));
+      if (divided)
+        end.take(c, *this, a.batch, threads, 0);
+      else if (e.read_first)
+        end.firsts = c.take<float>(a.batch * hidden);
+      end.context = m.context;
       return m;
     };
     Carve count{0};
     lay(count);
     Carve carve{reinterpret_cast<uintptr_t>(memory.reserve(count.used))};
     const Shared m = lay(carve);
-    const auto last = [&](int64_t block) { return std::min(rows, (block + 1) * height); };
     const float *const begin_with = packed ? m.rows : x;
     m.stages.run(parallel, [&](Stages::Thread &thread) {
       char *const own = m.tasks + thread.share * int64_t(bytes);
-      thread.run(blocks, [&](int64_t i, bool, bool) {
-        const int64_t r = i * height;
-        if (packed) gather(r, last(i), m.rows);
-        enter(e.layers[0], begin_with + r * hidden, last(i) - r, Rows::at(*this, height, own).normal, m.codes.from(r));
+      thread.run(all.count, [&](int64_t i, bool, bool) {
+        const int64_t r = i * all.height;
+        if (packed) gather(r, all.last(i), m.rows);
+        enter(e.layers[0], begin_with + r * hidden, all.last(i) - r, Rows::at(*this, all.height, own).normal, m.codes.from(r));
       });
       for (size_t i = 0; i < e.layers.size(); i++) {
         const EncoderLayer &l = e.layers[i], *next = i + 1 < e.layers.size() ? &l + 1 : nullptr;
+        const float *const residual = i ? m.rows : begin_with;
+        const bool only = only_first(l);
         // Samples of a head one after the other: its weight stays in the cache.
         const int64_t units = a.batch * a.heads;
         thread.run(units, [&](int64_t u, bool more, bool) {
@@ -406,13 +470,17 @@ struct Run {
             after = Ahead::of(l.qkv.head(then, a.size).w, 0);
           head(l, u % a.batch, h, m.codes, m.context, Head(a, own), after);
         });
-        thread.run(blocks, [&](int64_t at, bool more, bool) {
+        if (only && divided) return behind({*this, thread, threads}, end, l, nullptr, residual, y);
+        const Blocks &of = only ? ends : all;
+        thread.run(of.count, [&](int64_t at, bool more, bool) {
           Ahead after;
           if (more)
             after = Ahead::of(l.out.w, 0);
           else if (next)
             after = Ahead::of(next->qkv.head(units * thread.share / threads / a.batch, a.size).w, 0);
-          block(l, next, i ? m.rows : begin_with, m.context, at * height, last(at), Rows::at(*this, height, own), m.codes, m.rows, after);
+          const int64_t r0 = at * of.height, r1 = of.last(at);
+          if (only) first_rows(residual, r0, r1, end.firsts);
+          block(l, next, only ? end.firsts : residual, m.context, r0, r1, Rows::at(*this, of.height, own), m.codes, only ? y : m.rows, after);
         });
       }
     });

@@ -61,6 +61,7 @@ struct Encoder {
   bool gated = false; // u = act(project(n, up)) * project(n, gate)
   Activation act = Activation::gelu;
   bool skip_padding = false; // nobody reads the rows at the end of a sample that are padding
+  bool read_first = false;   // y has the first row of each sample alone, the only one that the last layer computes
 
   int64_t hidden() const { return heads * size; }
   int64_t padded_size() const { return (size + kEncoderHeadStep - 1) / kEncoderHeadStep * kEncoderHeadStep; }
@@ -100,8 +101,9 @@ private:
 int64_t unpadded_length(const Attention &a, int64_t b);
 
 // What layers attend by: they differ in bias and rotation alone. qkv and y are not
-// used: x and y are [batch, length, hidden]. Where padding is skipped, the padded rows
-// of x are not read and those of y are 0. Throws std::bad_alloc.
+// used: x and y are [batch, length, hidden], with read_first y is [batch, 1, hidden]. Where
+// padding is skipped, the padded rows of x are not read and those of y are 0. Throws
+// std::bad_alloc.
 void encode(const Encoder &e, const Attention *kinds, size_t count, const float *x, float *y, EncoderMemory &memory, const Parallel &parallel);
 
 // y = (x - mean) / sqrt(variance + epsilon) * gamma + beta of each row; y may be x

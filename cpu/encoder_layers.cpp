@@ -1,5 +1,6 @@
 // fewbit.EncoderLayers(X, Bias [, Cos, Sin] of each kind ..., 16 constants for each
 // layer ...) -> Y: see encoder.hpp.
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <memory>
@@ -67,7 +68,7 @@ struct EncoderLayers final : Kernel {
     e.size = hidden / e.heads;
     if ((e.act = activation_of(node, "EncoderLayers")) == Activation::none) e.act = Activation::gelu;
     e.normalize_first = flag(node, "normalize", "first"), e.skip_padding = flag(node, "padding", "skip");
-    e.rms = flag(node, "norm", "rms"), e.gated = flag(node, "gate", "multiply"), rotary = flag(node, "rotary", "half");
+    e.read_first = flag(node, "read", "first"), e.rms = flag(node, "norm", "rms"), e.gated = flag(node, "gate", "multiply"), rotary = flag(node, "rotary", "half");
     const std::string kind_of = node.string("kinds", "");
     for (const char c : kind_of) {
       if (c < '0' || c > '9') refuse("EncoderLayers: kinds must be a digit for each layer, or absent");
@@ -123,7 +124,7 @@ struct EncoderLayers final : Kernel {
       if (bias.rank != 1 || bias.last() != 0) set_bias(of[i], bias, "EncoderLayers");
       if (rotary) set_rotation(of[i], call.input(2 + i * of_kind()), call.input(3 + i * of_kind()), "EncoderLayers");
     }
-    auto *const y = static_cast<float *>(call.output(0, {a.batch, a.length, e.hidden()}));
+    auto *const y = static_cast<float *>(call.output(0, {a.batch, e.read_first ? std::min(int64_t(1), a.length) : a.length, e.hidden()}));
     if (!a.batch || !a.length) return;
     std::unique_ptr<EncoderMemory> memory = take();
     const Parallel parallel{const_cast<Call *>(&call),
@@ -145,12 +146,21 @@ struct EncoderLayers final : Kernel {
   }
 };
 
+void shapes(OrtShapeInferContext *c) {
+  Shape s = Shape::of_input(c, 0);
+  if (s.dims.size() == 3 && has_attribute(c, "read")) { // 1, or 0 of no rows
+    s.dims[1] = -1, s.names[1] = "", s.dims[2] = attribute_of(c, "N"), s.names[2] = "";
+    return s.set_output(c, 0);
+  }
+  shapes_with_columns(c);
+}
+
 } // namespace
 
 const Operator &encoder_layers() {
   constexpr auto f32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   static const Operator op("EncoderLayers", {{f32}, {ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, false, true}}, {{f32}},
-                           [](const Node &n) -> Kernel * { return new EncoderLayers(n); }, shapes_with_columns);
+                           [](const Node &n) -> Kernel * { return new EncoderLayers(n); }, shapes);
   return op;
 }
 

@@ -12,7 +12,7 @@
 
 // Changes whenever a function here, a packed layout or an operator changes, and
 // kernelsABI in internal/engine/ort/kernels.go with it.
-#define FEWBIT_CPU_ABI 17
+#define FEWBIT_CPU_ABI 18
 
 #ifdef __cplusplus
 extern "C" {

@@ -137,6 +137,13 @@ int64_t attribute_of(OrtShapeInferContext *c, const char *name) {
   return n;
 }
 
+bool has_attribute(OrtShapeInferContext *c, const char *name) {
+  const OrtOpAttr *attribute = nullptr;
+  OrtStatus *const missing = ort->ShapeInferContext_GetAttribute(c, name, &attribute);
+  ort->ReleaseStatus(missing);
+  return !missing;
+}
+
 void shapes_with_columns(OrtShapeInferContext *c) {
   Shape s = Shape::of_input(c, 0);
   const int64_t n = attribute_of(c, "N");

@@ -123,6 +123,7 @@ struct Shape {
   void set_output(OrtShapeInferContext *, size_t i); // gives names to what has none
 };
 int64_t attribute_of(OrtShapeInferContext *, const char *name); // an integer
+bool has_attribute(OrtShapeInferContext *, const char *name);
 
 // The output has the input's dimensions, but attribute N columns.
 void shapes_with_columns(OrtShapeInferContext *);

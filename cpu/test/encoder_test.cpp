@@ -97,7 +97,7 @@ void on_threads(void *, size_t n, void (*task)(void *, size_t), void *data) {
 using Kinds = std::vector<Attention>;
 
 std::vector<float> run(const Encoder &e, Kinds kinds, const std::vector<float> &x, EncoderMemory &memory, const Parallel &p) {
-  std::vector<float> y(x.size(), -1);
+  std::vector<float> y(e.read_first ? size_t(kinds[0].batch * e.hidden()) : x.size(), -1);
   for (Attention &a : kinds) a.heads = e.heads, a.size = e.size, a.scale = e.scale;
   encode(e, kinds.data(), kinds.size(), x.data(), y.data(), memory, p);
   return y;
@@ -323,6 +323,55 @@ TEST(encoder_forms_equal_their_parts) {
           std::fprintf(stderr, "  form %d, batch %d, length %d, heads %d, size %d, inner %d\n", int(&f - forms), int(batch), int(length), int(d.heads), int(d.size), int(d.inner));
           return;
         }
+      }
+    }
+}
+
+// The first row of each sample is the same when nothing else is computed of the last
+// layer, bit for bit, whatever the masks, the padding, the samples and the threads.
+TEST(encoder_reads_first) {
+  struct Form {
+    bool first, gated, bare;
+    int64_t columns; // that are turned; 0: one kind, without positions
+  };
+  const Form forms[] = {{false, false, false, 0}, {true, false, false, 0}, {true, true, true, 4}, {false, true, false, 2}};
+  const Dims dims[] = {{2, 16, 40, 3}, {2, 64, 100, 2}, {1, 100, 50, 1}, {3, 20, 60, 1}};
+  const std::pair<int64_t, int64_t> shapes[] = {{1, 1}, {1, 7}, {1, 40}, {2, 33}, {1, 130}, {50, 2}};
+  EncoderMemory memory;
+  for (const Form &f : forms)
+    for (const Dims &d : dims) {
+      Made made(d, f.gated);
+      made.e.normalize_first = f.first;
+      if (f.bare) made.e.layers[0].gamma[0] = made.e.layers[0].beta[0] = nullptr;
+      if (f.columns)
+        for (size_t i = 0; i < made.e.layers.size(); i++) made.e.layers[i].kind = (i + 1) % 2;
+      for (const auto &[batch, length] : shapes) {
+        const int64_t hidden = made.e.hidden();
+        const auto x = gauss(size_t(batch * length * hidden), 3, 2);
+        // Every third sample is all masked, the others are of different lengths.
+        TwoKinds two(batch, length, std::min(f.columns, d.size), 2, [&](int64_t b, int64_t s) { return b % 3 == 1 || s > (b * 5 + 3) % length; });
+        if (!f.columns) {
+          two.kinds.resize(1), two.kinds[0].rotation = {};
+          for (float &v : two.far) v = v == -inf ? lowest : v;
+          two.kinds[0].zero_hidden = false;
+        }
+        for (const bool masked : {false, true})
+          for (const bool skip : {false, true}) {
+            Kinds kinds = two.kinds;
+            for (Attention &a : kinds) a.bias = masked ? a.bias : nullptr;
+            made.e.skip_padding = skip, made.e.read_first = false;
+            const auto all = run(made.e, kinds, x, memory, {nullptr, in_order, 1});
+            std::vector<float> want;
+            for (int64_t b = 0; b < batch; b++) want.insert(want.end(), all.begin() + b * length * hidden, all.begin() + (b * length + 1) * hidden);
+            made.e.read_first = true;
+            bool ok = true;
+            for (const int threads : {1, 3})
+              for (const auto way : {from_behind, on_threads}) ok &= same_bits(want, run(made.e, kinds, x, memory, {nullptr, way, threads}));
+            if (!CHECK(ok)) {
+              std::fprintf(stderr, "  form %d, batch %d, length %d, heads %d, size %d, masked %d, skip %d\n", int(&f - forms), int(batch), int(length), int(d.heads), int(d.size), masked, skip);
+              return;
+            }
+          }
       }
     }
 }

@@ -55,6 +55,7 @@ func (l *lowering) encoders() error {
 	}
 	var none string
 	gone, taken := map[*graph.Node]bool{}, map[*encoderLayer]bool{}
+	var firsts []string // results that have the first row of each sample alone
 	names := g.Namer()
 	for _, e := range layers { // in the graph's order, so that a chain begins with its first
 		if taken[e] {
@@ -115,7 +116,13 @@ func (l *lowering) encoders() error {
 		if !slices.ContainsFunc(kinds, func(k attends) bool { return k.mask == "" || !l.paddingUnread(y, k.mask) }) {
 			attrs = append(attrs, graph.AttrString("padding", "skip"))
 		}
+		if l.onlyFirstRow(y) {
+			attrs, firsts = append(attrs, graph.AttrString("read", "first")), append(firsts, y)
+		}
 		g.Nodes = append(g.Nodes, graph.NewNode(ops.Domain, opEncoderLayers, y+"_EncoderLayers", in, []string{y}, attrs...))
+	}
+	for _, y := range firsts {
+		l.dropInfo(y)
 	}
 	g.Nodes = slices.DeleteFunc(g.Nodes, func(n *graph.Node) bool { return gone[n] })
 	return g.Sort()

@@ -122,21 +122,6 @@ func (l *lowering) replaced(n *graph.Node, input int, mask string) bool {
 	return input > 0 && l.m.Graph.Init(n.In(3-input)) != nil && l.view(shown) == mask
 }
 
-// firstRow reports whether n takes the first row of each sample.
-func (l *lowering) firstRow(n *graph.Node, input int) bool {
-	if input != 0 {
-		return false
-	}
-	switch {
-	case n.Is("Gather"):
-		t := l.m.Graph.Init(n.In(1))
-		return n.Int("axis", 0) == 1 && t != nil && t.Type == tensor.Int64 && !slices.ContainsFunc(tensor.View[int64](t), func(i int64) bool { return i != 0 })
-	case n.Is("Slice"):
-		return l.is(n.In(1), 0) && l.is(n.In(2), 1) && l.is(n.In(3), 1) && (n.In(4) == "" || l.is(n.In(4), 1))
-	}
-	return false
-}
-
 // rowsOf returns what all that reads value make of its rows, when that is
 // normalization or an activation.
 func (l *lowering) rowsOf(value string) string {

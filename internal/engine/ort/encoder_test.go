@@ -162,6 +162,7 @@ func TestEncoderLayersRefuses(t *testing.T) {
 		"another activation":       attrs(append(encoderAttrs(encWidth, encHeads, .25, 1e-5), attrString("activation", "swish"))),
 		"another normalization":    attrs(append(encoderAttrs(encWidth, encHeads, .25, 1e-5), attrString("normalize", "last"))),
 		"hidden rows are others":   attrs(append(encoderAttrs(encWidth, encHeads, .25, 1e-5), attrString("hidden", "one"))),
+		"another row is read":      attrs(append(encoderAttrs(encWidth, encHeads, .25, 1e-5), attrString("read", "last"))),
 		"padding of another kind":  attrs(append(encoderAttrs(encWidth, encHeads, .25, 1e-5), attrString("padding", "half"))),
 	} {
 		m := encoder(t, e, 1)

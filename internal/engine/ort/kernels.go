@@ -36,7 +36,7 @@ const (
 // kernelsABI is FEWBIT_CPU_ABI once more. Go's build cache does not see changes
 // of a header outside the package: without a change here it would go on with the
 // old number, and leave the new library out.
-const kernelsABI = 17
+const kernelsABI = 18
 
 // It does not compile when they differ.
 var _ = [1]struct{}{}[kernelsABI-C.FEWBIT_CPU_ABI]
