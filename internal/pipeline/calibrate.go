@@ -266,7 +266,7 @@ func (l *Lab) openObserved(ctx context.Context, m *graph.Model, taps []string) (
 	if err != nil {
 		return nil, "", err
 	}
-	if o := (engine.Options{ShrinkMemory: true}); bf16 != nil {
+	if o := (engine.Options{ShrinkMemory: !fixedSizes(m)}); bf16 != nil {
 		s, err = l.openBF16(ctx, bf16, m, taps, o)
 	} else {
 		s, err = l.Open(ctx, m, taps, o)
@@ -275,6 +275,23 @@ func (l *Lab) openObserved(ctx context.Context, m *graph.Model, taps []string) (
 		return nil, "", fmt.Errorf("open the model for calibration: %w", err)
 	}
 	return s, precision, nil
+}
+
+// fixedSizes reports whether all sizes of the inputs are known but that of the batch:
+// then each run takes the memory of the one before, and giving it back in between only
+// costs time.
+func fixedSizes(m *graph.Model) bool {
+	for _, in := range m.Graph.Inputs {
+		if in.Dims == nil {
+			return false
+		}
+		for _, d := range in.Dims[min(1, len(in.Dims)):] {
+			if d.N < 0 {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // tapped is a session whose inner tensors are outputs.

@@ -3,6 +3,7 @@ package quant
 import (
 	"context"
 	"fmt"
+	"sync"
 )
 
 const (
@@ -109,6 +110,10 @@ func (g *Gram) Flush(ctx context.Context, alg Algebra) error {
 	return err
 }
 
+// gathered holds *[]float32, the patches of ObserveConv: of a depthwise convolution those
+// of one sample are some megabytes.
+var gathered sync.Pool
+
 // ObserveConv adds patches of x [batch, channels, space...], the input of
 // op, whose weight has dimensions dims. Of many positions, those are taken that a
 // hash of the sample selects.
@@ -123,7 +128,13 @@ func (g *Gram) ObserveConv(ctx context.Context, alg Algebra, op *Op, dims []int6
 	}
 	total := w.positions()
 	n := min(total, limit)
-	rows := make([]float32, n*g.Groups*g.K)
+	size := n * g.Groups * g.K
+	buf, _ := gathered.Get().(*[]float32)
+	if buf == nil || cap(*buf) < size {
+		buf = new(make([]float32, size))
+	}
+	defer gathered.Put(buf)
+	rows := (*buf)[:size] // patch writes all of them
 	for i := range n {
 		at := i
 		if total > limit {
