@@ -1,7 +1,8 @@
 // How close the products of the kernels come to what one core can do: every
 // round measures the peak of the dot product instructions, the bandwidth of
 // reading, and each product, so that a ratio is of one moment of the machine.
-// Prints one JSON object a line; benchmarks/kernels.py makes the table of it.
+// Prints one JSON object a line; benchmarks/kernels.py makes the table of it. With
+// "peak" it prints the INT8 peak alone: a process for each core gives that of all.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -21,6 +22,7 @@ using namespace fewbit;
 namespace {
 
 using Clock = std::chrono::steady_clock;
+constexpr double kPeakSeconds = 0.2;
 double seconds_since(Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); }
 
 struct Memory {
@@ -206,10 +208,16 @@ struct Bf16 : Product {
 } // namespace
 
 int main(int argc, char **argv) {
+  if (argc == 2 && std::strcmp(argv[1], "peak") == 0) {
+    double most = 0;
+    for (const auto began = Clock::now(); seconds_since(began) < kPeakSeconds;) most = std::max(most, peak(true));
+    std::printf("{\"level\": \"%s\", \"peak_macs\": %.6g}\n", level_name(level()), most);
+    return 0;
+  }
   char *end = nullptr;
   const long rounds = argc > 1 ? std::strtol(argv[1], &end, 10) : 5;
   if (argc > 2 || rounds < 1 || rounds > 1000 || (end && *end)) {
-    std::fprintf(stderr, "usage: fewbit_cpu_roofline [rounds, 1 to 1000; default 5]\n");
+    std::fprintf(stderr, "usage: fewbit_cpu_roofline [rounds, 1 to 1000; default 5]\n       fewbit_cpu_roofline peak: of INT8 products, one thread\n");
     return 2;
   }
   std::printf("{\"level\": \"%s\"}\n", level_name(level()));
