@@ -427,7 +427,7 @@ def survives(rows, server, models, made, key):
     lead, whole = np.median(served), np.median(alone)
     bad = sorted({why for f in runs for why in f["void"]})
     rows.put(key, "native form against stock operators, LoadGen %s p%d over HTTP, %s" % (scenario, percentile, "128 tokens" if single else "%d queries a second, movie snippets" % RATE),
-             "%.2fx%s" % (lead, " (VOID)" if bad else ""), "in process, %d tokens: %.2fx" % (length, whole), lead / whole, ">= %.2fx" % KEPT_SHARE, None if bad else lead >= KEPT_SHARE * whole, bad,
+             "%.2fx%s" % (lead, " (VOID)" if bad else ""), "in process, %d tokens: %.2fx" % (length, whole), lead / whole, ">= %.2fx" % KEPT_SHARE, None if bad else bool(lead >= KEPT_SHARE * whole), bad,
              n=sum(map(queries, runs)), served=served, in_process=alone, turns=RATIO_TURNS)
 
 
