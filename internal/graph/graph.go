@@ -7,6 +7,8 @@
 package graph
 
 import (
+	"slices"
+
 	"github.com/fewbit/fewbit/internal/onnx/pb"
 	"github.com/fewbit/fewbit/internal/tensor"
 	"google.golang.org/protobuf/proto"
@@ -120,6 +122,12 @@ func (g *Graph) Number(name string) (float32, bool) {
 		return 0, false
 	}
 	return tensor.View[float32](t)[0], true
+}
+
+// Holds reports whether the INT64 constant called name holds these numbers.
+func (g *Graph) Holds(name string, want ...int64) bool {
+	t := g.Init(name)
+	return t != nil && t.Type == tensor.Int64 && slices.Equal(tensor.View[int64](t), want)
 }
 
 // Dims is what is known of a value's shape (see InferShapes), nil when nothing is.

@@ -131,11 +131,11 @@ func (f *attentionFuser) third(value string) (whole string, part int64) {
 		s := f.ix.Producer(n.In(0))
 		switch {
 		case s == nil:
-		case s.Is("Split") && len(s.Outputs) == 3 && s.Int("axis", 0) == 0 && (s.In(1) == "" || f.ints(s.In(1), 1, 1, 1)):
+		case s.Is("Split") && len(s.Outputs) == 3 && s.Int("axis", 0) == 0 && (s.In(1) == "" || f.g.Holds(s.In(1), 1, 1, 1)):
 			all, part = s.In(0), int64(slices.Index(s.Outputs, n.In(0)))
-		case s.Is("Slice") && f.ints(s.In(3), 0) && (s.In(4) == "" || f.ints(s.In(4), 1)):
+		case s.Is("Slice") && f.g.Holds(s.In(3), 0) && (s.In(4) == "" || f.g.Holds(s.In(4), 1)):
 			for i := range int64(3) {
-				if f.ints(s.In(1), i) && f.ints(s.In(2), i+1) {
+				if f.g.Holds(s.In(1), i) && f.g.Holds(s.In(2), i+1) {
 					all, part = s.In(0), i
 				}
 			}
@@ -157,11 +157,5 @@ func (f *attentionFuser) third(value string) (whole string, part int64) {
 
 // isFirst reports whether n, whose axes may be its input i, is of the first axis alone.
 func (f *attentionFuser) isFirst(n *graph.Node, i int) bool {
-	return slices.Equal(n.Ints("axes"), []int64{0}) || f.ints(n.In(i), 0)
-}
-
-// ints reports whether the initializer holds these numbers.
-func (f *attentionFuser) ints(name string, want ...int64) bool {
-	t := f.g.Init(name)
-	return t != nil && t.Type == tensor.Int64 && slices.Equal(tensor.View[int64](t), want)
+	return slices.Equal(n.Ints("axes"), []int64{0}) || f.g.Holds(n.In(i), 0)
 }

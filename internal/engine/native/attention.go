@@ -69,7 +69,7 @@ func (l *lowering) zeroHidden(y, mask string) *graph.Node {
 		return nil
 	}
 	rows := l.ix.Producer(w.In(0))
-	if rows == nil || !rows.Is("Reshape") || !l.is(rows.In(1), 0, -1, 1) || rows.Int("allowzero", 0) != 0 {
+	if rows == nil || !rows.Is("Reshape") || !l.m.Graph.Holds(rows.In(1), 0, -1, 1) || rows.Int("allowzero", 0) != 0 {
 		return nil
 	}
 	less := l.ix.Producer(rows.In(0))
@@ -88,12 +88,6 @@ func (l *lowering) zeroHidden(y, mask string) *graph.Node {
 		return nil
 	}
 	return w
-}
-
-// is reports whether the initializer holds these numbers.
-func (l *lowering) is(name string, want ...int64) bool {
-	t := l.m.Graph.Init(name)
-	return t != nil && t.Type == tensor.Int64 && slices.Equal(tensor.View[int64](t), want)
 }
 
 // branch is one of the three projections.

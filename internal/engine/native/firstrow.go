@@ -18,7 +18,7 @@ func (l *lowering) firstRow(n *graph.Node, input int) bool {
 		t := l.m.Graph.Init(n.In(1))
 		return n.Int("axis", 0) == 1 && t != nil && t.Type == tensor.Int64 && !slices.ContainsFunc(tensor.View[int64](t), func(i int64) bool { return i != 0 })
 	case n.Is("Slice"):
-		return l.is(n.In(1), 0) && l.is(n.In(2), 1) && l.is(n.In(3), 1) && (n.In(4) == "" || l.is(n.In(4), 1))
+		return l.m.Graph.Holds(n.In(1), 0) && l.m.Graph.Holds(n.In(2), 1) && l.m.Graph.Holds(n.In(3), 1) && (n.In(4) == "" || l.m.Graph.Holds(n.In(4), 1))
 	}
 	return false
 }
@@ -28,35 +28,26 @@ func (l *lowering) firstRow(n *graph.Node, input int) bool {
 // and would do so if there were no other row.
 func (l *lowering) onlyFirstRow(value string) bool {
 	read := false
-	seen, next := map[string]bool{value: true}, []string{value}
-	for len(next) > 0 {
-		v := next[len(next)-1]
-		next = next[:len(next)-1]
+	return walk(value, func(v string, push func(string)) bool {
 		if l.ix.IsOutput(v) || l.ix.Captured(v) {
 			return false
 		}
-		after := []string{l.rowsOf(v)}
-		if after[0] == "" {
-			after = nil
-			for _, u := range l.ix.Uses(v) {
-				switch {
-				case l.firstRow(u.Node, u.Input):
-					read = true
-				case l.byRowAlone(u.Node, u.Input):
-					after = append(after, u.Node.Outputs[0])
-				default:
-					return false
-				}
+		if y := l.rowsOf(v); y != "" {
+			push(y)
+			return true
+		}
+		for _, u := range l.ix.Uses(v) {
+			switch {
+			case l.firstRow(u.Node, u.Input):
+				read = true
+			case l.byRowAlone(u.Node, u.Input):
+				push(u.Node.Outputs[0])
+			default:
+				return false
 			}
 		}
-		for _, y := range after {
-			if !seen[y] {
-				seen[y] = true
-				next = append(next, y)
-			}
-		}
-	}
-	return read
+		return true
+	}) && read
 }
 
 // byRowAlone reports whether each row of n's only output, [batch, length, m], is made of
@@ -80,18 +71,13 @@ func (l *lowering) byRowAlone(n *graph.Node, input int) bool {
 
 // dropInfo forgets the dimensions of all that is made of value, which has other ones now.
 func (l *lowering) dropInfo(value string) {
-	seen, next := map[string]bool{value: true}, []string{value}
-	for len(next) > 0 {
-		v := next[len(next)-1]
-		next = next[:len(next)-1]
+	walk(value, func(v string, push func(string)) bool {
 		delete(l.m.Graph.Info, v)
 		for _, u := range l.ix.Uses(v) {
 			for _, y := range u.Node.Outputs {
-				if y != "" && !seen[y] {
-					seen[y] = true
-					next = append(next, y)
-				}
+				push(y)
 			}
 		}
-	}
+		return true
+	})
 }

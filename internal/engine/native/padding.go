@@ -14,22 +14,13 @@ import (
 // or multiplies by the mask. mask is the bias of the attentions.
 func (l *lowering) paddingUnread(value, mask string) bool {
 	source := l.maskSource(mask)
-	seen, next := map[string]bool{value: true}, []string{value}
-	push := func(v string) {
-		if !seen[v] {
-			seen[v] = true
-			next = append(next, v)
-		}
-	}
-	for len(next) > 0 {
-		v := next[len(next)-1]
-		next = next[:len(next)-1]
+	return walk(value, func(v string, push func(string)) bool {
 		if l.ix.Captured(v) {
 			return false
 		}
 		if y := l.rowsOf(v); y != "" {
 			push(y)
-			continue
+			return true
 		}
 		for _, u := range l.ix.Uses(v) {
 			n := u.Node
@@ -43,6 +34,26 @@ func (l *lowering) paddingUnread(value, mask string) bool {
 				return false
 			}
 		}
+		return true
+	})
+}
+
+// walk calls visit for each value that it pushes, once, beginning with value, until it
+// reports false; walk reports whether it never did.
+func walk(value string, visit func(v string, push func(string)) bool) bool {
+	seen, next := map[string]bool{value: true}, []string{value}
+	push := func(v string) {
+		if v != "" && !seen[v] {
+			seen[v] = true
+			next = append(next, v)
+		}
+	}
+	for len(next) > 0 {
+		v := next[len(next)-1]
+		next = next[:len(next)-1]
+		if !visit(v, push) {
+			return false
+		}
 	}
 	return true
 }
@@ -50,26 +61,21 @@ func (l *lowering) paddingUnread(value, mask string) bool {
 // maskSource returns the input of whole numbers that mask was made of, or "".
 func (l *lowering) maskSource(mask string) string {
 	var source string
-	seen, next := map[string]bool{mask: true}, []string{mask}
-	for len(next) > 0 {
-		v := next[len(next)-1]
-		next = next[:len(next)-1]
+	if !walk(mask, func(v string, push func(string)) bool {
 		if l.input(v) {
 			if source != "" {
-				return ""
+				return false
 			}
 			source = v
 		}
-		n := l.ix.Producer(v)
-		if n == nil || n.Is("Shape") { // what follows is sizes
-			continue
-		}
-		for _, in := range n.Inputs {
-			if in != "" && !seen[in] {
-				seen[in] = true
-				next = append(next, in)
+		if n := l.ix.Producer(v); n != nil && !n.Is("Shape") { // what follows a Shape is sizes
+			for _, in := range n.Inputs {
+				push(in)
 			}
 		}
+		return true
+	}) {
+		return ""
 	}
 	if v := l.info(source); v == nil || v.Type != tensor.Int64 && v.Type != tensor.Int32 && v.Type != tensor.Bool {
 		return ""

@@ -99,15 +99,15 @@ func (l *lowering) third(rows string) (string, int64) {
 	switch {
 	case n.Is("Squeeze"):
 		s := l.ix.Producer(n.In(0))
-		if axes := n.Ints("axes"); s == nil || !isThird(axes...) && !l.is(n.In(1), 2) && !l.is(n.In(1), -3) {
+		if axes := n.Ints("axes"); s == nil || !isThird(axes...) && !l.m.Graph.Holds(n.In(1), 2) && !l.m.Graph.Holds(n.In(1), -3) {
 			return "", -1
 		}
 		switch {
-		case s.Is("Split") && len(s.Outputs) == 3 && isThird(s.Int("axis", 0)) && (s.In(1) == "" || l.is(s.In(1), 1, 1, 1)):
+		case s.Is("Split") && len(s.Outputs) == 3 && isThird(s.Int("axis", 0)) && (s.In(1) == "" || l.m.Graph.Holds(s.In(1), 1, 1, 1)):
 			whole, part = s.In(0), int64(slices.Index(s.Outputs, n.In(0)))
-		case s.Is("Slice") && (l.is(s.In(3), 2) || l.is(s.In(3), -3)) && (s.In(4) == "" || l.is(s.In(4), 1)):
+		case s.Is("Slice") && (l.m.Graph.Holds(s.In(3), 2) || l.m.Graph.Holds(s.In(3), -3)) && (s.In(4) == "" || l.m.Graph.Holds(s.In(4), 1)):
 			for i := range int64(3) {
-				if l.is(s.In(1), i) && l.is(s.In(2), i+1) {
+				if l.m.Graph.Holds(s.In(1), i) && l.m.Graph.Holds(s.In(2), i+1) {
 					whole, part = s.In(0), i
 				}
 			}
@@ -117,7 +117,7 @@ func (l *lowering) third(rows string) (string, int64) {
 			return "", -1
 		}
 		for i := range int64(3) {
-			if t := g.Init(n.In(1)); t != nil && len(t.Dims) == 0 && l.is(n.In(1), i) {
+			if t := g.Init(n.In(1)); t != nil && len(t.Dims) == 0 && l.m.Graph.Holds(n.In(1), i) {
 				whole, part = n.In(0), i
 			}
 		}
@@ -140,7 +140,7 @@ func (l *lowering) positions(value string) string {
 	if u == nil || !u.Is("Unsqueeze") || len(l.m.Graph.Dims(u.In(0))) != 3 {
 		return value
 	}
-	if axes := u.Ints("axes"); l.is(u.In(1), 1) || l.is(u.In(1), -3) || slices.Equal(axes, []int64{1}) || slices.Equal(axes, []int64{-3}) {
+	if axes := u.Ints("axes"); l.m.Graph.Holds(u.In(1), 1) || l.m.Graph.Holds(u.In(1), -3) || slices.Equal(axes, []int64{1}) || slices.Equal(axes, []int64{-3}) {
 		return u.In(0)
 	}
 	return value
