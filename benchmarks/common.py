@@ -207,6 +207,12 @@ class OpenVINO:
         return pinned(cls.requirements, "openvino", "nncf")
 
 
+def bench(path, sequence, threads, seconds, vs=None):
+    """What fewbit bench says of a model, or of two that take turns: texts of made-up tokens."""
+    argv = ["bench", path, *(["--vs", vs] if vs else []), "--seq", sequence, "--threads", threads, "--duration", "%ds" % seconds, "--json"]
+    return json.loads(fewbit(*argv)[2])
+
+
 def run_for(seconds, f, warmup=5):
     """Median of the milliseconds that f takes, called for so long."""
     for _ in range(warmup):

@@ -15,7 +15,6 @@ texts.
 only makes the files, which a run on the same commit then takes: minutes of solving
 that need no quiet machine.
 """
-import json
 import sys
 
 import accuracy as a
@@ -46,8 +45,7 @@ def main():
     latency = c.core_latency()
     for sequence, threads in SHAPES:
         before = latency()
-        _, _, text = c.fewbit("bench", four, "--vs", eight, "--seq", sequence, "--threads", threads, "--duration", "%ds" % SECONDS, "--json")
-        b = json.loads(text)
+        b = c.bench(four, sequence, threads, SECONDS, vs=eight)
         ours, theirs = ({k: m[k] for k in ("n", "min_ms", "p50_ms", "p90_ms", "p99_ms")} for m in b["models"])
         r.row("BERT-base 4-bit weights, sequence %d, batch 1, %d thread%s" % (sequence, threads, "s"[:threads - 1]), "p50 %.1f ms, min %.1f" % (ours["p50_ms"], ours["min_ms"]),
               "8-bit: p50 %.1f ms, min %.1f" % (theirs["p50_ms"], theirs["min_ms"]), b["speedup"]["median"],

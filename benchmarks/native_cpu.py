@@ -8,8 +8,6 @@ ratio is the median of the pairwise ratios. The one-way latency between the two
 processors is taken before and after each row: at some 30 ns they share a cache, at
 hundreds they do not, and rows of different states do not compare.
 """
-import json
-
 import common as c
 
 SHAPES = [(16, 2), (64, 2), (128, 2), (256, 2), (16, 1), (128, 1)]  # sequence, threads
@@ -29,8 +27,7 @@ def main():
     latency = c.core_latency()
     for sequence, threads in SHAPES:
         before = latency()
-        _, _, text = c.fewbit("bench", native, "--vs", peer, "--seq", sequence, "--threads", threads, "--duration", "%ds" % SECONDS, "--json")
-        b = json.loads(text)
+        b = c.bench(native, sequence, threads, SECONDS, vs=peer)
         ours, theirs = ({k: m[k] for k in ("n", "min_ms", "p50_ms", "p90_ms", "p99_ms")} for m in b["models"])
         ratio = b["speedup"]["median"]
         r.row("BERT-base native form, sequence %d, batch 1, %d thread%s" % (sequence, threads, "s"[:threads - 1]), "p50 %.1f ms" % ours["p50_ms"],

@@ -12,8 +12,6 @@ The first rows give all hidden states, the last ones the scores of two classes, 
 [CLS] and made-up weights behind it: the native form computes no row of the last
 layer that a classifier does not read.
 """
-import json
-
 import numpy as np
 
 import bert_speed
@@ -26,8 +24,7 @@ TURNS, SECONDS, LEAST = (12, 2, 3) if c.FULL else (4, 1, 2)
 
 
 def bench(path, sequence, threads):
-    _, _, text = c.fewbit("bench", path, "--seq", sequence, "--threads", threads, "--duration", "%ds" % SECONDS, "--json")
-    return json.loads(text)["models"][0]["p50_ms"]
+    return c.bench(path, sequence, threads, SECONDS)["models"][0]["p50_ms"]
 
 
 def classifier():

@@ -29,6 +29,14 @@ type Row struct {
 // bench-full).
 func Full() bool { return os.Getenv("FEWBIT_BENCH") == "full" }
 
+// Mode is what results call the counts: "quick" or "full".
+func Mode() string {
+	if Full() {
+		return "full"
+	}
+	return "quick"
+}
+
 // Say tells what was measured while the rest still runs.
 func Say(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...)
@@ -76,12 +84,8 @@ func (r *Result) Write(path string) error {
 	if busy > r.busy {
 		share = (stolen - r.stolen) / (busy - r.busy)
 	}
-	mode := "quick"
-	if Full() {
-		mode = "full"
-	}
 	body := map[string]any{
-		"name": r.name, "title": r.title, "how": r.how, "mode": mode, "rows": r.Rows,
+		"name": r.name, "title": r.title, "how": r.how, "mode": Mode(), "rows": r.Rows,
 		"machine":  map[string]any{"cores": engine.AvailableCPUs(), "cpu": cpuName(), "system": runtime.GOOS + "/" + runtime.GOARCH},
 		"versions": map[string]string{"onnxruntime": r.engine, "go": runtime.Version()},
 		"commit":   git("rev-parse", "HEAD"), "changed_files": len(strings.Fields(git(append([]string{"status", "--porcelain"}, measured...)...))) / 2,

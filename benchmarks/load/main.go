@@ -111,11 +111,7 @@ func run(ctx context.Context, o options) error {
 
 // command measures one thing by itself.
 func command(what string) string {
-	mode := "quick"
-	if harness.Full() {
-		mode = "full"
-	}
-	return "FEWBIT_BENCH=" + mode + " go run ./benchmarks/load -only " + what
+	return "FEWBIT_BENCH=" + harness.Mode() + " go run ./benchmarks/load -only " + what
 }
 
 // underLoad measures one server with the model, and the same file in a session.

@@ -408,8 +408,7 @@ def queries(f):
 
 def in_process(made, length):
     """How many times as fast the native form is as stock operators, in sessions of fewbit bench that take turns."""
-    _, _, text = c.fewbit("bench", made["native"], "--vs", made["stock"], "--seq", length, "--threads", THREADS, "--duration", "%ds" % RATIO_SECONDS, "--json")
-    a, b = (m["p50_ms"] for m in json.loads(text)["models"])
+    a, b = (m["p50_ms"] for m in c.bench(made["native"], length, THREADS, RATIO_SECONDS, vs=made["stock"])["models"])
     return b / a
 
 
