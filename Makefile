@@ -77,8 +77,8 @@ ifneq ($(CMAKE),)
 	@o=build/cpu-asan/CMakeFiles/fewbit_cpu_kernels.dir/int8_amx.cpp.o; if [ -f $$o ] && command -v objdump >/dev/null; then \
 	  for i in ldtilecfg tileloadd tdpbusd tilestored tilerelease; do objdump -d $$o | grep -w $$i >/dev/null || { echo "test-cpu: int8_amx.cpp was compiled without $$i"; exit 1; }; done; fi
 	build/cpu-asan/fewbit_cpu_test
-# 4-bit weights and the encoder on the lower levels that this processor has; one that it lacks runs the highest again.
-	@for l in avx512-bf16 avx512-vnni avx2-vnni avx2 plain; do FEWBIT_CPU_LEVEL=$$l build/cpu-asan/fewbit_cpu_test int4 encoder_close encoder_not threads_encoder || exit 1; done
+# 4-bit weights and the encoder on each level that this processor has.
+	@for l in $$(build/cpu-asan/fewbit_cpu_test --levels); do FEWBIT_CPU_LEVEL=$$l build/cpu-asan/fewbit_cpu_test int4 encoder_close encoder_not threads_encoder || exit 1; done
 else
 	@echo "test-cpu: needs cmake; left out"
 endif

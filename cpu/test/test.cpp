@@ -20,7 +20,14 @@ bool failed(const char *file, int line, const char *what) {
   return false;
 }
 
+// Arguments: parts of names of tests, all without; or --levels, which names those that
+// this processor has.
 int main(int argc, char **argv) {
+  if (argc == 2 && !std::strcmp(argv[1], "--levels")) {
+    for (int l = FEWBIT_CPU_PLAIN; l <= FEWBIT_CPU_AMX; l++)
+      if (fewbit::has_level(l)) std::printf("%s\n", fewbit::level_name(fewbit_cpu_level(l)));
+    return 0;
+  }
   if (const std::string why = fewbit::level_refused(); !why.empty()) std::printf("%s\n", why.c_str());
   std::printf("level %s\n", fewbit::level_name(fewbit::level()));
   for (const Test &t : tests()) {
