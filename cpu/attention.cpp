@@ -29,7 +29,7 @@ void attention_rows(const AttentionKernels &k, const Attention &a, int64_t b, in
   k.rows(a, b, h, r0, r1, memory);
   if (!a.zero_hidden || !a.bias) return;
   for (int64_t r = r0; r < r1; r++) {
-    if (hides_all(a.bias_of(b, h, r), a.length)) std::fill_n(a.out(b, r, h), a.size, 0.f);
+    if (hides_all(a.bias_of(b, h, r), a.length)) std::fill_n(a.out(b, r, h), a.out_size(), 0.f);
   }
 }
 
@@ -79,7 +79,7 @@ void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, void
       m.weights[s] = bf16_round(e);
     }
     float *y = a.out(b, r, h);
-    for (int64_t d = 0; d < a.size; d++) {
+    for (int64_t d = 0; d < a.out_size(); d++) {
       float v = 0;
       for (int64_t s = 0; s < end; s++) v += bf16_to_float(m.weights[s]) * bf16_to_float(value(a, m, s, d));
       y[d] = v / sum;

@@ -24,6 +24,7 @@ struct Attention {
   const float *bias = nullptr; // [batch|1, heads|1, rows|1, length], added to the scores; or nullptr
   int64_t bias_batch = 0, bias_head = 0, bias_row = 0; // its strides in elements, 0 where one serves all
   float *y = nullptr;          // [batch, rows, heads, size]
+  int64_t y_row = 0, y_size = 0; // or of rows this far apart that have as many columns of a head
   int64_t batch = 0, length = 0, heads = 0, size = 0;
   int64_t queries = 0; // of q
   float scale = 1;
@@ -36,7 +37,9 @@ struct Attention {
     if (!q) return qkv + ((b * length + r) * 3 + part) * width() + h * size;
     return part ? qkv + ((b * length + r) * 2 + part - 1) * width() + h * size : q + (b * queries + r) * width() + h * size;
   }
-  float *out(int64_t b, int64_t r, int64_t h) const { return y + (b * rows() + r) * width() + h * size; }
+  int64_t out_row() const { return y_row ? y_row : width(); }
+  int64_t out_size() const { return y_size ? y_size : size; }
+  float *out(int64_t b, int64_t r, int64_t h) const { return y + (b * rows() + r) * out_row() + h * out_size(); }
   const float *bias_of(int64_t b, int64_t h, int64_t r) const {
     return bias ? bias + b * bias_batch + h * bias_head + r * bias_row : nullptr;
   }

@@ -122,19 +122,19 @@ FEWBIT_INLINE void multiply(const uint16_t *left, int64_t row_elements, const ui
     for (int v = 0; v < V; v++) store(r, v, acc[r][v]);
 }
 
-template <int V> void scores(const Attention &a, const AttentionMemory &m, int64_t vector) {
+template <int V> __attribute__((noinline)) void scores(const Attention &a, const AttentionMemory &m, int64_t vector) {
   float *to = m.scores + vector * 16;
   const int64_t row = a.length_vectors() * 16;
   multiply<V>(m.queries, a.size_vectors() * 16, m.keys + vector * a.size_pairs() * 32, a.size_pairs(), a.size_pairs(),
               [&](int r, int v, __m512 sums) __attribute__((always_inline)) { _mm512_store_ps(to + r * row + 16 * v, sums); });
 }
 
-template <int V> void context(const Attention &a, const AttentionMemory &m, int64_t vector, int64_t end, float *y, int64_t count, const float *shares) {
+template <int V> __attribute__((noinline)) void context(const Attention &a, const AttentionMemory &m, int64_t vector, int64_t end, float *y, int64_t count, const float *shares) {
   multiply<V>(m.weights, a.length_vectors() * 16, m.values + vector * a.length_pairs() * 32, a.length_pairs(), (end + 1) / 2,
               [&](int r, int v, __m512 sums) __attribute__((always_inline)) {
                 const int64_t d = (vector + v) * 16;
-                const __mmask16 in = r < count ? first(a.size - d) : __mmask16(0);
-                _mm512_mask_storeu_ps(y + r * a.width() + d, in, _mm512_mul_ps(sums, splat(shares[r])));
+                const __mmask16 in = r < count ? first(a.out_size() - d) : __mmask16(0);
+                _mm512_mask_storeu_ps(y + r * a.out_row() + d, in, _mm512_mul_ps(sums, splat(shares[r])));
               });
 }
 
@@ -159,39 +159,45 @@ int64_t end_of(const float *bias, int64_t length) {
   return 0;
 }
 
-// x = scale * x + bias of the first `end` keys; returns the largest. Of all rows
-// before softmax of the first: they do not depend on each other, and each ends in
-// a chain of steps.
-float scale_and_bias(const Attention &a, float *x, const float *bias, int64_t end) {
+// The weights of a tile's rows behind their scores: exp(x - the largest), where x = scale *
+// score + bias of the first `end` keys. shares: 1 / their sum. A NaN among the scores makes the sum, and with it
+// the row, NaN. All rows take each step: one row is a chain of them.
+__attribute__((noinline)) void softmax(const Attention &a, const AttentionMemory &m, const float *const (&bias)[kRows], int64_t end, float (&shares)[kRows]) {
+  const int64_t row = a.length_vectors() * 16;
   const __m512 scale = splat(a.scale), least = splat(-std::numeric_limits<float>::infinity());
-  __m512 most = least;
+  __m512 most[kRows], sum[kRows];
+#pragma GCC unroll 6
+  for (int i = 0; i < kRows; i++) most[i] = least, sum[i] = _mm512_setzero_ps();
   for (int64_t s = 0; s < end; s += 16) {
     const __mmask16 in = first(end - s);
-    __m512 v = _mm512_mul_ps(_mm512_load_ps(x + s), scale);
-    if (bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(in, bias + s));
-    v = _mm512_mask_mov_ps(least, in, v);
-    _mm512_store_ps(x + s, v);
-    most = _mm512_max_ps(most, v);
+#pragma GCC unroll 6
+    for (int i = 0; i < kRows; i++) {
+      float *const x = m.scores + i * row + s;
+      __m512 v = _mm512_mul_ps(_mm512_load_ps(x), scale);
+      if (bias[0]) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(in, bias[i] + s));
+      v = _mm512_mask_mov_ps(least, in, v);
+      _mm512_store_ps(x, v);
+      most[i] = _mm512_max_ps(most[i], v);
+    }
   }
-  return _mm512_reduce_max_ps(most);
-}
-
-// weights = exp(x - largest); returns 1 / their sum. A NaN among the scores makes
-// the sum, and with it the row, NaN.
-float softmax(const float *x, float largest, int64_t end, uint16_t *weights) {
-  const __m512 top = splat(largest);
-  __m512 sum = _mm512_setzero_ps();
+#pragma GCC unroll 6
+  for (int i = 0; i < kRows; i++) most[i] = splat(_mm512_reduce_max_ps(most[i]));
   for (int64_t s = 0; s < end; s += 16) {
-    const __m512 e = _mm512_maskz_mov_ps(first(end - s), exp16(_mm512_sub_ps(_mm512_load_ps(x + s), top)));
-    sum = _mm512_add_ps(sum, e);
-    _mm256_store_si256(reinterpret_cast<__m256i *>(weights + s), bf16(e));
+    const __mmask16 in = first(end - s);
+#pragma GCC unroll 6
+    for (int i = 0; i < kRows; i++) {
+      const __m512 e = _mm512_maskz_mov_ps(in, exp16(_mm512_sub_ps(_mm512_load_ps(m.scores + i * row + s), most[i])));
+      sum[i] = _mm512_add_ps(sum[i], e);
+      _mm256_store_si256(reinterpret_cast<__m256i *>(m.weights + i * row + s), bf16(e));
+    }
   }
-  return 1 / _mm512_reduce_add_ps(sum);
+#pragma GCC unroll 6
+  for (int i = 0; i < kRows; i++) shares[i] = 1 / _mm512_reduce_add_ps(sum[i]);
 }
 
 void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, void *memory) {
   const AttentionMemory m(a, memory);
-  const int64_t q_row = a.size_vectors() * 16, s_row = a.length_vectors() * 16;
+  const int64_t q_row = a.size_vectors() * 16;
   int64_t end = end_of(a.bias_of(b, h, 0), a.length);
   for (int64_t r = r0; r < r1; r += kRows) {
     const int64_t count = std::min<int64_t>(kRows, r1 - r);
@@ -214,14 +220,10 @@ void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, void
     case 3: scores<3>(a, m, v); break;
     default: break;
     }
-    float largest[kRows] = {}, shares[kRows] = {};
-    for (int64_t i = 0; i < count; i++) largest[i] = scale_and_bias(a, m.scores + i * s_row, a.bias_of(b, h, r + i), end);
-    for (int64_t i = 0; i < kRows; i++) {
-      if (i < count)
-        shares[i] = softmax(m.scores + i * s_row, largest[i], end, m.weights + i * s_row);
-      else
-        std::fill_n(m.weights + i * s_row, 16 * vectors, uint16_t(0));
-    }
+    const float *bias[kRows]; // of rows that are not there the last one's
+    for (int64_t i = 0; i < kRows; i++) bias[i] = a.bias_of(b, h, r + std::min(i, count - 1));
+    float shares[kRows];
+    softmax(a, m, bias, end, shares);
     float *y = a.out(b, r, h);
     for (v = 0; v + kVectors <= a.size_vectors(); v += kVectors) context<kVectors>(a, m, v, end, y, count, shares);
     switch (a.size_vectors() - v) {

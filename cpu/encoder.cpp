@@ -157,13 +157,12 @@ struct Run {
 
   // What one task of heads works in.
   struct Head {
-    float *qkv, *y;
+    float *qkv;
     void *attention;
     size_t bytes;
     Head(const Attention &a, void *memory) {
       Carve c{reinterpret_cast<uintptr_t>(memory)};
       qkv = c.take<float>(a.length * 3 * a.size);
-      y = c.take<float>(a.length * a.size);
       attention = c.take<char>(int64_t(attention_kernels().bytes(a)));
       bytes = c.used;
     }
@@ -240,12 +239,11 @@ struct Run {
     Attention one = kinds[l.kind];
     if (const Rotation &t = one.rotation; t.cos) rotate(t.cos + b * t.batch, t.sin + b * t.batch, t.columns, length, m.qkv, 3 * a.size, a.size);
     one.batch = one.heads = 1, one.length = length;
-    one.qkv = m.qkv, one.y = m.y;
+    one.qkv = m.qkv;
+    one.y = context + (only_first(l) ? b : r) * e.hidden() + h * e.size, one.y_row = e.hidden(), one.y_size = e.size;
     one.bias = kinds[l.kind].bias_of(b, h, 0);
     attend.pack(one, 0, 0, m.attention);
     attention_rows(attend, one, 0, 0, 0, count, m.attention);
-    float *const to = context + (only_first(l) ? b : r) * e.hidden() + h * e.size;
-    for (int64_t i = 0; i < count; i++) std::copy_n(m.y + i * a.size, e.size, to + i * e.hidden());
   }
 
   // The codes that a layer begins with, of n rows.

@@ -168,8 +168,8 @@ template <class L, int R, int G> struct FloatAttention {
           float *y = a.out(b, r + i, h) + g * 16;
           multiply<n>(m.scores + i * s_row, s_row, m.values + g * 16 * a.length, a.length, end,
                       [&](int row, int at, F sums) __attribute__((always_inline)) {
-                        const int64_t columns = a.size - g * 16 - at;
-                        if (i + row < count) L::store(y + row * a.width() + at, columns, sums * shares[i + row]);
+                        const int64_t columns = a.out_size() - g * 16 - at;
+                        if (i + row < count) L::store(y + row * a.out_row() + at, columns, sums * shares[i + row]);
                       });
         });
     }

@@ -3,6 +3,7 @@
 
 #include "int4.hpp"
 #include "int8_x86.hpp"
+#include "level.hpp"
 #include "math_avx512.hpp"
 
 namespace fewbit {
@@ -35,22 +36,37 @@ template <class At> FEWBIT_INLINE Range range_of(int64_t k, const At &at) {
 
 // The kp codes of a row with this scale.
 template <class At> FEWBIT_INLINE void encode(int64_t k, int64_t kp, RowScale s, uint8_t *codes, const At &at) {
-  const __m512 step = splat(s.scale);
+  const __m512 step = splat(s.scale), inverse = splat(1 / s.scale);
   const __m512i zero = _mm512_set1_epi32(s.zero);
-  const auto code = [&](int64_t i, __mmask16 m) __attribute__((always_inline)) { return _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_div_ps(at(i, m), step)), zero); };
+  // A code is the integer nearest to a quotient. The product with the reciprocal is within
+  // 1.5 * 2^-15 of a quotient up to 256 and has the same one, unless it lies that close to
+  // the middle of two: then, for one group in a hundred, all is divided.
+  const float safe = s.scale >= 0x1p-100f && s.scale <= 0x1p100f ? 0.5f - 0x1p-14f : -1;
+  const __m512 shift = splat(0x1.8p23f); // what is added to it is rounded to an integer, in the last bits
+  const __m512i from_shift = _mm512_sub_epi32(zero, _mm512_castps_si512(shift));
+  constexpr int larger_magnitude = 0b1011;
   // Packing takes 32 bits to 8 within each 128; this puts them back in order.
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const auto divided = [&](int64_t i, __mmask16 m) __attribute__((always_inline)) { return _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_div_ps(at(i, m), step)), zero); };
   int64_t i = 0;
   for (; i + 64 <= k; i += 64) {
     __m512i q[4];
+    __m512 farthest = _mm512_setzero_ps(); // from its integer
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) q[j] = code(i + 16 * j, 0xffff);
+    for (int j = 0; j < 4; j++) {
+      const __m512 v = at(i + 16 * j, 0xffff), rounded = _mm512_fmadd_ps(v, inverse, shift);
+      farthest = _mm512_range_ps(farthest, _mm512_fmsub_ps(v, inverse, _mm512_sub_ps(rounded, shift)), larger_magnitude);
+      q[j] = _mm512_add_epi32(_mm512_castps_si512(rounded), from_shift);
+    }
+    if (__builtin_expect(_mm512_cmp_ps_mask(farthest, splat(safe), _CMP_NLE_UQ) != 0, 0))
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) q[j] = divided(i + 16 * j, 0xffff);
     const __m512i bytes = _mm512_packus_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
     _mm512_storeu_si512(codes + i, _mm512_permutexvar_epi32(order, bytes));
   }
   for (; i < kp; i += 16) {
     const __mmask16 m = first(k - i);
-    const __m512i q = _mm512_maskz_mov_epi32(m, _mm512_max_epi32(code(i, m), _mm512_setzero_si512()));
+    const __m512i q = _mm512_maskz_mov_epi32(m, _mm512_max_epi32(divided(i, m), _mm512_setzero_si512()));
     _mm_storeu_si128(reinterpret_cast<__m128i *>(codes + i), _mm512_cvtusepi32_epi8(q));
   }
 }
@@ -119,6 +135,7 @@ struct Prefetch {
   }
 };
 constexpr int64_t kFirstLevelRows = 2 * kRows; // at most
+constexpr int64_t kFirstLevelBytes = 48 << 10; // at least
 
 // The rows of a panel that a tile is multiplied by: all of them, or some of a panel
 // in 4 bits. Then the sums lie in between until the last.
@@ -352,9 +369,10 @@ void multiply(const Int8Product &p, int64_t r0, int64_t r1, int64_t p0, int64_t 
               const RowScale *scales) {
   const int64_t kp = p.w.padded_k();
   const int64_t steps = (r1 - r0 + kRows - 1) / kRows * (kp / kInt8Step);
+  const bool first_level = r1 - r0 <= kFirstLevelRows && first_level_bytes() >= kFirstLevelBytes;
   for (int64_t panel = p0; panel < p1; panel++) {
     const auto [at, ahead] = p.ahead(panel, p1);
-    Prefetch next{at, at + ahead, int((ahead / 64 + steps - 1) / steps), r1 - r0 <= kFirstLevelRows};
+    Prefetch next{at, at + ahead, int((ahead / 64 + steps - 1) / steps), first_level};
     if (p.w.four) {
       multiply4(p, r1 - r0, r0, panel, codes, scales, next);
       continue;

@@ -1,13 +1,15 @@
 #include "level.hpp"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
 
+#include <unistd.h>
+
 #if defined(FEWBIT_AMX)
 #include <cpuid.h>
 #include <sys/syscall.h>
-#include <unistd.h>
 #endif
 #if defined(FEWBIT_ARM_DOT)
 #include <asm/hwcap.h>
@@ -108,6 +110,15 @@ std::string level_refused() {
   if (!wanted || !*wanted || std::strcmp(wanted, level_name(level())) == 0) return "";
   return std::string(kLevelVariable) + "=" + wanted + " cannot be taken: this processor, or the library, has no such level; without the variable it runs at " +
          level_name(level());
+}
+
+int64_t first_level_bytes() {
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+  static const int64_t bytes = std::max(0L, sysconf(_SC_LEVEL1_DCACHE_SIZE));
+  return bytes;
+#else
+  return 0;
+#endif
 }
 
 const char *level_name(fewbit_cpu_level l) { return names[l]; }

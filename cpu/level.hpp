@@ -31,6 +31,9 @@ struct TileSupport {
 // for threads only then. Decided once.
 bool has_tiles();
 
+// Bytes of a core's first-level data cache, or 0 where the operating system does not say.
+int64_t first_level_bytes();
+
 const char *level_name(fewbit_cpu_level l);
 
 } // namespace fewbit

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <limits>
 #include <memory>
@@ -97,6 +98,35 @@ TEST(int8_equal_bit_for_bit) {
         CHECK(same_bits(want, run(*k, p, s.m, s.m, packed.w.panel_count())));
         CHECK(same_bits(want, run(*k, p, s.m, std::min<int64_t>(s.m, 5), 1)));
       }
+    }
+  }
+}
+
+// Quotients at the middle of two codes, and the floats next to it, are rounded as a division
+// rounds them, at scales where reciprocals are exact enough and where they are not.
+TEST(int8_quantize_between_codes) {
+  std::mt19937 random(7);
+  for (const float size : {1.f, 0x1p-30f, 0x1p30f, 0x1p-99f, 0x1p-110f, 0x1p-126f, 0x1p99f, 0x1p110f, 0x1p119f}) {
+    for (int turn = 0; turn < 40; turn++) {
+      const float scale = size * (1 + float(random() % (1 << 23)) * 0x1p-23f);
+      std::vector<float> x = {255 * scale, -float(random() % 3) * scale};
+      for (int code = 0; code < 255; code++) {
+        float v = (float(code) + 0.5f) * scale;
+        for (int i = 0; i < 3; i++) v = std::nextafter(v, 0.f);
+        for (int i = 0; i < 7; i++) x.push_back(std::min(v, 255 * scale)), v = std::nextafter(v, std::numeric_limits<float>::max());
+      }
+      Int8Product p;
+      p.x = x.data(), p.w.k = int64_t(x.size()), p.w.n = 1;
+      const auto quantized = [&](const Int8Kernels &k) {
+        std::vector<uint8_t> codes(size_t(p.w.padded_k()));
+        RowScale s;
+        k.quantize(p, 0, 1, codes.data(), &s);
+        CHECK(std::isfinite(s.scale));
+        codes.push_back(uint8_t(s.zero));
+        return codes;
+      };
+      const auto want = quantized(int8_plain);
+      for (const Int8Kernels *k : kernels()) CHECK(quantized(*k) == want);
     }
   }
 }
