@@ -1,6 +1,6 @@
 """What every benchmark shares: paths, the machine's facts, timing, results.
 
-A result is benchmarks/results/NAME.json: rows of (what, ours, peer, ratio, bar,
+A result is benchmarks/results/NAME.json, or of another processor than that one results/PROCESSOR/NAME.json: rows of (what, ours, peer, ratio, bar,
 holds) with the measurements behind them, the machine, the versions, the commit
 and how noisy the machine was. tools/benchtable prints them into the README.
 """
@@ -39,11 +39,24 @@ def machine():
         text = Path("/proc/cpuinfo").read_text()
         field = lambda k: next((l.split(":", 1)[1].strip() for l in text.splitlines() if l.startswith(k)), "")
         info["cpu"] = field("model name")
+        if field("cpu family"): # names of virtual processors do not tell generations apart
+            info["processor"] = "%s family %s model %s" % (field("vendor_id"), field("cpu family"), field("model"))
         info["flags"] = sorted(set(field("flags").split()) & {"avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "amx_int8", "amx_tile"})
         info["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except OSError:
         pass
     return info
+
+
+def result_path(name, here):
+    """Where a result goes: results/NAME.json, or into a folder of the processor where that one is of another processor."""
+    path = RESULTS / (name + ".json")
+    try:
+        there = json.loads(path.read_text())["machine"]
+    except (OSError, ValueError, KeyError):
+        return path
+    same = there["processor"] == here.get("processor") if "processor" in there else there.get("flags") == here.get("flags")
+    return path if same else RESULTS / here.get("processor", here.get("cpu", "another processor")).lower().replace(" ", "-") / path.name
 
 
 # What changes nothing that is measured: results of other benchmarks, and pages made from them.
@@ -100,7 +113,7 @@ sys.excepthook = told
 class Result:
     def __init__(self, name, title, how):
         import onnxruntime
-        self.path = RESULTS / (name + ".json")
+        self.path = result_path(name, machine())
         self.noise = Noise()
         self.body = {"name": name, "title": title, "how": how, "mode": "full" if FULL else "quick", "rows": [],
                      "machine": machine(), "versions": {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__}, **commit()}
@@ -113,7 +126,7 @@ class Result:
     def save(self):
         self.body["noise"] = self.noise.facts()
         self.body["when"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        RESULTS.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         tmp = self.path.with_suffix(".part")
         tmp.write_text(json.dumps(self.body, indent=1, allow_nan=False) + "\n")
         tmp.rename(self.path)

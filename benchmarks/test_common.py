@@ -1,4 +1,5 @@
 """Needs the packages of .deps/venv-peers (make deps-bench)."""
+import json
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,15 @@ class TestEnvironment(unittest.TestCase):
             p = subprocess.run([sys.executable, "-B", "-c", "import common as c; raise " + what], cwd=Path(c.__file__).parent, stderr=subprocess.PIPE, text=True)
             self.assertNotEqual(p.returncode, 0)
             self.assertEqual(p.stderr, line)
+
+    def test_results_of_another_processor(self):
+        new, newer, old = {"processor": "A family 1 model 2", "flags": ["avx2"]}, {"processor": "A family 2 model 1", "flags": ["avx2"]}, {"flags": ["avx2", "fma"]}
+        with tempfile.TemporaryDirectory() as folder, mock.patch.object(c, "RESULTS", Path(folder)):
+            path = Path(folder) / "x.json"
+            self.assertEqual(c.result_path("x", new), path) # there is none yet
+            for there, here, want in ((new, new, path), (new, newer, Path(folder) / "a-family-2-model-1/x.json"), (old, {**new, "flags": old["flags"]}, path), (old, new, Path(folder) / "a-family-1-model-2/x.json")):
+                path.write_text(json.dumps({"machine": there}))
+                self.assertEqual(c.result_path("x", here), want)
 
     def test_pinned(self):
         self.assertEqual(set(c.pinned(c.ROOT / "benchmarks/openvino.txt", "nncf", "openvino")), {"nncf", "openvino"})

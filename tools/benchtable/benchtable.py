@@ -42,10 +42,10 @@ class Stale(Exception):
     """A headline of which a result has no row."""
 
 
-def chosen(results):
-    """[(result, its rows for the README)], results that have any."""
+def chosen(results, elsewhere):
+    """[(result, its rows for the README)], results that have any; of another processor the misses alone."""
     rows = []
-    for name in [n for n in page.ORDER if n in results] + sorted(n for n in results if n not in page.ORDER):
+    for name in page.ordered(results):
         r = results[name]
         heads = HEADLINES.get(name, ())
         for head in heads:
@@ -53,6 +53,10 @@ def chosen(results):
                 raise Stale("%s.json: no row begins with %r" % (name, head))
         some = [row for row in r["rows"] if row["holds"] is False or row["what"].startswith(heads)]
         rows += [(r, some)] if some else []
+    for processor, others in sorted(elsewhere.items()):
+        for name in page.ordered(others):
+            some = [{**row, "what": "%s: %s" % (processor, row["what"])} for row in others[name]["rows"] if row["holds"] is False]
+            rows += [(others[name], some)] if some else []
     return rows
 
 
@@ -70,8 +74,8 @@ def table(rows):
 SHOWN = ("accuracy-latency", "load-target", "latency-target")
 
 
-def facts(results, named):
-    machines = sorted({"%s, %d cores" % (r["machine"].get("cpu", "unknown CPU"), r["machine"]["cores"]) for r in results})
+def facts(results, named, elsewhere):
+    machines = sorted({"%s, %d cores" % (page.processor(r["machine"]), r["machine"]["cores"]) for r in results})
     commits = sorted({r["commit"][:10] for r in results})
     noisy = [r["name"] for r in results if r["noise"]["load1_before"] > r["machine"]["cores"]]
     quick = [r["name"] for r in results if r["mode"] != "full"]
@@ -80,6 +84,9 @@ def facts(results, named):
         count, len(bars), sum(bars))
     text += " Measured %s on %s at commit %s against onnxruntime %s." % (
         max(r["when"] for r in results)[:10], "; ".join(machines), ", ".join(commits), ", ".join(sorted({r["versions"]["onnxruntime"] for r in results})))
+    for processor, others in sorted(elsewhere.items()):
+        bars = [row["holds"] for r in others.values() for row in r["rows"] if row["holds"] is not None]
+        text += " On %s, where %s were measured as well, %d of %d bars hold." % (processor, ", ".join("`%s`" % n for n in page.ordered(others)), sum(bars), len(bars))
     if quick:
         text += " Quick counts (`make bench`, not `make bench-full`): %s." % ", ".join(quick)
     if noisy:
@@ -88,9 +95,9 @@ def facts(results, named):
     return [text] + (["", "<p align=\"center\">" + " ".join(shown[:2]) + "</p>"] if shown else [])
 
 
-def others(results):
+def others(results, elsewhere):
     """{path: text} of the page and the plots, and the plots that no result makes any more."""
-    files = {ROOT / name: text for name, text in page.page(results).items()}
+    files = {ROOT / name: text for name, text in page.page(results, elsewhere).items()}
     return files, [p for p in (ROOT / "docs/plots").glob("*.svg") if p not in files]
 
 
@@ -99,15 +106,19 @@ def main():
     ap.add_argument("--check", action="store_true", help="only compare")
     args = ap.parse_args()
     named = {p.stem: json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))}
+    elsewhere = {}
+    for p in sorted(RESULTS.glob("*/*.json")):
+        r = json.loads(p.read_text())
+        elsewhere.setdefault(page.processor(r["machine"]), {})[p.stem] = r
     try:
-        rows = chosen({n: r for n, r in named.items() if "rows" in r})
+        rows = chosen({n: r for n, r in named.items() if "rows" in r}, elsewhere)
     except Stale as e:
         print("benchtable: %s; it is a headline of the README" % e, file=sys.stderr)
         return 1
     if not rows:
         print("benchtable: no results in benchmarks/results; run make bench", file=sys.stderr)
         return 1
-    new = [BEGIN, ""] + table(rows) + [""] + facts([r for r, _ in rows], named) + ["", END]
+    new = [BEGIN, ""] + table(rows) + [""] + facts([r for r, _ in rows], named, elsewhere) + ["", END]
     if not args.check:
         print("\n".join(new[2:-2]))
     old = README.read_text(encoding="utf-8") if README.exists() else ""
@@ -116,7 +127,7 @@ def main():
         return 1
     head, rest = old.split(BEGIN, 1)
     text = head + "\n".join(new) + rest.split(END, 1)[1]
-    files, gone = others(named)
+    files, gone = others(named, elsewhere)
     files[README] = text
     stale = [f for f, t in files.items() if not f.exists() or f.read_text(encoding="utf-8") != t] + gone
     if args.check:

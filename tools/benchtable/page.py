@@ -45,9 +45,13 @@ def command(r, row=None):
     return r.get("command") or "ONLY=%s make bench%s" % (r["name"], "-full" if r["mode"] == "full" else "")
 
 
+def processor(m):
+    return m.get("cpu", "unknown CPU") + (" (%s)" % m["processor"] if "processor" in m else "")
+
+
 def facts(r):
     m, noise = r["machine"], r["noise"]
-    parts = ["`%s`" % command(r), "%s, %d cores" % (m.get("cpu", "unknown CPU"), m["cores"]), r["when"][:10],
+    parts = ["`%s`" % command(r), "%s, %d cores" % (processor(m), m["cores"]), r["when"][:10],
              "commit %s%s" % (r["commit"][:10], " with %d changed files" % r["changed_files"] if r["changed_files"] else ""),
              ", ".join("%s %s" % (k, str(v).removeprefix("go")) for k, v in sorted(r["versions"].items())),
              "load %.1f to %.1f%s" % (noise["load1_before"], noise["load1_after"], " **(busy)**" if noise["load1_before"] > m["cores"] else "")]
@@ -68,8 +72,8 @@ def runs(r):
     return ["- %s: %s" % (kind, ", ".join(keys)) for kind, keys in groups.items()]
 
 
-def section(r):
-    lines = ["## " + r["title"], "", facts(r), "", "\n".join(" ".join(p.split()) for p in r["how"].split("\n\n")), "",
+def section(r, level="##"):
+    lines = [level + " " + r["title"], "", facts(r), "", "\n".join(" ".join(p.split()) for p in r["how"].split("\n\n")), "",
              "| what | fewbit | peer | ratio | n | bar | |", "|---|---|---|---|---|---|---|"]
     for row in r["rows"]:
         ratio = "" if row["ratio"] is None else "%.2fx" % row["ratio"]
@@ -96,12 +100,19 @@ def plots(results):
     return files, lines
 
 
-def page(results):
-    """({file: text}) of the page and its plots."""
+def ordered(results):
+    return [n for n in ORDER if n in results] + sorted(n for n in results if n not in ORDER and "rows" in results[n])
+
+
+def page(results, elsewhere):
+    """({file: text}) of the page and its plots. elsewhere: {processor: its results}."""
     files, lines = plots(results)
     text = [HEAD] + ["## Plots", ""] + lines
-    known = [n for n in ORDER if n in results] + sorted(n for n in results if n not in ORDER and "rows" in results[n])
-    for n in known:
+    for n in ordered(results):
         text += section(results[n])
+    for name, others in sorted(elsewhere.items()):
+        text += ["## On another processor: " + name, ""]
+        for n in ordered(others):
+            text += section(others[n], "###")
     files["docs/benchmarks.md"] = "\n".join(text).rstrip() + "\n"
     return files
