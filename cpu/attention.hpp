@@ -24,7 +24,7 @@ struct Attention {
   const float *bias = nullptr; // [batch|1, heads|1, rows|1, length], added to the scores; or nullptr
   int64_t bias_batch = 0, bias_head = 0, bias_row = 0; // its strides in elements, 0 where one serves all
   float *y = nullptr;          // [batch, rows, heads, size]
-  int64_t y_row = 0, y_size = 0; // or of rows this far apart that have as many columns of a head
+  int64_t y_row = 0, y_size = 0; // or elements from row to row, and columns of a head that are written
   int64_t batch = 0, length = 0, heads = 0, size = 0;
   int64_t queries = 0; // of q
   float scale = 1;

@@ -122,6 +122,7 @@ FEWBIT_INLINE void multiply(const uint16_t *left, int64_t row_elements, const ui
     for (int v = 0; v < V; v++) store(r, v, acc[r][v]);
 }
 
+// Functions of their own: in one with the softmax the compiler spills accumulators.
 template <int V> __attribute__((noinline)) void scores(const Attention &a, const AttentionMemory &m, int64_t vector) {
   float *to = m.scores + vector * 16;
   const int64_t row = a.length_vectors() * 16;
