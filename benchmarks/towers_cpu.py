@@ -9,6 +9,8 @@ attention is causal, 77; batch 1, 2 threads. All take turns of seconds; a row is
 over the turns of the ratio of their medians. Turns of different states of the cores are
 rows of their own.
 """
+import subprocess
+
 import numpy as np
 
 import common as c
@@ -42,6 +44,10 @@ def tower(name, output, samples):
     path, data = c.WORK / ("clip-%s.onnx" % name), c.WORK / ("clip-%s.npz" % name)
     feeds = samples(np.random.default_rng(2), 16)
     if not path.exists():
+        if not CLIP.exists():
+            c.say("the CLIP model is not there; tools/models/prepare.sh clip-random makes it, once")
+            if subprocess.run([c.ROOT / "tools/models/prepare.sh", "clip-random"]).returncode:
+                raise c.Missing("tools/models/prepare.sh clip-random did not make the CLIP model; its last line says why")
         onnx.utils.extract_model(str(CLIP), str(path), list(feeds), [output])
     np.savez(data, **feeds)
     return path, data
