@@ -27,7 +27,7 @@ func TestBlocks(t *testing.T) {
 	for range 20 {
 		var to written
 		var want bytes.Buffer
-		w := &blocks{to: &to}
+		w := newBlocks(&to)
 		for range 30 {
 			b := make([]byte, [...]int{0, 1, 4096, block - 1, block, block + 1, 3*block + 5, random.Intn(block)}[random.Intn(8)])
 			random.Read(b)
@@ -36,7 +36,7 @@ func TestBlocks(t *testing.T) {
 				t.Fatalf("Write of %d bytes: %d, %v", len(b), n, err)
 			}
 		}
-		if err := w.flush(); err != nil {
+		if err := w.Flush(); err != nil {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(to.all.Bytes(), want.Bytes()) {
@@ -49,7 +49,7 @@ func TestBlocks(t *testing.T) {
 		}
 	}
 	full := errors.New("disk full")
-	w := &blocks{to: &written{fail: full}}
+	w := newBlocks(&written{fail: full})
 	if _, err := w.Write(make([]byte, 10)); err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package onnx
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"os"
@@ -169,11 +170,11 @@ func stage(path string, o SaveOptions, write func(io.Writer) error) (s staged, e
 			err = fmt.Errorf("write %s: %w", filepath.Base(path), bare.Error(err))
 		}
 	}()
-	bw := &blocks{to: &flusher{f: f, sync: sync, release: o.Release}}
+	bw := newBlocks(&flusher{f: f, sync: sync, release: o.Release})
 	if err = write(bw); err != nil {
 		return s, err
 	}
-	if err = bw.flush(); err != nil {
+	if err = bw.Flush(); err != nil {
 		return s, err
 	}
 	if err = f.Chmod(0o644); err != nil {
@@ -187,43 +188,23 @@ func stage(path string, o SaveOptions, write func(io.Writer) error) (s staged, e
 	return staged{f.Name(), path, sync}, f.Close()
 }
 
-// blocks hands on what is written in whole blocks, and what is left with flush.
-type blocks struct {
-	to   io.Writer
-	rest []byte // less than a block
-}
+// blocks hands on whole blocks, and what is left with Flush. A bufio.Writer alone passes on
+// what is larger than its buffer as it comes, and what follows is not aligned then.
+type blocks struct{ *bufio.Writer }
 
-func (w *blocks) Write(b []byte) (int, error) {
-	total := len(b)
-	if len(w.rest) > 0 {
-		n := min(len(b), block-len(w.rest))
-		w.rest, b = append(w.rest, b[:n]...), b[n:]
-		if len(w.rest) < block {
-			return total, nil
+func newBlocks(w io.Writer) blocks { return blocks{bufio.NewWriterSize(w, block)} }
+
+func (w blocks) Write(b []byte) (int, error) {
+	total := 0
+	for len(b) > 0 {
+		n, err := w.Writer.Write(b[:min(len(b), block)])
+		total += n
+		if err != nil {
+			return total, err
 		}
-		if err := w.flush(); err != nil {
-			return 0, err
-		}
-	}
-	if whole := len(b) / block * block; whole > 0 {
-		if _, err := w.to.Write(b[:whole]); err != nil {
-			return 0, err
-		}
-		b = b[whole:]
-	}
-	if len(b) > 0 {
-		if w.rest == nil {
-			w.rest = make([]byte, 0, block)
-		}
-		w.rest = append(w.rest, b...)
+		b = b[n:]
 	}
 	return total, nil
-}
-
-func (w *blocks) flush() error {
-	_, err := w.to.Write(w.rest)
-	w.rest = w.rest[:0]
-	return err
 }
 
 // flusher starts writing pages to the disk while more are produced, so that the
