@@ -113,10 +113,10 @@ sys.excepthook = told
 class Result:
     def __init__(self, name, title, how):
         import onnxruntime
-        self.path = result_path(name, machine())
         self.noise = Noise()
         self.body = {"name": name, "title": title, "how": how, "mode": "full" if FULL else "quick", "rows": [],
                      "machine": machine(), "versions": {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__}, **commit()}
+        self.path = result_path(name, self.body["machine"])
 
     def row(self, what, ours, peer="", ratio=None, bar="", holds=None, **details):
         """One line of the table; details keep the raw numbers."""
