@@ -3,7 +3,7 @@ package onnx
 import (
 	"bytes"
 	"errors"
-	"math/rand"
+	"math/rand/v2"
 	"testing"
 )
 
@@ -23,14 +23,15 @@ func (w *written) Write(b []byte) (int, error) {
 }
 
 func TestBlocks(t *testing.T) {
-	random := rand.New(rand.NewSource(1))
+	source := rand.NewChaCha8([32]byte{1})
+	random := rand.New(source)
 	for range 20 {
 		var to written
 		var want bytes.Buffer
 		w := newBlocks(&to)
 		for range 30 {
-			b := make([]byte, [...]int{0, 1, 4096, block - 1, block, block + 1, 3*block + 5, random.Intn(block)}[random.Intn(8)])
-			random.Read(b)
+			b := make([]byte, [...]int{0, 1, 4096, block - 1, block, block + 1, 3*block + 5, random.IntN(block)}[random.IntN(8)])
+			_, _ = source.Read(b) // never fails
 			want.Write(b)
 			if n, err := w.Write(b); n != len(b) || err != nil {
 				t.Fatalf("Write of %d bytes: %d, %v", len(b), n, err)
