@@ -71,6 +71,17 @@ inline void store(int t, void *to, int64_t stride) {
   for (int r = 0; r < state.rows[t]; r++) std::memcpy(static_cast<char *>(to) + r * stride, state.data[t][r], size_t(state.bytes[t]));
 }
 
+// The sums of a row grow by the products of four codes with four of each column. All 16
+// columns at once, which is fast; those that are not configured are zeros in b. The
+// sanitizers, with which this would take most of the time of all tests, look at the kernel.
+[[gnu::no_sanitize_address, gnu::no_sanitize_undefined]] inline void add_products(uint8_t (&c)[kBytes], const uint8_t *a, const uint8_t (&b)[kBytes]) {
+  uint32_t sums[kBytes / 4];
+  std::memcpy(sums, c, sizeof sums);
+  for (int n = 0; n < kBytes / 4; n++)
+    for (int i = 0; i < 4; i++) sums[n] += uint32_t(int32_t(a[i]) * int8_t(b[4 * n + i]));
+  std::memcpy(c, sums, sizeof sums);
+}
+
 // TDPBUSD
 inline void dot(int c, int a, int b) {
   used(c), used(a), used(b);
@@ -80,13 +91,7 @@ inline void dot(int c, int a, int b) {
   if (state.bytes[a] != 4 * state.rows[b]) fault("#UD: the operands differ in the length of a product");
   if (state.bytes[a] % 4 || state.bytes[c] % 4) fault("#UD: columns are not whole");
   for (int m = 0; m < state.rows[c]; m++)
-    for (int k = 0; k < state.rows[b]; k++)
-      for (int n = 0; n < state.bytes[c] / 4; n++) {
-        uint32_t sum;
-        std::memcpy(&sum, &state.data[c][m][4 * n], sizeof sum);
-        for (int i = 0; i < 4; i++) sum += uint32_t(int32_t(state.data[a][m][4 * k + i]) * int8_t(state.data[b][k][4 * n + i]));
-        std::memcpy(&state.data[c][m][4 * n], &sum, sizeof sum);
-      }
+    for (int k = 0; k < state.rows[b]; k++) add_products(state.data[c][m], state.data[a][m] + 4 * k, state.data[b][k]);
   dots++;
 }
 

@@ -33,8 +33,11 @@ std::vector<float> run(const AttentionKernels &kn, Attention a, int64_t part, in
 }
 
 // The formula in double, on what was rounded to BF16 or not.
-std::vector<float> exact(const Attention &a, bool rounded) {
-  const auto in = [&](float v) { return rounded ? double(bf16_to_float(bf16_round(v))) : double(v); };
+std::vector<float> exact(Attention a, bool rounded) {
+  std::vector<float> in(a.qkv, a.qkv + a.batch * a.length * 3 * a.width());
+  if (rounded)
+    for (float &v : in) v = bf16_to_float(bf16_round(v));
+  a.qkv = in.data();
   std::vector<float> y(size_t(a.batch * a.length * a.width()));
   std::vector<double> p(static_cast<size_t>(a.length));
   for (int64_t b = 0; b < a.batch; b++)
@@ -43,14 +46,14 @@ std::vector<float> exact(const Attention &a, bool rounded) {
         double most = -std::numeric_limits<double>::infinity(), sum = 0;
         for (int64_t s = 0; s < a.length; s++) {
           double x = 0;
-          for (int64_t d = 0; d < a.size; d++) x += in(a.row(b, r, 0, h)[d]) * in(a.row(b, s, 1, h)[d]);
+          for (int64_t d = 0; d < a.size; d++) x += double(a.row(b, r, 0, h)[d]) * a.row(b, s, 1, h)[d];
           p[size_t(s)] = x * a.scale + (a.bias ? a.bias_of(b, h, r)[s] : 0);
           most = std::max(most, p[size_t(s)]);
         }
         for (double &v : p) sum += v = std::exp(v - most);
         for (int64_t d = 0; d < a.size; d++) {
           double v = 0;
-          for (int64_t s = 0; s < a.length; s++) v += p[size_t(s)] * in(a.row(b, s, 2, h)[d]);
+          for (int64_t s = 0; s < a.length; s++) v += p[size_t(s)] * a.row(b, s, 2, h)[d];
           y[size_t((b * a.length + r) * a.width() + h * a.size + d)] = float(v / sum);
         }
       }

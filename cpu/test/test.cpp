@@ -1,6 +1,7 @@
 #include "test.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 
 #include "level.hpp"
@@ -33,8 +34,11 @@ int main(int argc, char **argv) {
   for (const Test &t : tests()) {
     if (argc > 1 && std::none_of(argv + 1, argv + argc, [&](const char *part) { return std::strstr(t.name, part); })) continue;
     const int before = failures;
+    const auto began = std::chrono::steady_clock::now();
     t.run();
-    std::printf("%s %s\n", failures == before ? "ok  " : "FAIL", t.name);
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
+    std::printf("%s %s %.1f s\n", failures == before ? "ok  " : "FAIL", t.name, took.count());
+    std::fflush(stdout); // of a test that crashes or hangs, what ran before it shows
   }
   return failures != 0;
 }
