@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -76,6 +77,27 @@ func (r *Result) Add(row Row) {
 // measured leaves out what changes nothing that is measured: results of other benchmarks, and pages made from them.
 var measured = []string{"--", ".", ":!benchmarks/results", ":!docs", ":!README.md"}
 
+// Path returns where the result called name goes: folder/NAME.json, or a folder of this
+// processor below it where that one is of another; result_path in benchmarks/common.py.
+func Path(folder, name string) string { return pathOf(folder, name, processor()) }
+
+func pathOf(folder, name, processor string) string {
+	path := filepath.Join(folder, name+".json")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return path
+	}
+	var there struct {
+		Machine struct {
+			Processor string `json:"processor"`
+		} `json:"machine"`
+	}
+	if json.Unmarshal(b, &there) != nil || there.Machine.Processor == processor {
+		return path
+	}
+	return filepath.Join(folder, strings.ReplaceAll(strings.ToLower(processor), " ", "-"), name+".json")
+}
+
 // Write writes the result to path, whole or not at all.
 func (r *Result) Write(path string) error {
 	loadAfter := LoadAverage()
@@ -86,7 +108,7 @@ func (r *Result) Write(path string) error {
 	}
 	body := map[string]any{
 		"name": r.name, "title": r.title, "how": r.how, "mode": Mode(), "rows": r.Rows,
-		"machine":  map[string]any{"cores": engine.AvailableCPUs(), "cpu": cpuName(), "system": runtime.GOOS + "/" + runtime.GOARCH},
+		"machine":  map[string]any{"cores": engine.AvailableCPUs(), "cpu": cpuField("model name"), "processor": processor(), "system": runtime.GOOS + "/" + runtime.GOARCH},
 		"versions": map[string]string{"onnxruntime": r.engine, "go": runtime.Version()},
 		"commit":   git("rev-parse", "HEAD"), "changed_files": len(strings.Fields(git(append([]string{"status", "--porcelain"}, measured...)...))) / 2,
 		"noise": map[string]any{"load1_before": r.LoadBefore, "load1_after": loadAfter, "stolen_share": share},
@@ -173,14 +195,23 @@ func Resident(pid int) int64 {
 	return 0
 }
 
-func cpuName() string {
+// processor tells generations of processors apart, which names of virtual ones do not.
+func processor() string {
+	if family := cpuField("cpu family"); family != "" {
+		return cpuField("vendor_id") + " family " + family + " model " + cpuField("model")
+	}
+	return cmp.Or(cpuField("model name"), "another processor")
+}
+
+// cpuField returns a field of the first processor in /proc/cpuinfo, "" where it has none.
+func cpuField(name string) string {
 	b, _ := os.ReadFile("/proc/cpuinfo")
-	for _, l := range strings.Split(string(b), "\n") {
-		if name, ok := strings.CutPrefix(l, "model name"); ok {
-			return strings.TrimLeft(name, "\t :")
+	for line := range strings.Lines(string(b)) {
+		if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == name {
+			return strings.TrimSpace(v)
 		}
 	}
-	return "unknown CPU"
+	return ""
 }
 
 func git(args ...string) string {

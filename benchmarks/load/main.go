@@ -79,7 +79,7 @@ func run(ctx context.Context, o options) error {
 		if err := underLoad(ctx, o, e, res, dir); err != nil {
 			return err
 		}
-		if err := res.Write(filepath.Join(o.results, "load.json")); err != nil {
+		if err := res.Write(harness.Path(o.results, "load")); err != nil {
 			return err
 		}
 	}
@@ -94,7 +94,7 @@ func run(ctx context.Context, o options) error {
 		if err := sides(ctx, o, e, res); err != nil {
 			return err
 		}
-		if err := res.Write(filepath.Join(o.results, "sides.json")); err != nil {
+		if err := res.Write(harness.Path(o.results, "sides")); err != nil {
 			return err
 		}
 	}
@@ -104,7 +104,7 @@ func run(ctx context.Context, o options) error {
 		if err := cycles(o, res, filepath.Join(dir, "cycles")); err != nil {
 			return err
 		}
-		return res.Write(filepath.Join(o.results, "cycles.json"))
+		return res.Write(harness.Path(o.results, "cycles"))
 	}
 	return nil
 }

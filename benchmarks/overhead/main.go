@@ -38,15 +38,15 @@ const how = `Server overhead: one client, one connection, loopback, the small mo
 
 func main() {
 	serve := flag.String("serve", "bin/serve", "the server")
-	result := flag.String("o", "benchmarks/results/overhead.json", "where the result goes")
+	results := flag.String("o", "benchmarks/results", "the folder that the result goes into")
 	flag.Parse()
-	if err := run(*serve, *result); err != nil {
+	if err := run(*serve, *results); err != nil {
 		fmt.Fprintln(os.Stderr, "overhead:", err)
 		os.Exit(1)
 	}
 }
 
-func run(serve, result string) error {
+func run(serve, results string) error {
 	ctx := context.Background()
 	dir, err := os.MkdirTemp("", "fewbit-overhead")
 	if err != nil {
@@ -130,7 +130,7 @@ func run(serve, result string) error {
 	if err != nil {
 		return err
 	}
-	return res.Write(result)
+	return res.Write(harness.Path(results, "overhead"))
 }
 
 func smallModel(path string) error {
