@@ -9,16 +9,19 @@
 
 namespace fewbit {
 
-int64_t attention_end(const float *bias, int64_t length) {
-  if (!bias) return length;
+KeyRange attention_keys(const float *bias, int64_t length) {
+  KeyRange k{0, length};
+  if (!bias) return k;
   float top = -std::numeric_limits<float>::infinity();
   for (int64_t s = 0; s < length; s++) {
-    if (std::isnan(bias[s])) return length;
+    if (std::isnan(bias[s])) return k;
     top = std::max(top, bias[s]);
   }
-  if (!std::isfinite(top)) return length;
-  while (length > 0 && !(top - bias[length - 1] < kMasked)) length--;
-  return length;
+  if (!std::isfinite(top)) return k;
+  const auto counts = [&](int64_t s) { return top - bias[s] < kMasked; };
+  while (!counts(k.end - 1)) k.end--; // the largest counts
+  while (!counts(k.begin)) k.begin++;
+  return k;
 }
 
 bool hides_all(const float *bias, int64_t length) {
@@ -56,15 +59,12 @@ void pack(const Attention &a, int64_t b, int64_t h, void *memory) {
 
 void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, void *memory) {
   const AttentionMemory m(a, memory);
-  int64_t end = attention_end(a.bias_of(b, h, 0), a.length);
+  KeyRange keys;
   for (int64_t r = r0; r < r1; r++) {
     const float *q = a.row(b, r, 0, h), *bias = a.bias_of(b, h, r);
-    if (a.bias_row && (r - r0) % kAttentionRows == 0) {
-      end = 0;
-      for (int64_t i = r; i < std::min(r + kAttentionRows, r1); i++) end = std::max(end, attention_end(a.bias_of(b, h, i), a.length));
-    }
+    if ((r - r0) % kAttentionRows == 0) keys = keys_of_rows(a, b, h, r, std::min(kAttentionRows, r1 - r), attention_keys);
     float most = -std::numeric_limits<float>::infinity();
-    for (int64_t s = 0; s < end; s++) {
+    for (int64_t s = keys.begin; s < keys.end; s++) {
       float x = 0;
       for (int64_t d = 0; d < a.size; d++) x += bf16_to_float(bf16_round(q[d])) * bf16_to_float(key(a, m, s, d));
       x *= a.scale;
@@ -73,7 +73,7 @@ void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, void
       most = std::max(most, x);
     }
     float sum = 0;
-    for (int64_t s = 0; s < end; s++) {
+    for (int64_t s = keys.begin; s < keys.end; s++) {
       const float e = std::exp(m.scores[s] - most);
       sum += e;
       m.weights[s] = bf16_round(e);
@@ -81,7 +81,7 @@ void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, void
     float *y = a.out(b, r, h);
     for (int64_t d = 0; d < a.out_size(); d++) {
       float v = 0;
-      for (int64_t s = 0; s < end; s++) v += bf16_to_float(m.weights[s]) * bf16_to_float(value(a, m, s, d));
+      for (int64_t s = keys.begin; s < keys.end; s++) v += bf16_to_float(m.weights[s]) * bf16_to_float(value(a, m, s, d));
       y[d] = v / sum;
     }
   }

@@ -3,6 +3,7 @@
 // FP32; where the processor multiplies in BF16, Q, K, V and the weights behind the
 // softmax are rounded to it.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -56,11 +57,25 @@ inline constexpr int64_t kAttentionRows = 6; // computed together
 // exporters write the lowest float, minus infinity or -10000.
 inline constexpr float kMasked = 10000;
 
-// How many of a row's keys there are up to the last one that counts, by its bias
-// [length] or nullptr. All, where the bias has a NaN or is infinite at its
-// largest. Kernels leave out the keys behind the last end of kAttentionRows rows:
-// half of a causal mask, and padding.
-int64_t attention_end(const float *bias, int64_t length);
+// A row's keys from the first that counts to behind the last, by its bias [length] or
+// nullptr. All, where the bias has a NaN or is infinite at its largest. Kernels leave
+// out the keys before and behind those of kAttentionRows rows: half of a causal mask,
+// padding, and what is outside of a window.
+struct KeyRange {
+  int64_t begin = 0, end = 0;
+};
+KeyRange attention_keys(const float *bias, int64_t length);
+
+// Those of rows [r,r + count) together, from a whole vector of 16 on, so that sums keep
+// their order. `of` is attention_keys, or what is as good.
+template <class Of> KeyRange keys_of_rows(const Attention &a, int64_t b, int64_t h, int64_t r, int64_t count, const Of &of) {
+  KeyRange all{a.length, 0};
+  for (int64_t i = 0; i < (a.bias_row ? count : 1); i++) {
+    const KeyRange k = of(a.bias_of(b, h, r + i), a.length);
+    all = {std::min(all.begin, k.begin), std::max(all.end, k.end)};
+  }
+  return {all.begin / 16 * 16, all.end};
+}
 
 // What one thread works in where operands are BF16: the keys and values of a head,
 // then the queries, scores and weights of kAttentionRows rows. All lie on 64 bytes.

@@ -130,8 +130,8 @@ template <int V> __attribute__((noinline)) void scores(const Attention &a, const
               [&](int r, int v, __m512 sums) __attribute__((always_inline)) { _mm512_store_ps(to + r * row + 16 * v, sums); });
 }
 
-template <int V> __attribute__((noinline)) void context(const Attention &a, const AttentionMemory &m, int64_t vector, int64_t end, float *y, int64_t count, const float *shares) {
-  multiply<V>(m.weights, a.length_vectors() * 16, m.values + vector * a.length_pairs() * 32, a.length_pairs(), (end + 1) / 2,
+template <int V> __attribute__((noinline)) void context(const Attention &a, const AttentionMemory &m, int64_t vector, KeyRange keys, float *y, int64_t count, const float *shares) {
+  multiply<V>(m.weights + keys.begin, a.length_vectors() * 16, m.values + (vector * a.length_pairs() + keys.begin / 2) * 32, a.length_pairs(), (keys.end - keys.begin + 1) / 2,
               [&](int r, int v, __m512 sums) __attribute__((always_inline)) {
                 const int64_t d = (vector + v) * 16;
                 const __mmask16 in = r < count ? first(a.out_size() - d) : __mmask16(0);
@@ -139,9 +139,10 @@ template <int V> __attribute__((noinline)) void context(const Attention &a, cons
               });
 }
 
-// attention_end
-int64_t end_of(const float *bias, int64_t length) {
-  if (!bias) return length;
+// attention_keys
+KeyRange keys_of(const float *bias, int64_t length) {
+  KeyRange k{0, length};
+  if (!bias) return k;
   const __m512 least = splat(-std::numeric_limits<float>::infinity());
   __m512 most = least;
   __mmask16 strange = 0;
@@ -151,26 +152,30 @@ int64_t end_of(const float *bias, int64_t length) {
     most = _mm512_max_ps(most, v);
   }
   const float top = _mm512_reduce_max_ps(most);
-  if (strange || !(std::fabs(top) <= std::numeric_limits<float>::max())) return length;
-  for (int64_t s = (length - 1) / 16 * 16; s >= 0; s -= 16) {
+  if (strange || !(std::fabs(top) <= std::numeric_limits<float>::max())) return k;
+  const auto counts = [&](int64_t s) __attribute__((always_inline)) -> unsigned {
     const __m512 v = _mm512_mask_loadu_ps(least, first(length - s), bias + s);
-    const unsigned counts = _mm512_cmp_ps_mask(_mm512_sub_ps(splat(top), v), splat(kMasked), _CMP_LT_OQ);
-    if (counts) return s + 32 - __builtin_clz(counts);
-  }
-  return 0;
+    return _mm512_cmp_ps_mask(_mm512_sub_ps(splat(top), v), splat(kMasked), _CMP_LT_OQ);
+  };
+  int64_t s = (length - 1) / 16 * 16;
+  while (!counts(s)) s -= 16; // the largest counts
+  k.end = s + 32 - __builtin_clz(counts(s));
+  while (!counts(k.begin)) k.begin += 16;
+  k.begin += __builtin_ctz(counts(k.begin));
+  return k;
 }
 
 // The weights of a tile's rows behind their scores: exp(x - the largest), where x = scale *
-// score + bias of the first `end` keys. shares: 1 / their sum. A NaN among the scores makes the sum, and with it
+// score + bias of the keys. shares: 1 / their sum. A NaN among the scores makes the sum, and with it
 // the row, NaN. All rows take each step: one row is a chain of them.
-__attribute__((noinline)) void softmax(const Attention &a, const AttentionMemory &m, const float *const (&bias)[kRows], int64_t end, float (&shares)[kRows]) {
+__attribute__((noinline)) void softmax(const Attention &a, const AttentionMemory &m, const float *const (&bias)[kRows], KeyRange keys, float (&shares)[kRows]) {
   const int64_t row = a.length_vectors() * 16;
   const __m512 scale = splat(a.scale), least = splat(-std::numeric_limits<float>::infinity());
   __m512 most[kRows], sum[kRows];
 #pragma GCC unroll 6
   for (int i = 0; i < kRows; i++) most[i] = least, sum[i] = _mm512_setzero_ps();
-  for (int64_t s = 0; s < end; s += 16) {
-    const __mmask16 in = first(end - s);
+  for (int64_t s = keys.begin; s < keys.end; s += 16) {
+    const __mmask16 in = first(keys.end - s);
 #pragma GCC unroll 6
     for (int i = 0; i < kRows; i++) {
       float *const x = m.scores + i * row + s;
@@ -183,8 +188,8 @@ __attribute__((noinline)) void softmax(const Attention &a, const AttentionMemory
   }
 #pragma GCC unroll 6
   for (int i = 0; i < kRows; i++) most[i] = splat(_mm512_reduce_max_ps(most[i]));
-  for (int64_t s = 0; s < end; s += 16) {
-    const __mmask16 in = first(end - s);
+  for (int64_t s = keys.begin; s < keys.end; s += 16) {
+    const __mmask16 in = first(keys.end - s);
 #pragma GCC unroll 6
     for (int i = 0; i < kRows; i++) {
       const __m512 e = _mm512_maskz_mov_ps(in, exp16(_mm512_sub_ps(_mm512_load_ps(m.scores + i * row + s), most[i])));
@@ -199,21 +204,18 @@ __attribute__((noinline)) void softmax(const Attention &a, const AttentionMemory
 void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, void *memory) {
   const AttentionMemory m(a, memory);
   const int64_t q_row = a.size_vectors() * 16;
-  int64_t end = end_of(a.bias_of(b, h, 0), a.length);
+  KeyRange keys;
   for (int64_t r = r0; r < r1; r += kRows) {
     const int64_t count = std::min<int64_t>(kRows, r1 - r);
-    if (a.bias_row) {
-      end = 0;
-      for (int64_t i = 0; i < count; i++) end = std::max(end, end_of(a.bias_of(b, h, r + i), a.length));
-    }
-    const int64_t vectors = (end + 15) / 16;
+    if (a.bias_row || r == r0) keys = keys_of_rows(a, b, h, r, count, keys_of);
+    const int64_t vectors = (keys.end + 15) / 16;
     for (int64_t i = 0; i < kRows; i++)
       for (int64_t d = 0; d < q_row; d += 16) {
         const __mmask16 in = i < count ? first(a.size - d) : __mmask16(0);
         const float *q = a.row(b, r + std::min(i, count - 1), 0, h);
         _mm256_store_si256(reinterpret_cast<__m256i *>(m.queries + i * q_row + d), bf16(_mm512_maskz_loadu_ps(in, q + d)));
       }
-    int64_t v = 0;
+    int64_t v = keys.begin / 16;
     for (; v + kVectors <= vectors; v += kVectors) scores<kVectors>(a, m, v);
     switch (vectors - v) {
     case 1: scores<1>(a, m, v); break;
@@ -224,13 +226,13 @@ void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, void
     const float *bias[kRows]; // of rows that are not there the last one's
     for (int64_t i = 0; i < kRows; i++) bias[i] = a.bias_of(b, h, r + std::min(i, count - 1));
     float shares[kRows];
-    softmax(a, m, bias, end, shares);
+    softmax(a, m, bias, keys, shares);
     float *y = a.out(b, r, h);
-    for (v = 0; v + kVectors <= a.size_vectors(); v += kVectors) context<kVectors>(a, m, v, end, y, count, shares);
+    for (v = 0; v + kVectors <= a.size_vectors(); v += kVectors) context<kVectors>(a, m, v, keys, y, count, shares);
     switch (a.size_vectors() - v) {
-    case 1: context<1>(a, m, v, end, y, count, shares); break;
-    case 2: context<2>(a, m, v, end, y, count, shares); break;
-    case 3: context<3>(a, m, v, end, y, count, shares); break;
+    case 1: context<1>(a, m, v, keys, y, count, shares); break;
+    case 2: context<2>(a, m, v, keys, y, count, shares); break;
+    case 3: context<3>(a, m, v, keys, y, count, shares); break;
     default: break;
     }
   }

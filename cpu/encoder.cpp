@@ -71,7 +71,7 @@ int64_t unpadded_length(const Attention &a, int64_t b) {
   for (int64_t h = 0; h < heads; h++)
     for (int64_t r = rows; r-- > 0 && length < a.length;) { // the last row of a causal mask sees the most
       const float *bias = a.bias_of(b, h, r);
-      if (!a.zero_hidden || !hides_all(bias, a.length)) length = std::max(length, attention_end(bias, a.length));
+      if (!a.zero_hidden || !hides_all(bias, a.length)) length = std::max(length, attention_keys(bias, a.length).end);
     }
   return length ? length : a.length;
 }

@@ -92,16 +92,16 @@ template <class L, int R, int G> struct FloatAttention {
       for (int v = 0; v < V; v++) store(r, v * W, acc[r][v]);
   }
 
-  // Calls f(first group, a constant with their number) for all groups.
-  template <class Each> static FEWBIT_INLINE void by_groups(int64_t groups, const Each &f) {
-    int64_t g = 0;
+  // Calls f(first group, a constant with their number) for groups [g,groups).
+  template <class Each> static FEWBIT_INLINE void by_groups(int64_t g, int64_t groups, const Each &f) {
     for (; g + G <= groups; g += G) f(g, std::integral_constant<int, G>());
     for (; g < groups; g++) f(g, std::integral_constant<int, 1>());
   }
 
-  // attention_end
-  static int64_t end_of(const float *bias, int64_t length) {
-    if (!bias) return length;
+  // attention_keys
+  static KeyRange keys_of(const float *bias, int64_t length) {
+    KeyRange k{0, length};
+    if (!bias) return k;
     F most = L::splat(-std::numeric_limits<float>::infinity());
     auto strange = most != most;
     for (int64_t s = 0; s < length; s += W) {
@@ -110,18 +110,21 @@ template <class L, int R, int G> struct FloatAttention {
       most = L::larger(v, most);
     }
     const float top = L::largest(most);
-    if (L::any(strange) || !std::isfinite(top)) return length;
-    while (length >= W && !(top - L::largest(L::load(bias + length - W)) < kMasked)) length -= W;
-    while (length > 0 && !(top - bias[length - 1] < kMasked)) length--;
-    return length;
+    if (L::any(strange) || !std::isfinite(top)) return k;
+    const auto counts = [top](float v) { return top - v < kMasked; };
+    while (k.end >= W && !counts(L::largest(L::load(bias + k.end - W)))) k.end -= W;
+    while (!counts(bias[k.end - 1])) k.end--; // the largest counts
+    while (k.begin + W <= k.end && !counts(L::largest(L::load(bias + k.begin)))) k.begin += W;
+    while (!counts(bias[k.begin])) k.begin++;
+    return k;
   }
 
-  // x = scale * x + bias of the first `end` keys; returns the largest.
-  static float scale_and_bias(const Attention &a, float *x, const float *bias, int64_t end) {
+  // x = scale * x + bias of the keys; returns the largest.
+  static float scale_and_bias(const Attention &a, float *x, const float *bias, KeyRange keys) {
     const F least = L::splat(-std::numeric_limits<float>::infinity());
     F most = least;
-    for (int64_t s = 0; s < end; s += W) {
-      const int64_t n = end - s;
+    for (int64_t s = keys.begin; s < keys.end; s += W) {
+      const int64_t n = keys.end - s;
       F v = L::load(x + s) * a.scale;
       if (bias) v = v + L::load(bias + s, n, 0);
       L::store(x + s, v);
@@ -133,12 +136,12 @@ template <class L, int R, int G> struct FloatAttention {
 
   // x = exp(x - largest); returns 1 / their sum. A NaN among the scores makes the sum,
   // and with it the row, NaN.
-  static float softmax(float *x, float largest, int64_t end) {
+  static float softmax(float *x, float largest, KeyRange keys) {
     F sum = F{};
-    for (int64_t s = 0; s < end; s += W) {
+    for (int64_t s = keys.begin; s < keys.end; s += W) {
       const F e = L::exp(L::load(x + s) - largest);
       L::store(x + s, e);
-      sum = sum + L::load(x + s, end - s, 0);
+      sum = sum + L::load(x + s, keys.end - s, 0);
     }
     return 1 / L::sum(sum);
   }
@@ -146,27 +149,24 @@ template <class L, int R, int G> struct FloatAttention {
   static void rows(const Attention &a, int64_t b, int64_t h, int64_t r0, int64_t r1, void *memory) {
     const FloatMemory m(a, memory);
     const int64_t s_row = a.length_vectors() * 16;
-    int64_t end = end_of(a.bias_of(b, h, 0), a.length);
+    KeyRange keys;
     for (int64_t r = r0; r < r1; r += kAttentionRows) {
       const int64_t count = std::min<int64_t>(kAttentionRows, r1 - r);
-      if (a.bias_row) {
-        end = 0;
-        for (int64_t i = 0; i < count; i++) end = std::max(end, end_of(a.bias_of(b, h, r + i), a.length));
-      }
+      if (a.bias_row || r == r0) keys = keys_of_rows(a, b, h, r, count, keys_of);
       for (int64_t i = 0; i < kAttentionRows; i++) std::copy_n(a.row(b, r + std::min(i, count - 1), 0, h), a.size, m.queries + i * a.size);
       for (int64_t i = 0; i < count; i += R)
-        by_groups((end + 15) / 16, [&](int64_t g, auto n) {
+        by_groups(keys.begin / 16, (keys.end + 15) / 16, [&](int64_t g, auto n) {
           float *to = m.scores + i * s_row + g * 16;
           multiply<n>(m.queries + i * a.size, a.size, m.keys + g * 16 * a.size, a.size, a.size,
                       [&](int row, int at, F sums) __attribute__((always_inline)) { L::store(to + row * s_row + at, sums); });
         });
       float largest[kAttentionRows], shares[kAttentionRows];
-      for (int64_t i = 0; i < count; i++) largest[i] = scale_and_bias(a, m.scores + i * s_row, a.bias_of(b, h, r + i), end);
-      for (int64_t i = 0; i < count; i++) shares[i] = softmax(m.scores + i * s_row, largest[i], end);
+      for (int64_t i = 0; i < count; i++) largest[i] = scale_and_bias(a, m.scores + i * s_row, a.bias_of(b, h, r + i), keys);
+      for (int64_t i = 0; i < count; i++) shares[i] = softmax(m.scores + i * s_row, largest[i], keys);
       for (int64_t i = 0; i < count; i += R)
-        by_groups(a.size_vectors(), [&](int64_t g, auto n) {
+        by_groups(0, a.size_vectors(), [&](int64_t g, auto n) {
           float *y = a.out(b, r + i, h) + g * 16;
-          multiply<n>(m.scores + i * s_row, s_row, m.values + g * 16 * a.length, a.length, end,
+          multiply<n>(m.scores + i * s_row + keys.begin, s_row, m.values + (g * a.length + keys.begin) * 16, a.length, keys.end - keys.begin,
                       [&](int row, int at, F sums) __attribute__((always_inline)) {
                         const int64_t columns = a.out_size() - g * 16 - at;
                         if (i + row < count) L::store(y + row * a.out_row() + at, columns, sums * shares[i + row]);

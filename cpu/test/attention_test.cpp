@@ -12,6 +12,8 @@ using namespace fewbit;
 
 namespace {
 
+bool operator==(const KeyRange &a, const KeyRange &b) { return a.begin == b.begin && a.end == b.end; }
+
 struct Shape {
   int64_t batch, length, heads, size;
 };
@@ -138,14 +140,15 @@ TEST(attention_of_all_shapes) {
   }
 }
 
-// Hidden keys behind the last that counts are left out, which changes no bit: of
-// causal masks, with padding and without, of windows, and of masks of each head.
+// Hidden keys before the first that counts and behind the last are left out, which
+// changes no bit: of causal masks, with padding behind or before, of windows, and of
+// masks of each head.
 // A bias of -9000 hides as well, but is not small enough to be left out.
 TEST(attention_leaves_out_hidden_keys) {
   constexpr float inf = std::numeric_limits<float>::infinity();
   for (const int64_t length : {1, 5, 6, 7, 17, 40, 77})
     for (const int64_t size : {8, 24})
-      for (int form = 0; form < 5; form++) {
+      for (int form = 0; form < 7; form++) {
         Attention a;
         a.batch = 2, a.length = length, a.heads = 2, a.size = size, a.scale = float(1 / std::sqrt(double(size)));
         const auto qkv = gauss(size_t(a.batch * length * 3 * a.width()), 1);
@@ -156,6 +159,8 @@ TEST(attention_leaves_out_hidden_keys) {
           case 2: return s > r || s + 7 < r;       // a window behind each row
           case 3: return s > r + 3 * h;            // another of each head
           case 4: return s > (r * 7 + 3) % length; // rows in no order
+          case 5: return std::abs(r - s) > 4;      // a window around each row
+          case 6: return s < length / 2 + b && s + 1 < length;   // padding before the sample
           default: return s > r || s >= real;
           }
         };
@@ -165,10 +170,10 @@ TEST(attention_leaves_out_hidden_keys) {
           for (int64_t b = 0; b < 2; b++)
             for (int64_t h = 0; h < 2; h++)
               for (int64_t r = 0; r < length; r++)
-                for (int64_t s = 0; s < length; s++) by_value[i].push_back(hidden(b, h, r, s) && s ? values[i] : 0.f);
+                for (int64_t s = 0; s < length; s++) by_value[i].push_back(hidden(b, h, r, s) ? values[i] : 0.f);
         a.bias_batch = 2 * length * length, a.bias_head = length * length, a.bias_row = length;
         a.bias = by_value[0].data();
-        for (int64_t r = 0; r < length; r++) CHECK(attention_end(a.bias_of(0, 0, r), length) == length);
+        for (int64_t r = 0; r < length; r++) CHECK(attention_keys(a.bias_of(0, 0, r), length) == KeyRange({0, length}));
         const auto rounded = exact(a, true), real = exact(a, false);
         for (const Kernels &of : kernels()) {
           const AttentionKernels &k = *of.k;
@@ -177,7 +182,8 @@ TEST(attention_leaves_out_hidden_keys) {
           bool ok = of.close(whole, rounded, real);
           for (int i = 1; i < 4; i++) {
             a.bias = by_value[i].data();
-            if (form == 0) CHECK(attention_end(a.bias_of(0, 0, 0), length) == 1);
+            if (form == 0) CHECK(attention_keys(a.bias_of(0, 0, 0), length) == KeyRange({0, 1}));
+            if (form == 5) CHECK(attention_keys(a.bias_of(1, 1, length / 2), length) == KeyRange({std::max<int64_t>(0, length / 2 - 4), std::min(length, length / 2 + 5)}));
             ok &= CHECK(run(k, a, length) == whole) && CHECK(run(k, a, 5, 0) == whole);
           }
           if (!ok) {
@@ -187,7 +193,8 @@ TEST(attention_leaves_out_hidden_keys) {
         }
       }
   const float strange[] = {0, std::numeric_limits<float>::quiet_NaN(), -inf};
-  CHECK(attention_end(strange, 3) == 3 && attention_end(nullptr, 7) == 7 && attention_end(strange + 2, 1) == 1 && attention_end(strange, 1) == 1);
+  CHECK(attention_keys(strange, 3) == KeyRange({0, 3}) && attention_keys(nullptr, 7) == KeyRange({0, 7}));
+  CHECK(attention_keys(strange + 2, 1) == KeyRange({0, 1}) && attention_keys(strange, 1) == KeyRange({0, 1}));
 }
 
 // Queries of other rows than the keys: the same bits as where all are of one
