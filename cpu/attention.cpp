@@ -32,6 +32,8 @@ void attention_rows(const AttentionKernels &k, const Attention &a, int64_t b, in
   k.rows(a, b, h, r0, r1, memory);
   if (!a.zero_hidden || !a.bias) return;
   for (int64_t r = r0; r < r1; r++) {
+    if (a.known.rows)
+      if (const KeyRange keys = keys_of_row(a, b, h, r, attention_keys); keys.begin > 0 || keys.end < a.length) continue; // one counts
     if (hides_all(a.bias_of(b, h, r), a.length)) std::fill_n(a.out(b, r, h), a.out_size(), 0.f);
   }
 }

@@ -4,6 +4,7 @@
 // softmax are rounded to it.
 #pragma once
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -19,6 +20,14 @@ struct Rotation {
   int64_t columns = 0;                        // even, at most a head's size
 };
 
+// What attention_keys gave for the rows of a bias, kept from head to head and from layer to
+// layer: reading a mask takes longer than a window of it does. The thread that needs a row
+// first fills it in; two that do write the same.
+struct KnownKeys {
+  std::atomic<uint64_t> *rows = nullptr; // begin << 32 | end, 0 where it is not known; or nullptr
+  int64_t batch = 0, head = 0;           // strides in elements
+};
+
 struct Attention {
   const float *qkv = nullptr;  // [batch, length, 3, heads, size]; without the queries 2, not 3
   const float *q = nullptr;    // [batch, queries, heads, size] of another sequence; or nullptr
@@ -30,6 +39,7 @@ struct Attention {
   int64_t queries = 0; // of q
   float scale = 1;
   Rotation rotation;        // kernels take queries and keys that are turned already
+  KnownKeys known;
   bool zero_hidden = false; // a row whose every key has a bias of minus infinity gives 0, not NaN
 
   int64_t width() const { return heads * size; }
@@ -66,12 +76,22 @@ struct KeyRange {
 };
 KeyRange attention_keys(const float *bias, int64_t length);
 
+// Those of row r as they are known, or by `of`, which is attention_keys or as good.
+template <class Of> KeyRange keys_of_row(const Attention &a, int64_t b, int64_t h, int64_t r, const Of &of) {
+  std::atomic<uint64_t> *const known = a.known.rows ? a.known.rows + b * a.known.batch + h * a.known.head + r : nullptr;
+  if (known)
+    if (const uint64_t k = known->load(std::memory_order_relaxed)) return {int64_t(k >> 32), int64_t(k & 0xffffffff)};
+  const KeyRange k = of(a.bias_of(b, h, r), a.length);
+  if (known) known->store(uint64_t(k.begin) << 32 | uint64_t(k.end), std::memory_order_relaxed);
+  return k;
+}
+
 // Those of rows [r,r + count) together, from a whole vector of 16 on, so that sums keep
-// their order. `of` is attention_keys, or what is as good.
+// their order.
 template <class Of> KeyRange keys_of_rows(const Attention &a, int64_t b, int64_t h, int64_t r, int64_t count, const Of &of) {
   KeyRange all{a.length, 0};
   for (int64_t i = 0; i < (a.bias_row ? count : 1); i++) {
-    const KeyRange k = of(a.bias_of(b, h, r + i), a.length);
+    const KeyRange k = keys_of_row(a, b, h, r + i, of);
     all = {std::min(all.begin, k.begin), std::max(all.end, k.end)};
   }
   return {all.begin / 16 * 16, all.end};

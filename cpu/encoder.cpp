@@ -63,6 +63,22 @@ void *EncoderMemory::reserve(size_t bytes) {
   return data_;
 }
 
+void EncoderMemory::forget_keys() {
+  size_t need = 0;
+  const auto each = [this](const auto &f) {
+    for (Attention &a : kinds)
+      if (a.bias && a.bias_row) f(a, a.length * (a.bias_head ? a.heads : 1));
+  };
+  each([&](Attention &a, int64_t sample) { need += size_t(a.batch * sample); });
+  if (need > known_.size()) known_ = std::vector<std::atomic<uint64_t>>(need);
+  for (size_t i = 0; i < need; i++) known_[i].store(0, std::memory_order_relaxed);
+  std::atomic<uint64_t> *next = known_.data();
+  each([&](Attention &a, int64_t sample) {
+    a.known = {next, sample, a.bias_head ? a.length : 0};
+    next += a.batch * sample;
+  });
+}
+
 EncoderMemory::~EncoderMemory() { std::free(data_); }
 
 int64_t unpadded_length(const Attention &a, int64_t b) {
@@ -242,6 +258,7 @@ struct Run {
     one.qkv = m.qkv;
     one.y = context + (only_first(l) ? b : r) * e.hidden() + h * e.size, one.y_row = e.hidden(), one.y_size = e.size;
     one.bias = kinds[l.kind].bias_of(b, h, 0);
+    if (one.known.rows) one.known.rows += b * one.known.batch + h * one.known.head;
     attend.pack(one, 0, 0, m.attention);
     attention_rows(attend, one, 0, 0, 0, count, m.attention);
   }
@@ -491,6 +508,7 @@ void encode(const Encoder &e, const Attention *kinds, size_t count, const float 
   memory.kinds.assign(kinds, kinds + count);
   bool of_each = false; // sample
   for (Attention &a : memory.kinds) a.size = e.padded_size(), of_each |= a.bias_batch != 0;
+  memory.forget_keys();
   const int64_t batch = kinds->batch;
   std::vector<int64_t> &starts = memory.starts;
   starts.resize(size_t(batch + 1));

@@ -88,11 +88,13 @@ public:
   std::vector<Attention> kinds;
 
   void *reserve(size_t bytes); // aligned to 64; throws std::bad_alloc
+  void forget_keys();          // gives kinds whose rows have a bias each room for what is known of them
   ~EncoderMemory();
 
 private:
   void *data_ = nullptr;
   size_t bytes_ = 0;
+  std::vector<std::atomic<uint64_t>> known_;
 };
 
 // The length of sample b without the keys at its end that count for nothing in
