@@ -299,7 +299,7 @@ func (s *searching) key(ctx context.Context, model string) (string, error) {
 		data = append(data, d)
 	}
 	c := s.req.Config
-	c.Target = ""
+	c.Target, c.Rules = "", slices.Clone(c.Rules)
 	for i := range c.Rules {
 		c.Rules[i].Where = "" // the line says nothing
 	}

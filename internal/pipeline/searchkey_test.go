@@ -4,6 +4,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/fewbit/fewbit/internal/quant"
 )
 
 // TestDigestOfLinks: a folder that is reached by a link, and files that are links, are
@@ -42,5 +44,20 @@ func TestDigestOfLinks(t *testing.T) {
 	write(target, "longer")
 	if digest(real) == was {
 		t.Error("the target of a link in the folder does not count")
+	}
+}
+
+// TestKeyKeepsRules: what stands in an error about a rule is not lost.
+func TestKeyKeepsRules(t *testing.T) {
+	data := filepath.Join(t.TempDir(), "d")
+	if err := os.WriteFile(data, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := &searching{Pipeline: &Pipeline{}, req: SearchRequest{Calib: data, Config: quant.Config{Rules: []quant.Rule{{Where: "line 7"}}}}}
+	if _, err := s.key(t.Context(), "m"); err != nil {
+		t.Fatal(err)
+	}
+	if w := s.req.Config.Rules[0].Where; w != "line 7" {
+		t.Errorf("the rule stands at %q", w)
 	}
 }
