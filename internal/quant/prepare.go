@@ -53,7 +53,7 @@ func Prepare(c Config) []Pass {
 // are the same product.
 func gemmToMatMul(m *graph.Model) int {
 	g := m.Graph
-	ix := g.Index()
+	ix, names := g.Index(), g.Namer()
 	var nodes []*graph.Node
 	count := 0
 	for _, n := range g.Nodes {
@@ -80,7 +80,7 @@ func gemmToMatMul(m *graph.Model) int {
 			// In place of the original when nobody else reads it, so that the
 			// names in the report stay those of the model.
 			if len(ix.Uses(wname)) > 1 || ix.Captured(wname) || ix.IsOutput(wname) {
-				wname = n.Outputs[0] + "_weight"
+				wname = names.Name(n.Outputs[0] + "_weight")
 			}
 			g.SetInit(wname, tensor.From(transpose2D(v, r, c), int64(c), int64(r)))
 		}
@@ -91,12 +91,13 @@ func gemmToMatMul(m *graph.Model) int {
 		}
 		bname := n.In(2)
 		if len(bias.Dims) > 1 {
-			bname = out + "_bias"
+			bname = names.Name(out + "_bias")
 			g.SetInit(bname, &tensor.Tensor{Type: bias.Type, Dims: []int64{bias.Len()}, Data: bias.Data})
 		}
+		product := names.Name(out + "_product")
 		nodes = append(nodes,
-			graph.NewNode("", "MatMul", n.Name, []string{n.In(0), wname}, []string{out + "_product"}),
-			graph.NewNode("", "Add", n.Name+"_Add", []string{out + "_product", bname}, []string{out}))
+			graph.NewNode("", "MatMul", n.Name, []string{n.In(0), wname}, []string{product}),
+			graph.NewNode("", "Add", n.Name+"_Add", []string{product, bname}, []string{out}))
 	}
 	g.Nodes = nodes
 	g.Prune()
@@ -108,20 +109,21 @@ func gemmToMatMul(m *graph.Model) int {
 // correction needs one to correct.
 func ownBiases(m *graph.Model) int {
 	g := m.Graph
-	ix := g.Index()
+	ix, names := g.Index(), g.Namer()
 	count := 0
 	for _, n := range g.Nodes {
 		w := g.Init(n.In(1))
 		if !n.Is("Conv") || w == nil || w.Type != tensor.Float32 || len(w.Dims) < 3 || w.Dims[0] == 0 {
 			continue
 		}
-		name := n.Outputs[0] + "_bias"
 		switch b := g.Init(n.In(2)); {
 		case n.In(2) == "":
+			name := names.Name(n.Outputs[0] + "_bias")
 			g.SetInit(name, tensor.From(make([]float32, w.Dims[0]), w.Dims[0]))
 			n.Inputs = append(n.Inputs[:2:2], name)
 			count++
 		case b != nil && len(ix.Uses(n.In(2))) > 1:
+			name := names.Name(n.Outputs[0] + "_bias")
 			g.SetInit(name, b)
 			n.Inputs[2] = name
 			count++

@@ -1,0 +1,38 @@
+package quant
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/fewbit/fewbit/internal/graph"
+	"github.com/fewbit/fewbit/internal/tensor"
+)
+
+// TestNamesThatAreTaken: what is prepared gets names of its own, also where another
+// constant already has the one that it would get.
+func TestNamesThatAreTaken(t *testing.T) {
+	added := model([]*graph.Value{value("x", -1, 3, 8, 8)}, []*graph.Value{value("y", -1, 4, 8, 8)},
+		node("Conv", "c", "x k", "c"), node("Add", "add", "c c_bias", "y"))
+	weight(added, "k", 1, 4, 3, 1, 1)
+	weight(added, "c_bias", 2, 1)
+	want := slices.Clone(added.Graph.Init("c_bias").Data)
+	if ownBiases(added) != 1 || !slices.Equal(added.Graph.Init("c_bias").Data, want) {
+		t.Errorf("the bias of a convolution took the place of what is added: %v", added.Graph.Init("c_bias"))
+	}
+
+	tied := model([]*graph.Value{value("x", -1, 16)}, []*graph.Value{value("y", -1, 16)},
+		node("Gemm", "fc", "x fc_weight", "fc", graph.AttrInt("transB", 1)), node("Gemm", "fc2", "fc fc_weight", "y", graph.AttrInt("transB", 1)))
+	weight(tied, "fc_weight", 3, 16, 16)
+	v := transpose2D(tensor.View[float32](tied.Graph.Init("fc_weight")), 16, 16)
+	if n := gemmToMatMul(tied); n != 2 {
+		t.Fatalf("%d Gemms rewritten", n)
+	}
+	for _, n := range tied.Graph.Nodes {
+		if got := tensor.View[float32](tied.Graph.Init(n.In(1))); !slices.Equal(got, v) {
+			t.Errorf("%s: its weight is not the transposed one", n)
+		}
+	}
+	if err := tied.Check(); err != nil {
+		t.Error(err)
+	}
+}
