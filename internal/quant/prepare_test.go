@@ -35,4 +35,28 @@ func TestNamesThatAreTaken(t *testing.T) {
 	if err := tied.Check(); err != nil {
 		t.Error(err)
 	}
+
+	ids := value("ids", -1, 4)
+	ids.Type = tensor.Int64
+	table := model([]*graph.Value{ids}, []*graph.Value{value("y", -1, 4, 8)},
+		node("Gather", "look", "table ids", "found"), node("Add", "add", "found table_rows", "y"))
+	weight(table, "table", 4, minTableRows, 8)
+	weight(table, "table_rows", 5, 8)
+	want = slices.Clone(table.Graph.Init("table_rows").Data)
+	if s, err := (Embeddings{}).Run(t.Context(), table); err != nil || s.Changed != 1 {
+		t.Fatal(s, err)
+	}
+	if !slices.Equal(table.Graph.Init("table_rows").Data, want) {
+		t.Error("the codes of a table took the place of what is added")
+	}
+}
+
+// TestBiasReadElsewhere: correction changes a convolution's bias, and nothing else.
+func TestBiasReadElsewhere(t *testing.T) {
+	m := model([]*graph.Value{value("x", -1, 3, 8, 8)}, []*graph.Value{value("y", -1, 4, 8, 8), value("b", 4)}, node("Conv", "c", "x k b", "y"))
+	weight(m, "k", 1, 4, 3, 1, 1)
+	weight(m, "b", 2, 4)
+	if n := ownBiases(m); n != 1 || m.Graph.Nodes[0].In(2) == "b" {
+		t.Errorf("%d biases, %s: b is an output too", n, m.Graph.Nodes[0])
+	}
 }
