@@ -144,12 +144,7 @@ func (a *App) open(ctx context.Context, version string) error {
 	if err != nil {
 		return err
 	}
-	if err := a.pruneReports(ctx); err != nil {
-		a.log.Warn("removing reports of forgotten jobs", "error", err)
-	}
-	if err := a.pruneSearches(ctx); err != nil {
-		a.log.Warn("removing what ended searches left", "error", err)
-	}
+	a.prune(ctx, 0)
 	if err := a.openTrace(ctx, version); err != nil {
 		return err
 	}
@@ -319,7 +314,7 @@ func (a *App) serve(ctx context.Context, ls listeners) error {
 // collectEvery is how often contents that nothing refers to are removed.
 const collectEvery = time.Hour
 
-// collect removes what deleted versions and data sets leave behind.
+// collect removes what deleted versions and data sets and forgotten jobs leave behind.
 func (a *App) collect(ctx context.Context) {
 	tick := time.NewTicker(collectEvery)
 	defer tick.Stop()
@@ -327,11 +322,22 @@ func (a *App) collect(ctx context.Context) {
 		if err := a.registry.GC(ctx, collectEvery); err != nil && ctx.Err() == nil {
 			a.log.Warn("removing unreferenced files", "error", err)
 		}
+		a.prune(ctx, collectEvery)
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
+	}
+}
+
+// prune removes the files of jobs that the queue has forgotten, if older than minAge.
+func (a *App) prune(ctx context.Context, minAge time.Duration) {
+	if err := a.pruneReports(ctx, minAge); err != nil && ctx.Err() == nil {
+		a.log.Warn("removing reports of forgotten jobs", "error", err)
+	}
+	if err := a.pruneSearches(ctx, minAge); err != nil && ctx.Err() == nil {
+		a.log.Warn("removing what ended searches left", "error", err)
 	}
 }
 

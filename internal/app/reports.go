@@ -10,10 +10,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/fewbit/fewbit/internal/atomicfile"
 	"github.com/fewbit/fewbit/internal/bare"
-
 	"github.com/fewbit/fewbit/internal/http"
 	"github.com/fewbit/fewbit/internal/jobs"
 	"github.com/fewbit/fewbit/internal/registry"
@@ -118,8 +118,8 @@ func (a *App) keepReport(id string, data []byte) error {
 const tempReport = ".part-"
 
 // pruneReports removes the reports of jobs that the queue has forgotten, and
-// what a crash left half-written.
-func (a *App) pruneReports(ctx context.Context) error {
+// what a crash left half-written, unless younger than minAge.
+func (a *App) pruneReports(ctx context.Context, minAge time.Duration) error {
 	list, err := a.queue.List(ctx)
 	if err != nil {
 		return err
@@ -134,9 +134,14 @@ func (a *App) pruneReports(ctx context.Context) error {
 	}
 	var errs []error
 	for _, f := range files {
-		if !known[strings.TrimSuffix(f.Name(), reportSuffix)] {
+		if !known[strings.TrimSuffix(f.Name(), reportSuffix)] && olderThan(f, minAge) {
 			errs = append(errs, os.Remove(filepath.Join(a.cfg.DataDir, reportsDir, f.Name())))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func olderThan(f fs.DirEntry, age time.Duration) bool {
+	info, err := f.Info()
+	return err == nil && time.Since(info.ModTime()) >= age
 }

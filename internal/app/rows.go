@@ -21,12 +21,16 @@ func rowsDepend(dir string) (bool, error) {
 		return false, err
 	}
 	depend := false
-	for _, n := range m.Graph.Nodes {
+	look := func(n *graph.Node) {
 		depend = depend || acrossRows[n.Op]
+		n.Bodies(func(inner *graph.Node, _ map[string]bool) { depend = depend || acrossRows[inner.Op] })
+	}
+	for _, n := range m.Graph.Nodes {
+		look(n)
 	}
 	for _, f := range m.Functions() {
 		for _, n := range f.GetNode() {
-			depend = depend || acrossRows[n.GetOpType()]
+			look(graph.NewNode(n.GetDomain(), n.GetOpType(), n.GetName(), n.Input, n.Output, n.Attribute...))
 		}
 	}
 	return depend, m.Close()

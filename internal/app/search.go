@@ -85,8 +85,9 @@ func (a *App) search(ctx context.Context, id string, p pipeline.Pipeline, req pi
 // searchShare of a job's progress is the search; comparing and publishing follow.
 const searchShare = 0.9
 
-// pruneSearches removes what searches left whose jobs have ended or are forgotten.
-func (a *App) pruneSearches(ctx context.Context) error {
+// pruneSearches removes what searches left whose jobs have ended or are forgotten,
+// unless younger than minAge.
+func (a *App) pruneSearches(ctx context.Context, minAge time.Duration) error {
 	dirs, err := os.ReadDir(filepath.Join(a.cfg.DataDir, searchesDir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -104,7 +105,7 @@ func (a *App) pruneSearches(ctx context.Context) error {
 	}
 	var errs []error
 	for _, d := range dirs {
-		if !open[d.Name()] {
+		if !open[d.Name()] && olderThan(d, minAge) {
 			errs = append(errs, os.RemoveAll(a.searchDir(d.Name())))
 		}
 	}

@@ -1,6 +1,7 @@
 package graph
 
 import (
+	"bytes"
 	"math"
 	"slices"
 
@@ -20,8 +21,12 @@ func (c *evalCall) binary() *tensor.Tensor {
 		return nil
 	}
 	if c.node.Op == "Pow" && a.Type != b.Type {
-		if b = c.converted(b, a.Type); b == nil {
+		of := b
+		if b = c.converted(of, a.Type); b == nil {
 			return nil
+		}
+		if back := c.converted(b, of.Type); back == nil || !bytes.Equal(back.Data, of.Data) {
+			return nil // the exponent is no number of a's type
 		}
 	}
 	if a.Type != b.Type {

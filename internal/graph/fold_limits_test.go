@@ -58,6 +58,7 @@ func TestFoldKeeps(t *testing.T) {
 		{NewNode("", "Slice", "", nil, nil), []*tensor.Tensor{f32(1, 2), i64(0), i64(1), i64(0), i64(0)}}, // step 0
 		{NewNode("", "Add", "", nil, nil), []*tensor.Tensor{f32(1, 2), f32(1, 2, 3)}},
 		{NewNode("", "Add", "", nil, nil), []*tensor.Tensor{f32(1), i64(1)}},
+		{NewNode("", "Pow", "", nil, nil), []*tensor.Tensor{i64(4), f32(.5)}}, // 2, not 4 to the power 0
 		{NewNode("", "Cast", "", nil, nil, AttrInt("to", int64(tensor.Int32))), []*tensor.Tensor{f32(1e20)}},
 		{NewNode("", "Cast", "", nil, nil, AttrInt("to", int64(tensor.String))), []*tensor.Tensor{f32(1)}},
 		{NewNode("", "Cast", "", nil, nil, AttrInt("to", 99)), []*tensor.Tensor{f32(1)}},

@@ -75,6 +75,13 @@ func (m *metrics) succeeded(st *modelStats, t *timing) {
 	}
 }
 
+// forget drops a version's series.
+func (m *metrics) forget(st *modelStats) {
+	for p := range telemetry.Phases {
+		m.latency.DeleteLabelValues(st.name, st.version, telemetry.Phase(p).String())
+	}
+}
+
 // tritonCollector reads the counters and the sensors when it is scraped.
 type tritonCollector struct{ s *Server }
 

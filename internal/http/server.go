@@ -160,8 +160,8 @@ func New(cfg Config) (*Server, error) {
 		failures: access.NewLimiter(1/access.FailedEvery.Seconds(), access.FailedBurst), rates: access.NewLimiter(cfg.Rate, cfg.RateBurst), cors: newCORS(cfg.CORSOrigins),
 		slow: logs.Limit{Burst: slowBurst, Every: slowEvery}}
 	s.trim.after = trimAfter
-	s.stats = newStatistics(&s.cfg)
 	s.metrics = newMetrics(s)
+	s.stats = newStatistics(&s.cfg, s.metrics)
 	s.table = s.routes()
 	var err error
 	if s.openapi, err = s.mount(s.engine, false); err != nil {

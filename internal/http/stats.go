@@ -14,7 +14,8 @@ import (
 
 // statistics counts the requests of every model version that has had any.
 type statistics struct {
-	cfg *Config
+	cfg     *Config
+	metrics *metrics // which has series of each version too
 
 	mu     sync.RWMutex // guards models
 	models map[versionKey]*modelStats
@@ -22,8 +23,8 @@ type statistics struct {
 
 type versionKey struct{ name, version string }
 
-func newStatistics(cfg *Config) *statistics {
-	return &statistics{cfg: cfg, models: map[versionKey]*modelStats{}}
+func newStatistics(cfg *Config, m *metrics) *statistics {
+	return &statistics{cfg: cfg, metrics: m, models: map[versionKey]*modelStats{}}
 }
 
 // modelStats are one version's counters and its bounds on concurrency.
@@ -123,6 +124,7 @@ func (s *statistics) forgetOldest() {
 	if oldest != nil {
 		delete(s.models, versionKey{oldest.name, oldest.version})
 		s.cfg.Telemetry.Forget(oldest.name, oldest.version)
+		s.metrics.forget(oldest)
 	}
 }
 

@@ -81,14 +81,19 @@ func PublicError(err error) string {
 		return ""
 	}
 	s := err.Error()
+	var paths []string // exact, whatever characters they have
 	var pe *fs.PathError
-	if errors.As(err, &pe) { // exact, whatever characters it has
-		s = strings.ReplaceAll(s, pe.Path, filepath.Base(pe.Path))
+	if errors.As(err, &pe) {
+		paths = append(paths, pe.Path)
 	}
 	var le *os.LinkError
 	if errors.As(err, &le) {
-		s = strings.ReplaceAll(s, le.Old, filepath.Base(le.Old))
-		s = strings.ReplaceAll(s, le.New, filepath.Base(le.New))
+		paths = append(paths, le.Old, le.New)
+	}
+	for _, p := range paths {
+		if p != "" { // which is between all characters
+			s = strings.ReplaceAll(s, p, filepath.Base(p))
+		}
 	}
 	s = strings.Join(strings.Fields(s), " ")
 	s = absolutePath.ReplaceAllStringFunc(s, func(m string) string {

@@ -279,6 +279,8 @@ func TestPublicError(t *testing.T) {
 		{errors.New("two\nlines\tand  tabs"), "two lines and tabs"},
 		{fmt.Errorf("job: %w", &fs.PathError{Op: "open", Path: "/srv/my data/x.onnx", Err: os.ErrNotExist}), "job: open x.onnx: file does not exist"},
 		{fmt.Errorf("job: %w", &os.LinkError{Op: "rename", Old: "/srv/a b/x", New: "/srv/c d/y", Err: syscall.ENOSPC}), "job: rename x y: no space left on device"},
+		{fmt.Errorf("job: %w", &fs.PathError{Op: "open", Err: os.ErrNotExist}), "job: open : file does not exist"},
+		{fmt.Errorf("job: %w", &os.LinkError{Op: "symlink", New: "/srv/c d/y", Err: syscall.ENOENT}), "job: symlink y: no such file or directory"},
 		{errors.New("bad \xff\xfe bytes"), "bad \uFFFD bytes"},
 	} {
 		if got := PublicError(c.err); got != c.want {

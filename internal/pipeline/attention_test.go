@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/fewbit/fewbit/internal/engine"
@@ -119,6 +120,62 @@ func sameLogits(t *testing.T, lab *Lab, a, b *graph.Model, feeds func(r *rand.Ra
 			}
 		}
 	}
+}
+
+// TestMaskOfTwoAttentions: rows and their encoder share a padding mask, which each kernel
+// gets with as many rows as it has queries.
+func TestMaskOfTwoAttentions(t *testing.T) {
+	p := testPipeline(t)
+	lab, err := NewLab(p.Engine, 2, p.Scratch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lab.Close()
+	cfg, err := quant.Config{}.WithDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := attention(true, false)
+	queries := value("z", -1, -1, 32)
+	queries.Dims[1].Name = "queries"
+	m.Graph.Inputs = append(m.Graph.Inputs, queries)
+	out := value("logits", -1, -1, 32)
+	out.Dims[1].Name = "queries"
+	m.Graph.Outputs = []*graph.Value{out}
+	own := map[string]bool{"mask": true, "split": true, "joined": true, "c": true}
+	for _, n := range slices.Clone(m.Graph.Nodes) { // again, from the first block's output, with queries of z
+		again := graph.NewNode(n.Domain, n.Op, n.Name+"2", slices.Clone(n.Inputs), slices.Clone(n.Outputs), n.Attrs...)
+		for i, in := range again.Inputs {
+			switch {
+			case in == "x" && n.Name == "q":
+				again.Inputs[i] = "z"
+			case in == "x":
+				again.Inputs[i] = "memory"
+			case !own[in] && m.Graph.Init(in) == nil:
+				again.Inputs[i] = in + "2"
+			}
+		}
+		if again.Outputs[0] += "2"; n.Name == "out" {
+			again.Outputs[0], n.Outputs[0] = "logits", "memory"
+		}
+		m.Graph.Nodes = append(m.Graph.Nodes, again)
+	}
+	fused := m.Clone()
+	if _, err := quant.Run(context.Background(), fused, quant.Prepare(cfg), quant.Dump{}); err != nil {
+		t.Fatal(err)
+	}
+	if count := countOps(fused); count["MultiHeadAttention"] != 2 {
+		t.Fatalf("not fused: %v", count)
+	}
+	sameLogits(t, lab, m, fused, func(x *rand.Rand, b, n int64) engine.Feeds {
+		mask := make([]float32, b*n)
+		for i := range mask {
+			if int64(i)%n > n/2 {
+				mask[i] = -10000
+			}
+		}
+		return engine.Feeds{"x": tensor.From(gauss(x, int(b*n*32), 1), b, n, 32), "z": tensor.From(gauss(x, int(b*5*32), 1), b, 5, 32), "mask": tensor.From(mask, b, 1, 1, n)}
+	})
 }
 
 // TestAttentionLeftAlone: what is not exactly that block stays as it is.

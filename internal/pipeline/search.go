@@ -299,7 +299,7 @@ func (s *searching) key(ctx context.Context, model string) (string, error) {
 		data = append(data, d)
 	}
 	c := s.req.Config
-	c.Target = ""
+	c.Target, c.Rules = "", slices.Clone(c.Rules)
 	for i := range c.Rules {
 		c.Rules[i].Where = "" // the line says nothing
 	}
@@ -320,23 +320,23 @@ func (s *searching) key(ctx context.Context, model string) (string, error) {
 	return hex.EncodeToString(sum[:]), nil
 }
 
-// dataDigest is that of a file, or of the names and sizes in a folder.
+// dataDigest is that of a file, or of the names and sizes in a folder. Links are what
+// they lead to, as for who reads the data.
 func dataDigest(ctx context.Context, path string) (string, error) {
 	if st, err := os.Stat(path); err != nil || !st.IsDir() {
 		return fileSHA256(ctx, path)
 	}
-	h := sha256.New()
-	err := filepath.WalkDir(path, func(p string, e fs.DirEntry, err error) error {
+	h, files := sha256.New(), os.DirFS(path)
+	err := fs.WalkDir(files, ".", func(p string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
 			return err
 		}
-		info, err := e.Info()
-		if err != nil {
-			return err
+		info, err := fs.Stat(files, p)
+		if errors.Is(err, fs.ErrNotExist) { // a link to nothing
+			return nil
 		}
-		rel, err := filepath.Rel(path, p)
 		if err == nil {
-			_, err = fmt.Fprintf(h, "%q %d\n", rel, info.Size())
+			_, err = fmt.Fprintf(h, "%q %d\n", p, info.Size())
 		}
 		return err
 	})

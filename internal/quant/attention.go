@@ -71,7 +71,7 @@ type attentionFuser struct {
 	ix    *graph.Index
 	drop  map[*graph.Node]bool
 	added []*graph.Node
-	bias  map[string]string // mask -> its form [batch, 1, length, length]
+	bias  map[string]string // mask and number of queries -> its form [batch, 1, queries, length]
 	wide  map[string]string // constant mask, a condition, several masks -> the mask
 	// hidden: mask -> [batch, length or 1, 1], true where it hides all keys.
 	hidden map[string]string
@@ -148,7 +148,7 @@ func (f *attentionFuser) write(a *attention) {
 	in, out := []string{a.q, a.k, a.v}, a.out
 	if len(a.masks) > 0 {
 		mask := f.mask(a)
-		in = append(in, "", "", f.fullMask(mask, a.q))
+		in = append(in, "", "", f.fullMask(mask, a))
 		if a.guard && !f.showsSome(mask) {
 			out = f.names.Name(a.out + "_rows")
 			f.added = append(f.added, graph.NewNode("", "Where", a.out+"_Where", []string{f.hidesAll(mask), f.zero(), out}, []string{a.out}))
@@ -295,22 +295,54 @@ func (f *attentionFuser) widen(mask string) string {
 	return name
 }
 
-// fullMask gives the mask a row for each query of q, which the kernel expects: a
-// padding mask [batch, 1, 1, length] has one for all. Made once for all blocks.
-func (f *attentionFuser) fullMask(mask, q string) string {
+// fullMask gives the mask a row for each query of a, which the kernel expects: a
+// padding mask [batch, 1, 1, length] has one for all. Made once for all blocks with
+// as many queries.
+func (f *attentionFuser) fullMask(mask string, a *attention) string {
 	if f.g.Dims(mask)[2].N != 1 {
 		return mask
 	}
-	if full, ok := f.bias[mask]; ok {
+	key := mask + "\x00" + f.queries(a)
+	if full, ok := f.bias[key]; ok {
 		return full
 	}
-	b := mask + "_rows"
-	f.bias[mask] = b
+	b := f.names.Name(mask + "_rows")
+	f.bias[key] = b
 	f.g.SetInit(b+"_one", tensor.From([]int64{1}, 1))
 	f.added = append(f.added,
-		graph.NewNode("", "Shape", b+"_Shape", []string{q}, []string{b + "_shape"}),
+		graph.NewNode("", "Shape", b+"_Shape", []string{a.q}, []string{b + "_shape"}),
 		graph.NewNode("", "Gather", b+"_Gather", []string{b + "_shape", b + "_one"}, []string{b + "_length"}),
 		graph.NewNode("", "Concat", b+"_Concat", []string{b + "_one", b + "_one", b + "_length", b + "_one"}, []string{b + "_sizes"}, graph.AttrInt("axis", 0)),
 		graph.NewNode("", "Expand", b+"_Expand", []string{mask, b + "_sizes"}, []string{b}))
 	return b
+}
+
+// queries says how many queries a has, in a word that blocks with as many share: ""
+// for as many as keys.
+func (f *attentionFuser) queries(a *attention) string {
+	above := f.sameRows(a.k)
+	if slices.ContainsFunc(f.sameRows(a.q), func(v string) bool { return slices.Contains(above, v) }) {
+		return "" // both are projections of one value: exporters lose dimensions
+	}
+	if d := f.g.Dims(a.q); len(d) == 3 && d[1] != (graph.Dim{N: -1}) {
+		return fmt.Sprint(d[1])
+	}
+	return a.q
+}
+
+// sameRows returns value and the values above it that it is a projection of.
+func (f *attentionFuser) sameRows(value string) []string {
+	values := []string{value}
+	for n := f.ix.Producer(value); n != nil && len(values) < 12; n = f.ix.Producer(value) {
+		switch n.Op {
+		case "Add", "Mul", "Div", "MatMul", "Reshape", "Transpose", "Split", "LayerNormalization", "SimplifiedLayerNormalization":
+		default:
+			return values
+		}
+		if value = n.In(0); f.g.Init(value) != nil {
+			value = n.In(1)
+		}
+		values = append(values, value)
+	}
+	return values
 }

@@ -141,7 +141,7 @@ func (l *Loaded) openCold(f *flight, m *model, v Version, isDefault bool) error 
 		l.retire(old)
 	}
 	m.extra[v.Number] = in
-	l.evict()
+	l.evict(m)
 	return nil
 }
 

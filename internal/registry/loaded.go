@@ -267,21 +267,27 @@ func (l *Loaded) take(name string, n int) *instance {
 	return in
 }
 
-// evict retires the least recently used extra versions past MaxExtra. l.mu is held.
-func (l *Loaded) evict() {
+// evict retires the least recently used extra versions past MaxExtra, but for those of
+// models other than own that are being changed: one may be on its way to become the
+// default. l.mu is held.
+func (l *Loaded) evict(own *model) {
 	type place struct {
 		m *model
 		n int
 	}
 	var all []place
+	total := 0
 	for _, m := range l.models {
+		total += len(m.extra)
+		if m != own && len(m.busy) > 0 {
+			continue
+		}
 		for n := range m.extra {
 			all = append(all, place{m, n})
 		}
 	}
 	slices.SortFunc(all, func(a, b place) int { return a.m.extra[a.n].used.Compare(b.m.extra[b.n].used) })
-	for i := 0; i < len(all)-l.o.MaxExtra; i++ {
-		p := all[i]
+	for _, p := range all[:min(max(total-l.o.MaxExtra, 0), len(all))] {
 		l.retire(p.m.extra[p.n])
 		delete(p.m.extra, p.n)
 	}

@@ -283,6 +283,34 @@ func TestOtherVersionsOnFirstUse(t *testing.T) {
 	}
 }
 
+// TestPromotedVersionStaysOpen: a version that is loaded beside the default, and is on
+// its way to become it, is not the one that goes when others are loaded meanwhile.
+func TestPromotedVersionStaysOpen(t *testing.T) {
+	meanwhile := func() {}
+	r, l, e := newLoaded(t, LoadedOptions{MaxExtra: 1, OnSwitch: func(_, _, _ string) func(time.Time) {
+		meanwhile()
+		return func(time.Time) {}
+	}})
+	meanwhile = func() { acquire(t, l, "other", "2").Release() }
+	for _, name := range []string{"m", "other"} {
+		upload(t, r, name, name+" one")
+		upload(t, r, name, name+" two")
+		if err := l.Load(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	acquire(t, l, "m", "2").Release()
+	if err := l.Promote(t.Context(), "m", "2"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the default before is closed", func() bool { return e.closed.Load() > 0 })
+	le := acquire(t, l, "m", "")
+	defer le.Release()
+	if _, _, err := le.Run(t.Context(), feeds, nil); err != nil || le.Version() != "2" {
+		t.Errorf("version %s: %v", le.Version(), err)
+	}
+}
+
 // TestSwitchUnderTraffic: no request fails while versions change under it.
 func TestSwitchUnderTraffic(t *testing.T) {
 	r, l, e := newLoaded(t, LoadedOptions{})

@@ -11,14 +11,23 @@ const maxSteps = 64
 // hasRowsOf reports whether value has all dimensions but the last of r, because
 // every operator between them keeps those: exporters lose the name of a
 // dimension in a Reshape.
-func (l *lowering) hasRowsOf(value, r string) bool { return l.rowsFrom(value, r, maxSteps) }
+func (l *lowering) hasRowsOf(value, r string) bool {
+	return l.rowsFrom(value, map[string]bool{r: true}, maxSteps)
+}
 
-func (l *lowering) rowsFrom(value, r string, steps int) bool {
-	n := l.ix.Producer(value)
-	if value == r || n == nil || steps == 0 {
-		return value == r
+// rowsFrom looks at each value once: known has what was found.
+func (l *lowering) rowsFrom(value string, known map[string]bool, steps int) bool {
+	has, seen := known[value]
+	if n := l.ix.Producer(value); !seen && n != nil && steps > 0 {
+		has = l.keepsRows(n, value, func(i int) bool { return l.rowsFrom(n.In(i), known, steps-1) })
+		known[value] = has
 	}
-	from := func(i int) bool { return l.rowsFrom(n.In(i), r, steps-1) }
+	return has
+}
+
+// keepsRows reports whether value, an output of n, has the rows that from finds in
+// the inputs of n.
+func (l *lowering) keepsRows(n *graph.Node, value string, from func(input int) bool) bool {
 	if _, ok := graph.PlainAttention(n); ok {
 		return from(0)
 	}

@@ -288,9 +288,23 @@ func (f *frame) take(spec []engine.IO) (*result, error) {
 			r.Close()
 			return nil, fmt.Errorf("output %q: %w", name, err)
 		}
+		if f.isInput(o.data) {
+			t.Data = t.Clone().Data
+		}
 		r.tensors[name] = t
 	}
 	return r, nil
+}
+
+// isInput reports whether p is where an input lies: an output of the graph that is an
+// input too is handed over as it came, and the caller may write to its feeds again.
+func (f *frame) isInput(p unsafe.Pointer) bool {
+	for i := range f.in {
+		if f.in[i].bytes > 0 && f.in[i].data == C.uintptr_t(uintptr(p)) {
+			return true
+		}
+	}
+	return false
 }
 
 // view makes t the tensor described by o, in the memory of v.

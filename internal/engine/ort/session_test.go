@@ -162,6 +162,22 @@ func TestNoCopies(t *testing.T) {
 	}
 }
 
+// TestOutputThatIsAnInput: such an output is the caller's no more than any other. Batches
+// are joined in memory that the next one overwrites, while answers are still written.
+func TestOutputThatIsAnInput(t *testing.T) {
+	x := value("x", tensor.Float32, "n", 2)
+	s := open(t, testModel{in: []*pb.ValueInfoProto{x}, out: []*pb.ValueInfoProto{value("y", tensor.Float32, "n", 2), x},
+		nodes: []*pb.NodeProto{node("Relu", []string{"x"}, []string{"y"})}}, engine.Options{})
+	in := []float32{1, 2, 3, 4}
+	res := run(t, s, engine.Feeds{"x": tensor.From(in, 2, 2)})
+	clear(in)
+	for name, got := range res.Tensors() {
+		if v := tensor.View[float32](got); !slices.Equal(v, []float32{1, 2, 3, 4}) {
+			t.Errorf("output %s is %v once the input is written to again", name, v)
+		}
+	}
+}
+
 func TestOptionalOutput(t *testing.T) {
 	optional := func(name string) *pb.ValueInfoProto {
 		v := value(name, tensor.Float32)
