@@ -88,6 +88,7 @@ public:
   std::vector<Attention> kinds;
 
   void *reserve(size_t bytes); // aligned to 64; throws std::bad_alloc
+  size_t bytes() const { return bytes_; }
   void forget_keys();          // gives kinds whose rows have a bias each room for what is known of them
   ~EncoderMemory();
 

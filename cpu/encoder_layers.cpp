@@ -16,6 +16,7 @@ namespace {
 
 constexpr size_t kOfLayer = 16; // inputs
 constexpr size_t kMaxKinds = 10; // a digit for each layer
+constexpr size_t kKeptBytes = size_t(64) << 20; // of a call's memory: one of some thousand rows must not keep its for ever
 const char *const kNames[kOfLayer] = {"QKV",    "QKV divisor",  "QKV bias",  "Out",  "Out divisor",  "Out bias",  "Gamma 1", "Beta 1",
                                       "Up",     "Up divisor",   "Up bias",   "Down", "Down divisor", "Down bias", "Gamma 2", "Beta 2"};
 
@@ -133,6 +134,7 @@ struct EncoderLayers final : Kernel {
                             },
                             threads};
     encode(e, of.data(), kinds, x.as<float>(), y, *memory, parallel);
+    if (memory->bytes() > kKeptBytes) return;
     const std::lock_guard<std::mutex> lock(mutex);
     idle.push_back(std::move(memory));
   }

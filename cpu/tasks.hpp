@@ -21,7 +21,8 @@ struct BlockRows {
   std::unique_ptr<void, decltype(&std::free)> memory{nullptr, std::free};
 
   void *reserve(size_t n) {
-    if (n > bytes) {
+    constexpr size_t kept = size_t(64) << 20; // more only while it is needed
+    if (n > bytes || (bytes > kept && n <= kept)) {
       n = (n + 4095) / 4096 * 4096;
       memory.reset(std::aligned_alloc(64, n));
       bytes = memory ? n : 0;

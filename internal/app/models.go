@@ -3,9 +3,11 @@ package app
 import (
 	"context"
 	"io"
+	"slices"
 
 	"github.com/fewbit/fewbit/internal/http"
 	"github.com/fewbit/fewbit/internal/registry"
+	"github.com/fewbit/fewbit/internal/task"
 	"github.com/fewbit/fewbit/internal/telemetry"
 )
 
@@ -23,7 +25,8 @@ func (m models) List() []http.ModelInfo {
 	infos := m.a.loaded.List()
 	out := make([]http.ModelInfo, len(infos))
 	for i, v := range infos {
-		out[i] = http.ModelInfo{Name: v.Name, Version: v.Version, State: string(v.State), Reason: v.Reason, Default: v.Default, Lazy: v.Lazy, Memory: v.Memory, Engine: v.Engine}
+		out[i] = http.ModelInfo{Name: v.Name, Version: v.Version, State: string(v.State), Reason: v.Reason, Default: v.Default, Lazy: v.Lazy, Memory: v.Memory, Engine: v.Engine,
+			Texts: slices.ContainsFunc(v.Files, func(f registry.File) bool { return f.Name == task.TokenizerFile })}
 		if v.State == registry.StateUnavailable && v.Default && m.a.starting.Load() { // its turn comes
 			out[i].State, out[i].Reason, out[i].Lazy = http.StateLoading, "waiting to be loaded", false
 		}

@@ -61,7 +61,7 @@ func (a *App) search(ctx context.Context, id string, p pipeline.Pipeline, req pi
 		return nil, err
 	}
 	for _, suffix := range []string{"", ".data"} {
-		if err := os.Link(best+suffix, req.Out+suffix); err != nil && !(suffix != "" && errors.Is(err, fs.ErrNotExist)) {
+		if err := os.Rename(best+suffix, req.Out+suffix); err != nil && !(suffix != "" && errors.Is(err, fs.ErrNotExist)) {
 			return nil, fmt.Errorf("keep the model: %w", bare.Error(err))
 		}
 	}

@@ -42,6 +42,8 @@ type ModelInfo struct {
 	Reason  string `json:"reason" doc:"why the state is not READY"`
 	Default bool   `json:"default,omitempty" doc:"true for the version that requests without a version reach"`
 	Lazy    bool   `json:"lazy,omitempty" doc:"true for a version that is not loaded, and that the next request for it loads"`
+	// Texts is true of a version that takes texts, loaded or not.
+	Texts bool `json:"-"`
 	// Memory is what the version is charged with while it is loaded, in bytes.
 	Memory int64 `json:"-"`
 	// Engine says which engine answers; nil while it is not loaded, and where

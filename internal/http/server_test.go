@@ -73,7 +73,8 @@ func (m *testModels) List() []ModelInfo {
 	defer m.mu.Unlock()
 	infos := []ModelInfo{{Name: "broken", Version: "1", State: StateUnavailable, Reason: "refused"}}
 	for name := range m.sessions {
-		infos = append(infos, ModelInfo{Name: name, Version: "1", State: StateReady, Default: true})
+		_, texts := m.prep[name].(Texts)
+		infos = append(infos, ModelInfo{Name: name, Version: "1", State: StateReady, Default: true, Texts: texts})
 	}
 	slices.SortFunc(infos, func(a, b ModelInfo) int { return cmp.Compare(a.Name, b.Name) })
 	return infos

@@ -45,7 +45,7 @@ type Texts interface {
 func (s *Server) textModel(ctx context.Context, name, version string) (Lease, Texts, error) {
 	if name == "" {
 		var err error
-		if name, err = s.onlyTextModel(ctx); err != nil {
+		if name, err = s.onlyTextModel(); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -64,20 +64,12 @@ func (s *Server) textModel(ctx context.Context, name, version string) (Lease, Te
 	return lease, prep, nil
 }
 
-func (s *Server) onlyTextModel(ctx context.Context) (string, error) {
+// onlyTextModel acquires none: whether a model is used decides whether it stays loaded.
+func (s *Server) onlyTextModel() (string, error) {
 	found := ""
 	for _, m := range s.cfg.Models.List() {
-		if !m.Default || m.State != StateReady {
-			continue
-		}
-		lease, err := s.cfg.Models.Acquire(ctx, m.Name, "")
-		if err != nil {
-			continue // gone meanwhile
-		}
-		_, ok := lease.Preparer().(Texts)
-		lease.Release()
 		switch {
-		case !ok:
+		case !m.Default || !m.Texts || m.State != StateReady && m.State != StateLoading && !m.Lazy:
 		case found != "":
 			return "", badf("several models take texts (%s, %s, ...): name one in the field \"model\"", found, m.Name)
 		default:

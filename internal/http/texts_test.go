@@ -97,6 +97,21 @@ func textsFixture(t *testing.T) *fixture {
 	return f
 }
 
+// Who names no model uses the one that takes texts, and no other: whether a model is
+// used decides whether it stays loaded.
+func TestTextsWithoutModel(t *testing.T) {
+	f := textsFixture(t)
+	answerOf[any](t, f.call(t, "POST", "/embed", `{"inputs":"c"}`))
+	if n := f.models.acquired; n != 1 {
+		t.Errorf("%d models were acquired", n)
+	}
+	f.models.prep["echo"] = letters{}
+	a := f.call(t, "POST", "/embed", `{"inputs":"c"}`)
+	if a.status != 422 || !strings.Contains(string(a.body), "several models take texts (echo, letters, ...)") {
+		t.Errorf("%d: %s", a.status, a.body)
+	}
+}
+
 func answerOf[T any](t *testing.T, a answer) (v T) {
 	t.Helper()
 	if a.status != 200 {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fewbit/fewbit/internal/bare"
 	"github.com/fewbit/fewbit/internal/engine"
 	"github.com/fewbit/fewbit/internal/graph"
 )
@@ -170,7 +171,7 @@ func (r *run) peaks(ctx context.Context, path string, fp32, quant *beside[int64]
 			return ctx.Err()
 		}
 		r.rep.Memory.FP32Peak, r.rep.Memory.QuantPeak = 0, 0
-		r.rep.Warnings = append(r.rep.Warnings, "peak memory was not measured: "+err.Error())
+		r.rep.Warnings = append(r.rep.Warnings, "peak memory was not measured: "+bare.Error(err).Error())
 	}
 	return nil
 }

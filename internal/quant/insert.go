@@ -69,7 +69,7 @@ func (p *Insert) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 type weightKey struct {
 	name, smooth string // smooth is the activation whose smoothing the weight carries
 	axis         int
-	bias         string // the bias that the scales were raised for, see fitBias
+	bias, input  string // what the scales were raised for, see fitBias
 }
 
 type inserter struct {
@@ -338,7 +338,7 @@ func (w *inserter) weight(op *Op) (string, error) {
 			smooth, key.smooth = c.Smooth, op.X[0]
 		}
 	}
-	if base, ok := w.weights[key]; ok {
+	if base, ok := w.weights[key]; ok && len(w.raised(op, w.scalesOf(base))) == 0 {
 		return base, nil
 	}
 	t := w.g.Init(op.W)
@@ -354,7 +354,7 @@ func (w *inserter) weight(op *Op) (string, error) {
 		return "", err
 	}
 	if w.fitBias(op, q, vals) {
-		key.bias = op.Bias
+		key.bias, key.input = op.Bias, w.Plan.Source(op.X[0])
 		if base, ok := w.weights[key]; ok {
 			return base, nil
 		}
@@ -377,6 +377,17 @@ func (w *inserter) weight(op *Op) (string, error) {
 		}
 	}
 	return base, nil
+}
+
+// scalesOf returns the scales of a weight that was quantized before, nil of the native
+// form, which packs them and has no bias in integers.
+func (w *inserter) scalesOf(base string) []float32 {
+	t := w.g.Init(base + "_scale")
+	if t == nil {
+		return nil
+	}
+	v, _ := t.F32()
+	return v
 }
 
 // freeBase returns name with the tag, and a number when an earlier operator
@@ -480,33 +491,42 @@ func (p *Insert) Rebias(g *graph.Graph, name string, values []float32) {
 // anew. It reports whether it raised any. What such weights lose is below
 // 2^-30 of the bias for each code of the input.
 func (w *inserter) fitBias(op *Op, q *Weight, vals []float32) bool {
-	c := w.Choices[w.Plan.Source(op.X[0])]
-	if op.Bias == "" || c == nil || (op.Kind != Conv && !op.Node.Is("Gemm")) {
-		return false
-	}
-	b, err := w.g.Init(op.Bias).F32()
-	if err != nil {
-		return false
-	}
-	raised := map[int]bool{}
-	for i, v := range b {
-		i = min(i, len(q.Scales)-1)
-		need := float32(math.Abs(float64(v)) / (float64(c.Params.Scale) * biasCodes))
-		if need > q.Scales[i] {
-			q.Scales[i] = need
-			raised[i] = true
-		}
+	raised := w.raised(op, q.Scales)
+	for ch, scale := range raised {
+		q.Scales[ch] = scale
 	}
 	if len(raised) == 0 {
 		return false
 	}
 	_, top := w.Plan.Config.weightScheme().Codes()
 	q.each(func(i, ch int) {
-		if raised[ch] { // the codes of the others may have been solved for
+		if _, ok := raised[ch]; ok { // the codes of the others may have been solved for
 			q.Codes[i] = roundCode(float64(vals[i])/float64(q.Scales[ch]), top)
 		}
 	})
 	return true
+}
+
+// raised returns the scales that channels of op's weight need for its bias, of those
+// whose scale is too small.
+func (w *inserter) raised(op *Op, scales []float32) map[int]float32 {
+	c := w.Choices[w.Plan.Source(op.X[0])]
+	if op.Bias == "" || c == nil || len(scales) == 0 || (op.Kind != Conv && !op.Node.Is("Gemm")) {
+		return nil
+	}
+	b, err := w.g.Init(op.Bias).F32()
+	if err != nil {
+		return nil
+	}
+	raised := map[int]float32{}
+	for i, v := range b {
+		i = min(i, len(scales)-1)
+		need := float32(math.Abs(float64(v)) / (float64(c.Params.Scale) * biasCodes))
+		if need > max(scales[i], raised[i]) {
+			raised[i] = need
+		}
+	}
+	return raised
 }
 
 // biasCodes is the largest INT32 code that a bias may get: half the range,

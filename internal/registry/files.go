@@ -243,7 +243,7 @@ func (r *Registry) adopt(ctx context.Context, path, name string) (File, error) {
 	err = os.Link(path, blob)
 	switch {
 	case errors.Is(err, fs.ErrExist):
-		// The same contents are there: keep them, unless they were damaged.
+		// The same contents are there: keep them, unless they lost their end.
 		if st, err := os.Stat(blob); err != nil || st.Size() != size {
 			if err := os.Rename(path, blob); err != nil {
 				return File{}, err

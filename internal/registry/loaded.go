@@ -40,6 +40,7 @@ type ModelInfo struct {
 	Source  string // NAME/N it was made from
 	SHA256  string // of model.onnx
 	Size    int64  // bytes of all files
+	Files   []File // of the version; the caller must not change them
 	Target  time.Duration
 	Created time.Time
 }
@@ -494,7 +495,7 @@ func (l *Loaded) info(v Version, isDefault bool) ModelInfo {
 	f, _ := v.File(ModelFile)
 	i := ModelInfo{
 		Name: v.Model, Version: v.ID(), Default: isDefault, Scheme: v.About.Scheme, Source: v.About.Source,
-		SHA256: f.SHA256, Size: v.Size(), Target: l.target(v), Created: v.Created,
+		SHA256: f.SHA256, Size: v.Size(), Files: v.Files, Target: l.target(v), Created: v.Created,
 	}
 	i.State, i.Reason, i.Lazy = l.models[v.Model].describe(v, isDefault)
 	if m := l.models[v.Model]; m != nil {
