@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os/signal"
 	"syscall"
@@ -23,7 +24,12 @@ func NewServeCommand(use, version string) *cobra.Command {
 		Short: "Serve models over HTTP and run quantization jobs",
 		Long: `Serve models over HTTP (Open Inference Protocol, classification) and run
 quantization jobs. /openapi.json lists the routes; docs/http.md explains them.`,
-		Args:          cobra.NoArgs,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("%w: unexpected argument %q; see %s --help", ErrUsage, args[0], use)
+			}
+			return nil
+		},
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -189,3 +189,13 @@ func TestProgress(t *testing.T) {
 		t.Errorf("an unknown phase moves progress to %v", seen)
 	}
 }
+
+// TestServeTakesNoArguments: a word too many is wrong use, as for fewbit's commands.
+func TestServeTakesNoArguments(t *testing.T) {
+	cmd := NewServeCommand("serve", "test")
+	cmd.AddCommand(NewPeakMemoryCommand())
+	cmd.SetArgs([]string{"models"})
+	if err := cmd.ExecuteContext(t.Context()); !errors.Is(err, ErrUsage) {
+		t.Errorf("got %v", err)
+	}
+}

@@ -131,7 +131,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		creds = credentials.NewTLS(s.o.TLS)
 	}
 	g := grpc.NewServer(
-		grpc.Creds(metering{creds}), grpc.InTapHandle(s.receiving), grpc.StatsHandler(wholes{}),
+		grpc.Creds(metering{creds}), grpc.ForceServerCodecV2(newCodec()), grpc.InTapHandle(s.receiving), grpc.StatsHandler(wholes{}),
 		grpc.MaxRecvMsgSize(int(s.o.MaxMessage)), grpc.MaxSendMsgSize(int(s.o.MaxMessage)),
 		grpc.MaxConcurrentStreams(MaxStreams), grpc.MaxHeaderListSize(maxHeaderBytes), grpc.ConnectionTimeout(handshakeTime),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: pingTime}),

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/encoding/gzip"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -247,6 +249,44 @@ func TestCompressed(t *testing.T) {
 	bomb = nil
 	if after := heap(); after > before+24<<20 {
 		t.Errorf("the heap grew from %d to %d MiB", before>>20, after>>20)
+	}
+}
+
+// TestManyTensors: a short message of very many empty tensors is refused before they
+// are made.
+func TestManyTensors(t *testing.T) {
+	addr, _ := serve(t, echoes(tensor.Float32), nil, Options{})
+	c := dial(t, addr, insecure.NewCredentials())
+	const n = 400_000
+	for name, add := range map[string]func(*pb.ModelInferRequest){
+		"inputs": func(r *pb.ModelInferRequest) { r.Inputs = slices.Repeat(r.Inputs[:1], n) },
+		"outputs": func(r *pb.ModelInferRequest) {
+			r.Outputs = slices.Repeat([]*pb.ModelInferRequest_InferRequestedOutputTensor{{}}, n)
+		},
+		"raw": func(r *pb.ModelInferRequest) { r.RawInputContents = make([][]byte, n) },
+	} {
+		r := right()
+		r.Inputs[0] = &pb.ModelInferRequest_InferInputTensor{}
+		add(r)
+		b, err := proto.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		var got pb.ModelInferRequest
+		if err := newCodec().Unmarshal(mem.BufferSlice{mem.SliceBuffer(b)}, &got); err != nil || got.GetModelName() != r.GetModelName() {
+			t.Errorf("%s: %v, model %q", name, err, got.GetModelName())
+		}
+		if runtime.ReadMemStats(&after); after.TotalAlloc-before.TotalAlloc > 1<<20 {
+			t.Errorf("%s: %d MiB were allocated", name, (after.TotalAlloc-before.TotalAlloc)>>20)
+		}
+		if _, err := c.ModelInfer(t.Context(), r); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "more than 256") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := c.ModelInfer(t.Context(), right()); err != nil {
+		t.Errorf("the next request: %v", err)
 	}
 }
 

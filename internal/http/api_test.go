@@ -220,6 +220,24 @@ func TestTelemetryOfRequests(t *testing.T) {
 	}
 }
 
+// TestJobAgain: a key answers with its job, though what the request names is gone.
+func TestJobAgain(t *testing.T) {
+	f := newFixture(t, nil, nil)
+	if a := f.call(t, "PUT", "/datasets/news", `{"text":"a"}`); a.status != 201 {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	first := f.call(t, "POST", "/quantize", jobBody, "Idempotency-Key", "k")
+	if a := f.call(t, "DELETE", "/datasets/news", nil); a.status != 204 {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	again := f.call(t, "POST", "/quantize", jobBody, "Idempotency-Key", "k")
+	if again.status != 202 || string(again.body) != string(first.body) || again.header.Get("Location") != first.header.Get("Location") {
+		t.Errorf("%d %s, at first %s", again.status, again.body, first.body)
+	}
+	wantError(t, f.call(t, "POST", "/quantize", jobBody, "Idempotency-Key", "other"), 404)
+	wantError(t, f.call(t, "POST", "/quantize", jobBody, "Idempotency-Key", strings.Repeat("k", 257)), 400)
+}
+
 const jobBody = `{"model":"echo","scheme":"int8","calibration":{"dataset":"news"},"evaluation":{"dataset":"news"},"max_loss":0.01,"promote":true}`
 
 func TestJobs(t *testing.T) {

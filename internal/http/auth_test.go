@@ -262,6 +262,11 @@ func TestCORS(t *testing.T) {
 	if a.status != 200 || a.header.Get("Access-Control-Allow-Origin") != "https://app.example.org" || a.header.Get("Vary") == "" {
 		t.Errorf("%d %v", a.status, a.header)
 	}
+	// A cache keeps the answers to other pages apart, also of what is compressed.
+	a = f.call(t, "GET", "/openapi.json", nil, "Origin", "https://app.example.org", "Accept-Encoding", "gzip")
+	if vary := strings.Join(a.header.Values("Vary"), ","); a.header.Get("Content-Encoding") != "gzip" || !strings.Contains(vary, "Origin") || !strings.Contains(vary, "Accept-Encoding") {
+		t.Errorf("a compressed answer: %d %v", a.status, a.header)
+	}
 	// A page can read why it was refused.
 	if a := f.call(t, "POST", infer, echoBody, "Origin", "https://app.example.org"); a.status != 401 || a.header.Get("Access-Control-Allow-Origin") == "" {
 		t.Errorf("%d %v", a.status, a.header)

@@ -13,6 +13,16 @@ import (
 type arena struct {
 	words []uint64
 	used  int
+	// charge, when set, is asked for memory that a request makes beyond its body.
+	charge func(n int) error
+}
+
+// take asks for n bytes.
+func (a *arena) take(n int64) error {
+	if a.charge == nil {
+		return nil
+	}
+	return a.charge(int(n))
 }
 
 // bytes returns n bytes aligned for any element type. Their contents are left
@@ -33,7 +43,7 @@ func (a *arena) bytes(n int) []byte {
 }
 
 func (a *arena) reset() {
-	a.used = 0
+	a.used, a.charge = 0, nil
 	if len(a.words)*8 > keptBuffer {
 		a.words = nil
 	}

@@ -227,7 +227,7 @@ func (s *Server) write(c *gin.Context, status int, contentType []string, parts .
 	deadline := time.Now().Add(s.cfg.BodyTimeout + time.Duration(size)*time.Microsecond)
 	_ = http.NewResponseController(c.Writer).SetWriteDeadline(deadline)
 	if size >= compressFrom && c.Request.Header["Accept-Encoding"] != nil {
-		h["Vary"] = []string{"Accept-Encoding"}
+		h.Add("Vary", "Accept-Encoding") // beside what the route's own answer depends on
 		if coding := acceptCoding(c.Request.Header["Accept-Encoding"]); coding != "" {
 			parts, size = compress(coding, parts)
 			h["Content-Encoding"] = []string{coding}

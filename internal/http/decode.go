@@ -85,7 +85,12 @@ func checkFields(s *scanner, t reflect.Type, at string, depth int) error {
 			return checkFields(s, f, name, depth+1)
 		})
 	case (t.Kind() == reflect.Slice || t.Kind() == reflect.Array) && c == '[':
-		return s.array(func(int) error { return checkFields(s, t.Elem(), at, depth+1) })
+		return s.array(func(n int) error {
+			if n >= MaxElements {
+				return limitf("field %q has more than %d elements", at, MaxElements)
+			}
+			return checkFields(s, t.Elem(), at, depth+1)
+		})
 	case depth == 0:
 		return s.errf("expected an object, got %s", s.what())
 	}

@@ -424,3 +424,22 @@ func TestTokensAreBounded(t *testing.T) {
 		t.Errorf("100,000 tokens: %v", err)
 	}
 }
+
+// TestElementsAreBounded: a long body of short elements is refused before lists are
+// made of it.
+func TestElementsAreBounded(t *testing.T) {
+	f := textsFixture(t)
+	for _, field := range []string{"texts", "images"} {
+		body := gz(`{"model":"letters","` + field + `":[""` + strings.Repeat(`,""`, 20<<20) + `]}`)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		a := f.call(t, "POST", "/v1/classify", body, "Content-Encoding", "gzip", "Content-Type", "application/json")
+		runtime.ReadMemStats(&after)
+		if msg := wantError(t, a, 400); !strings.Contains(msg, field) {
+			t.Errorf("%s: %s", field, msg)
+		}
+		if made := after.TotalAlloc - before.TotalAlloc; made > 400<<20 { // what a buffer of 60 MiB takes to grow
+			t.Errorf("%s: %d MiB were allocated for a body of %d KiB", field, made>>20, len(body)>>10)
+		}
+	}
+}

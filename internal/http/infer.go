@@ -189,10 +189,11 @@ func (s *Server) readInfer(c *gin.Context, spec engine.IOSpec, x *inferScratch, 
 		pad = int(-n & 7)
 	}
 	x.body = getBuffer()
-	err = s.readBody(c, x.body, pad, s.cfg.MaxInferBody, func(n int) error {
+	x.arena.charge = func(n int) error {
 		x.held += int64(n)
 		return s.hold(int64(n))
-	})
+	}
+	err = s.readBody(c, x.body, pad, s.cfg.MaxInferBody, x.arena.charge)
 	if err != nil {
 		return nil, nil, err
 	}

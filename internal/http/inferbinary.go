@@ -2,6 +2,7 @@ package http
 
 import (
 	"encoding/binary"
+	"errors"
 	"net/http"
 	"strconv"
 	"unsafe"
@@ -74,11 +75,12 @@ func (in *inferInput) setBytes(b []byte, a *arena) error {
 	}
 	in.tensor = tensor.Tensor{Type: in.dtype, Dims: in.shape}
 	if in.dtype == tensor.String {
-		in.tensor.Strings, err = splitBytes(b, n)
-		if err != nil {
+		in.tensor.Strings, err = splitBytes(b, n, a)
+		var worded *httpError
+		if errors.As(err, &worded) && worded.status == http.StatusBadRequest {
 			return badf("input %s: %v", clip(in.name), err)
 		}
-		return nil
+		return err
 	}
 	if want := in.dtype.Bytes(n); want != int64(len(b)) {
 		return badf("input %s: %v%v needs %d bytes, binary_data_size is %d", clip(in.name), in.dtype, in.shape, want, len(b))
@@ -106,9 +108,12 @@ func aligned(b []byte, size int, a *arena) []byte {
 
 // splitBytes reads n BYTES elements: a 32-bit little-endian length and as many
 // bytes each. They share memory with b.
-func splitBytes(b []byte, n int64) ([][]byte, error) {
+func splitBytes(b []byte, n int64, a *arena) ([][]byte, error) {
 	if n > int64(len(b))/4 {
 		return nil, badf("%d BYTES elements need at least %d bytes, got %d", n, 4*n, len(b))
+	}
+	if err := a.take(n * sliceBytes); err != nil {
+		return nil, err
 	}
 	out := make([][]byte, n)
 	for i := range out {

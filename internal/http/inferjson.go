@@ -3,6 +3,7 @@ package http
 import (
 	"net/http"
 	"strconv"
+	"unsafe"
 
 	"github.com/fewbit/fewbit/internal/tensor"
 )
@@ -381,6 +382,9 @@ func protocolType(name []byte) tensor.DType {
 	return tensor.Undefined
 }
 
+// sliceBytes is what an element of BYTES takes beside its text.
+const sliceBytes = int64(unsafe.Sizeof([]byte(nil)))
+
 // parseData reads the JSON data of an input, nested or flat, into in.tensor.
 func (in *inferInput) parseData(s *scanner, a *arena) error {
 	n, err := tensor.Elems(in.shape)
@@ -398,12 +402,26 @@ func (in *inferInput) parseData(s *scanner, a *arena) error {
 	case tensor.Float16, tensor.BFloat16:
 		return badf("datatype %v has no JSON form: send it as binary data", in.dtype)
 	case tensor.String:
+		if err := a.take(n * sliceBytes); err != nil {
+			return err
+		}
 		in.tensor.Strings = make([][]byte, n)
 		return d.read(func(i int) error {
+			s.ws()
+			from := s.i
 			v, err := s.str()
+			if err != nil {
+				return err
+			}
 			in.tensor.Strings[i] = v
-			return err
+			if s.i-from != len(v)+len(`""`) { // its escapes made it a copy
+				return a.take(int64(cap(v)))
+			}
+			return nil
 		})
+	}
+	if err := a.take(in.dtype.Bytes(n)); err != nil {
+		return err
 	}
 	in.tensor.Data = a.bytes(int(in.dtype.Bytes(n)))
 	t := &in.tensor

@@ -15,6 +15,9 @@ const (
 	MaxBodiesInFlight = 1 << 30
 	// MaxJSONDepth bounds the nesting of any JSON value.
 	MaxJSONDepth = 64
+	// MaxElements bounds an array outside of tensors, so that a long body of short
+	// elements does not become a hundred times its bytes before they are counted.
+	MaxElements = 1 << 16
 	// MaxTensors bounds the inputs, and the outputs, of one request.
 	MaxTensors = 256
 	// MaxTensorName bounds a tensor's name, in bytes.

@@ -1,6 +1,7 @@
 package http
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
@@ -67,7 +68,7 @@ func (s *Server) embeddings(c *gin.Context) error {
 		if ids != nil {
 			return prep.Tokens(ids)
 		}
-		if err := tooLong(prep, texts); err != nil {
+		if err := tooLong(prep, texts, ""); err != nil {
 			return nil, nil, err
 		}
 		return prep.Encode(texts)
@@ -145,6 +146,9 @@ func readInput(field string, raw json.RawMessage) ([]TextPair, [][]int64, error)
 		return nil, nil, badf("field %q: expected a text, a list of texts, a list of token ids, or a list of such lists", field)
 	}
 	if lists != nil {
+		if bytes.Contains(raw, []byte("null")) { // it would be token 0
+			return nil, nil, badf("field %q: null is no token id", field)
+		}
 		if len(lists) > MaxTexts {
 			return nil, nil, limitf("%d inputs, at most %d are allowed in one request", len(lists), MaxTexts)
 		}

@@ -71,12 +71,19 @@ func (s *Server) quantize(c *gin.Context) error {
 	if key := c.GetHeader("Idempotency-Key"); key != "" && spec.Key == "" {
 		spec.Key = key
 	}
-	if err := s.checkSpec(&spec); err != nil {
-		return err
+	id := ""
+	if known, ok := q.(Repeats); ok && spec.Key != "" && len(spec.Key) <= maxJobKey {
+		if id, err = known.Known(c.Request.Context(), spec); err != nil {
+			return err
+		}
 	}
-	id, err := q.Submit(c.Request.Context(), spec)
-	if err != nil {
-		return err
+	if id == "" {
+		if err := s.checkSpec(&spec); err != nil {
+			return err
+		}
+		if id, err = q.Submit(c.Request.Context(), spec); err != nil {
+			return err
+		}
 	}
 	st, err := q.Get(c.Request.Context(), id)
 	if err != nil {

@@ -116,7 +116,7 @@ func (s *scanner) str() ([]byte, error) {
 
 // escaped reads the rest of a string whose first backslash is at i.
 func (s *scanner) escaped(start, i int) ([]byte, error) {
-	out := append(make([]byte, 0, i-start+64), s.b[start:i]...)
+	out := append(make([]byte, 0, i-start+8), s.b[start:i]...)
 	for i < len(s.b) {
 		c := s.b[i]
 		switch {

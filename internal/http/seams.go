@@ -143,6 +143,14 @@ type Jobs interface {
 	Cancel(ctx context.Context, id string) error
 }
 
+// Repeats is an optional ability of Jobs: to know a request again by its key when what
+// it names is not there any more.
+type Repeats interface {
+	// Known returns the job of the key, "" when there is none. Errors:
+	// jobs.ErrConflict when it was another request's.
+	Known(ctx context.Context, s jobs.Spec) (id string, err error)
+}
+
 // Capture keeps a sample of the inputs that models are asked with.
 type Capture interface {
 	// Offer shows it the inputs of an answered request. It does not wait and

@@ -256,6 +256,16 @@ func (q *testJobs) Submit(_ context.Context, s jobs.Spec) (string, error) {
 	q.order = append(q.order, id)
 	return id, nil
 }
+func (q *testJobs) Known(_ context.Context, s jobs.Spec) (string, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, st := range q.jobs {
+		if s.Key != "" && st.Spec.Key == s.Key {
+			return st.ID, nil
+		}
+	}
+	return "", nil
+}
 func (q *testJobs) Get(_ context.Context, id string) (jobs.Status, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

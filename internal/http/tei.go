@@ -154,7 +154,7 @@ func (s *Server) teiEmbed(c *gin.Context) error {
 			return prep.Tokens(ids)
 		}
 		if !req.Truncate {
-			if err := tooLong(prep, texts); err != nil {
+			if err := tooLong(prep, texts, orTruncate); err != nil {
 				return nil, nil, err
 			}
 		}
@@ -317,7 +317,7 @@ func (s *Server) teiInfo(c *gin.Context) error {
 func encoder(prep Texts, texts []TextPair, truncate bool) func() (engine.Feeds, []int, error) {
 	return func() (engine.Feeds, []int, error) {
 		if !truncate {
-			if err := tooLong(prep, texts); err != nil {
+			if err := tooLong(prep, texts, orTruncate); err != nil {
 				return nil, nil, err
 			}
 		}

@@ -122,11 +122,15 @@ func (s *Server) runTexts(c *gin.Context, lease Lease, encode func() (engine.Fee
 	})
 }
 
+// orTruncate is what else may be done about a text that is too long, where the API
+// has the field.
+const orTruncate = `, or let it be cut with "truncate": true`
+
 // tooLong refuses the first text with more tokens than the model takes.
-func tooLong(prep Texts, texts []TextPair) error {
+func tooLong(prep Texts, texts []TextPair, or string) error {
 	for i, t := range texts {
 		if n := prep.Count(t); n > prep.MaxTokens() {
-			return limitf("text %d has %d tokens, the model takes %d: shorten it, or let it be cut with \"truncate\": true", i, n, prep.MaxTokens())
+			return limitf("text %d has %d tokens, the model takes %d: shorten it%s", i, n, prep.MaxTokens(), or)
 		}
 	}
 	return nil

@@ -159,6 +159,8 @@ func TestOpenAIEmbeddings(t *testing.T) {
 		`{"model":"letters","input":[]}`:                                       400,
 		`{"model":"letters","input":{}}`:                                       400,
 		`{"model":"letters","input":[[]]}`:                                     400,
+		`{"model":"letters","input":[99,null]}`:                                400,
+		`{"model":"letters","input":[[99,null]]}`:                              400,
 		`{"model":"letters","input":"abcdefghi"}`:                              400, // 9 tokens, it takes 8
 		`{"model":"letters","input":"a","dimensions":4}`:                       400,
 		`{"model":"letters","input":"a","dimensions":0}`:                       400,
@@ -173,6 +175,9 @@ func TestOpenAIEmbeddings(t *testing.T) {
 		}
 		if err := json.Unmarshal(a.body, &e); err != nil || a.status != want || e.Error.Message == "" || e.Error.Type != "invalid_request_error" {
 			t.Errorf("%.80s: %d %s, want %d in OpenAI's form", body, a.status, a.body, want)
+		}
+		if strings.Contains(e.Error.Message, "truncate") { // this API has no such field
+			t.Errorf("%.80s: advice that cannot be taken: %s", body, e.Error.Message)
 		}
 	}
 	f.models.balanced(t)

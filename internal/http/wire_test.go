@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -291,6 +292,39 @@ func TestBodiesHeldWhileWaiting(t *testing.T) {
 		t.Errorf("%d %.200s", a.status, a.body)
 	}
 	f.bodiesReturned(t)
+}
+
+// TestElementsAreCharged: the elements of a short body may take many times its bytes;
+// they come from the budget for bodies too.
+func TestElementsAreCharged(t *testing.T) {
+	f := newFixture(t, map[string]fake.Model{"texts": {Spec: oneSpec(tensor.String, -1)}, "numbers": {Spec: oneSpec(tensor.Float64, -1)}}, nil)
+	const n = 100_000
+	room := int64(n * 16) // for the body and its buffer, not for its elements
+	quote := `"",`
+	binary := fmt.Sprintf(`{"inputs":[{"name":"x","shape":[%d],"datatype":"BYTES","parameters":{"binary_data_size":%d}}],"outputs":[{"name":"y","parameters":{"binary_data":true}}]}`, n, 4*n)
+	for _, c := range []struct {
+		name, model, body string
+		header            []string
+	}{
+		{"texts", "texts", one(fmt.Sprintf("[%d]", n), "BYTES", "["+strings.Repeat(quote, n-1)+`""]`), nil},
+		{"escapes", "texts", one(fmt.Sprintf("[%d]", n), "BYTES", "["+strings.Repeat(`"\n",`, n-1)+`"\n"]`), nil},
+		{"binary texts", "texts", binary + strings.Repeat("\x00", 4*n), []string{headerLength, strconv.Itoa(len(binary))}},
+		{"numbers", "numbers", one(fmt.Sprintf("[%d]", 2*n), "FP64", "["+strings.Repeat("1,", 2*n-1)+"1]"), nil},
+	} {
+		path := "/v2/models/" + c.model + "/infer"
+		if a := f.call(t, "POST", path, c.body, c.header...); a.status != 200 {
+			t.Errorf("%s: %d %.200s", c.name, a.status, a.body)
+		}
+		f.bodiesReturned(t)
+		if err := f.Hold(MaxBodiesInFlight - room); err != nil {
+			t.Fatal(err)
+		}
+		if a := f.call(t, "POST", path, c.body, c.header...); a.status != 503 || a.header.Get("Retry-After") == "" {
+			t.Errorf("%s: past the budget: %d %.200s", c.name, a.status, a.body)
+		}
+		f.Free(MaxBodiesInFlight - room)
+		f.bodiesReturned(t)
+	}
 }
 
 // secure serves with TLS, and a client that trusts it.

@@ -332,15 +332,7 @@ func (q *JetStream) SubmitPinned(ctx context.Context, s Spec, in *Inputs) (strin
 		if err != nil {
 			return "", q.wrap(ctx, err)
 		}
-		if !sameSpec(old.Spec, s) {
-			return "", fmt.Errorf("%w: use a new key for a new request", ErrConflict)
-		}
-		if old.Status.Status == Queued { // its first submission may have died before the message
-			if err := q.enqueue(ctx, id); err != nil {
-				return "", q.wrap(ctx, err)
-			}
-		}
-		return id, nil
+		return q.again(ctx, old, s)
 	case err != nil:
 		return "", q.wrap(ctx, err)
 	}
@@ -353,6 +345,39 @@ func (q *JetStream) SubmitPinned(ctx context.Context, s Spec, in *Inputs) (strin
 		return "", q.wrap(ctx, err)
 	}
 	return id, nil
+}
+
+// Known returns the job that was submitted with the key of s, "" when there is none.
+// ErrConflict: it was another request's.
+func (q *JetStream) Known(ctx context.Context, s Spec) (string, error) {
+	if s.Key == "" {
+		return "", nil
+	}
+	id, err := checkSpec(s)
+	if err != nil {
+		return "", err
+	}
+	old, _, err := q.store.load(ctx, id)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return "", nil
+	case err != nil:
+		return "", q.wrap(ctx, err)
+	}
+	return q.again(ctx, old, s)
+}
+
+// again answers a request whose key is that of an older one.
+func (q *JetStream) again(ctx context.Context, old record, s Spec) (string, error) {
+	if !sameSpec(old.Spec, s) {
+		return "", fmt.Errorf("%w: use a new key for a new request", ErrConflict)
+	}
+	if old.Status.Status == Queued { // its first submission may have died before the message
+		if err := q.enqueue(ctx, old.Status.ID); err != nil {
+			return "", q.wrap(ctx, err)
+		}
+	}
+	return old.Status.ID, nil
 }
 
 // enqueue publishes the job's message; it is not an error if it is there already.

@@ -255,8 +255,19 @@ func TestSameKeyTwiceAtOnce(t *testing.T) {
 	if runs.Load() != 1 {
 		t.Errorf("%d runs, want 1", runs.Load())
 	}
+	if id, err := q.Known(t.Context(), spec); err != nil || id != ids[0] {
+		t.Errorf("known: %q, %v", id, err)
+	}
+	for _, other := range []Spec{{}, {Key: "another"}} {
+		if id, err := q.Known(t.Context(), other); err != nil || id != "" {
+			t.Errorf("of key %q there is %q, %v", other.Key, id, err)
+		}
+	}
 	spec.Scheme = "int4"
 	if _, err := q.Submit(t.Context(), spec); !errors.Is(err, ErrConflict) {
+		t.Errorf("same key, other request: %v", err)
+	}
+	if _, err := q.Known(t.Context(), spec); !errors.Is(err, ErrConflict) {
 		t.Errorf("same key, other request: %v", err)
 	}
 }

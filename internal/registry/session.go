@@ -118,10 +118,15 @@ func (l *Loaded) open(ctx context.Context, m *model, v Version, with room) (in *
 			return nil, hide(err, dir)
 		}
 	}
-	in.queue = l.o.Scheduler.Queue(s, batch.QueueOptions{Alone: alone})
 	if err := l.first(ctx, s); err != nil {
 		return nil, fmt.Errorf("first run: %w", hide(err, dir))
 	}
+	if !alone && l.o.Independent != nil {
+		if alone, err = l.dependent(ctx, s); err != nil {
+			return nil, fmt.Errorf("first run: %w", hide(err, dir))
+		}
+	}
+	in.queue = l.o.Scheduler.Queue(s, batch.QueueOptions{Alone: alone})
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -142,6 +147,18 @@ func (l *Loaded) first(ctx context.Context, s engine.Session) error {
 		return late
 	}
 	return err
+}
+
+// dependent reports whether rows of s depend on each other. A model that cannot be
+// tried out in time may be so.
+func (l *Loaded) dependent(ctx context.Context, s engine.Session) (bool, error) {
+	within, cancel := context.WithTimeout(ctx, l.o.WarmTimeout)
+	defer cancel()
+	independent, err := l.o.Independent(engine.WithRequests(within, 0), s)
+	if within.Err() != nil && ctx.Err() == nil {
+		return true, nil
+	}
+	return !independent, err
 }
 
 // retire lets the instance close with its last lease. l.mu is held.
