@@ -351,7 +351,8 @@ func TestGate(t *testing.T) {
 		{"slower", Gate{}, speed(.7, .8, .9, 40), "slower", ""},
 		{"slower allowed", Gate{AllowSlower: true}, speed(.7, .8, .9, 40), "", "not proven faster"},
 		{"perhaps faster", Gate{}, speed(.9, 1.1, 1.3, 40), "", "not proven faster"},
-		{"late", Gate{SLOMS: 50}, speed(2, 3, 4, 60), "", "past the target"},
+		{"late", Gate{SLOMS: 50}, speed(2, 3, 4, 60), "", "past the target of 50 ms"},
+		{"late by less than 1 ms", Gate{SLOMS: 2.5}, speed(2, 3, 4, 3), "", "past the target of 2.5 ms"},
 	} {
 		refused, warned := c.g.Check(c.r)
 		for _, x := range []struct {
