@@ -45,8 +45,11 @@ exit status is 1 when the result is past the accuracy budget, or slower than FP3
 			if err := checkReport(reFile); err != nil {
 				return err
 			}
+			inputs := append(append(externalData(args[0]), externalData(args[1])...), args[0], args[1], path)
+			if err := checkOutput("compare: --report", reFile, append(inputs, annotate)...); err != nil {
+				return err
+			}
 			if annotate != "" {
-				inputs := append(append(externalData(args[0]), externalData(args[1])...), args[0], args[1], path)
 				for _, out := range []string{annotate, annotate + ".data"} {
 					if err := checkOutput("compare: --annotate", out, inputs...); err != nil {
 						return err

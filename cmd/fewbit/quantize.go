@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -239,7 +240,7 @@ func checkOutput(flag, out string, inputs ...string) error {
 	}
 	for _, in := range inputs {
 		if in != "" && sameFile(in, out) {
-			return usagef("%s %s is also an input: give another file", flag, filepath.Base(out))
+			return usagef("%s %s is also an input or another output: give another file", flag, filepath.Base(out))
 		}
 	}
 	return nil
@@ -262,7 +263,23 @@ func externalData(model string) []string {
 func sameFile(a, b string) bool {
 	x, err1 := os.Stat(a)
 	y, err2 := os.Stat(b)
-	return err1 == nil && err2 == nil && os.SameFile(x, y)
+	if err1 != nil || err2 != nil {
+		return errors.Is(err1, fs.ErrNotExist) && errors.Is(err2, fs.ErrNotExist) && place(a) == place(b)
+	}
+	return os.SameFile(x, y)
+}
+
+// place is where the file at path, which need not be there, is once its folder's
+// links are followed.
+func place(path string) string {
+	dir := filepath.Dir(path)
+	if d, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = d
+	}
+	if d, err := filepath.Abs(dir); err == nil {
+		dir = d
+	}
+	return filepath.Join(dir, filepath.Base(path))
 }
 
 // checkFolder makes sure that the file at path can be created.

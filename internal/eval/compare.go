@@ -9,6 +9,7 @@ import (
 
 	"github.com/fewbit/fewbit/internal/data"
 	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/tensor"
 )
 
 const (
@@ -217,7 +218,7 @@ func newComparison(ref, quant engine.Session, o Options) (*comparison, error) {
 }
 
 // pairOutputs matches the outputs by name or, when no name is common and both
-// have equally many, by position. Taps are not outputs.
+// have equally many, by position. Taps are not outputs, and texts are not compared.
 func (c *comparison) pairOutputs() error {
 	tapped := make(map[string]bool)
 	if c.o.Inner == nil { // else the quantized session has no taps
@@ -230,17 +231,23 @@ func (c *comparison) pairOutputs() error {
 		if tapped[a.Name] && a.Name != c.o.Output {
 			continue
 		}
+		if a.Type == tensor.String && a.Name != c.o.Output {
+			continue // the names of classes, say, which the scores beside them give
+		}
 		if slices.ContainsFunc(q, func(b engine.IO) bool { return b.Name == a.Name }) {
 			c.outputs = append(c.outputs, Tap{a.Name, a.Name, a.Name})
 		}
 	}
 	if len(c.outputs) == 0 && len(r) == len(q) {
 		for i := range r {
+			if r[i].Type == tensor.String {
+				continue
+			}
 			c.outputs = append(c.outputs, Tap{r[i].Name, r[i].Name, q[i].Name})
 		}
 	}
 	if len(c.outputs) == 0 {
-		return fmt.Errorf("%w: the models have no output in common (%s; %s)", ErrOutput, names(r), names(q))
+		return fmt.Errorf("%w: the models have no output of numbers in common (%s; %s)", ErrOutput, names(r), names(q))
 	}
 	if c.o.Output == "" {
 		return nil

@@ -278,6 +278,34 @@ func TestCompareOutputsByPosition(t *testing.T) {
 	}
 }
 
+// TestCompareStrings: outputs that are texts, as names of classes are, do not keep
+// those of numbers from being compared.
+func TestCompareStrings(t *testing.T) {
+	named := func(scores ...string) engine.Session {
+		spec := engine.IOSpec{Inputs: []engine.IO{{Name: "x", Type: tensor.Float32, Dims: []int64{1, -1}}}, Outputs: []engine.IO{{Name: "class", Type: tensor.String, Dims: []int64{1}}}}
+		for _, s := range scores {
+			spec.Outputs = append(spec.Outputs, engine.IO{Name: s, Type: tensor.Float32, Dims: []int64{1, -1}})
+		}
+		return sessionOf(t, spec, func(in engine.Feeds) (engine.Feeds, error) {
+			out := engine.Feeds{"class": {Type: tensor.String, Dims: []int64{1}}}
+			for _, s := range scores {
+				out[s] = in["x"]
+			}
+			return out, nil
+		})
+	}
+	set := func() *list { return vectors(nil, []float32{1, 2}) }
+	for name, o := range map[string]Options{"by name": {}, "only tapped": {Taps: []Tap{{"logits", "logits", "logits"}}}} {
+		r, err := Compare(t.Context(), named("logits"), named("logits"), set(), o)
+		if err != nil || r.Output != "logits" || len(r.Outputs) != 1 || r.SQNR != MaxSQNR {
+			t.Errorf("%s: got %+v, %v", name, r, err)
+		}
+	}
+	if _, err := Compare(t.Context(), named(), named(), set(), Options{}); !errors.Is(err, ErrOutput) || !strings.Contains(err.Error(), "no output of numbers") {
+		t.Errorf("texts alone: %v", err)
+	}
+}
+
 func TestEvaluateErrors(t *testing.T) {
 	s := session(t, "logits", same)
 	for _, c := range []struct {
@@ -351,7 +379,8 @@ func TestGate(t *testing.T) {
 		{"slower", Gate{}, speed(.7, .8, .9, 40), "slower", ""},
 		{"slower allowed", Gate{AllowSlower: true}, speed(.7, .8, .9, 40), "", "not proven faster"},
 		{"perhaps faster", Gate{}, speed(.9, 1.1, 1.3, 40), "", "not proven faster"},
-		{"late", Gate{SLOMS: 50}, speed(2, 3, 4, 60), "", "past the target"},
+		{"late", Gate{SLOMS: 50}, speed(2, 3, 4, 60), "", "past the target of 50 ms"},
+		{"late by less than 1 ms", Gate{SLOMS: 2.5}, speed(2, 3, 4, 3), "", "past the target of 2.5 ms"},
 	} {
 		refused, warned := c.g.Check(c.r)
 		for _, x := range []struct {

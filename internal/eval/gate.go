@@ -92,7 +92,7 @@ func (g Gate) Check(r *Result) (refusals, warnings []string) {
 		warn("not proven faster than FP32: %.2f times its speed (95 %% interval %.2f to %.2f)", ratio.Median, ratio.Lo, ratio.Hi)
 	}
 	if g.SLOMS > 0 && lat.P99MS > g.SLOMS {
-		warn("the 99th percentile is %.1f ms, past the target of %.0f ms", lat.P99MS, g.SLOMS)
+		warn("the 99th percentile is %.1f ms, past the target of %v ms", lat.P99MS, g.SLOMS)
 	}
 	return refusals, warnings
 }

@@ -36,10 +36,14 @@ func bodies(attrs []*pb.AttributeProto, outer map[string]bool, depth int, f func
 					}
 				}
 			}
-			for _, p := range g.Node {
-				inner := NewNode(p.GetDomain(), p.GetOpType(), p.GetName(), p.Input, p.Output, p.Attribute...)
+			nodes := make([]*Node, len(g.Node))
+			for i, p := range g.Node {
+				nodes[i] = NewNode(p.GetDomain(), p.GetOpType(), p.GetName(), p.Input, p.Output, p.Attribute...)
+			}
+			nameNodes(nodes) // as FromProto does
+			for _, inner := range nodes {
 				f(inner, constants)
-				bodies(p.Attribute, constants, depth+1, f)
+				bodies(inner.Attrs, constants, depth+1, f)
 			}
 		})
 	}

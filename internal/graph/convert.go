@@ -87,8 +87,28 @@ func FromProto(p *pb.ModelProto) (*Model, error) {
 			Inputs: n.Input, Outputs: n.Output, Attrs: n.Attribute, shell: n,
 		})
 	}
+	nameNodes(g.Nodes)
 	m.Graph = g
 	return m, nil
+}
+
+// nameNodes gives those nodes of a graph that have no name that of their first output: rules, reports
+// and recipes tell operators apart by name, which ONNX does not ask for.
+func nameNodes(nodes []*Node) {
+	used := make(map[string]bool, len(nodes))
+	for _, n := range nodes {
+		used[n.Name] = true
+	}
+	for _, n := range nodes {
+		if n.Name != "" || len(n.Outputs) == 0 || n.Outputs[0] == "" {
+			continue
+		}
+		name := n.Outputs[0]
+		for i := 1; used[name]; i++ {
+			name = fmt.Sprintf("%s_%d", n.Outputs[0], i)
+		}
+		n.Name, used[name] = name, true
+	}
 }
 
 func domain(d string) string {

@@ -58,6 +58,42 @@ func TestTextAndRoundTrip(t *testing.T) {
 	}
 }
 
+// TestNamelessNodes: operators without a name, which ONNX allows, have that of their
+// first output, and no two have the same.
+func TestNamelessNodes(t *testing.T) {
+	m := tiny()
+	m.Graph.Nodes[0].Name, m.Graph.Nodes[1].Name = "", "h"
+	p, err := m.Proto()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := FromProto(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a, b := got.Graph.Nodes[0].Name, got.Graph.Nodes[1].Name; a != "h_1" || b != "h" {
+		t.Errorf("names %q and %q, want h_1 and h", a, b)
+	}
+	got.Graph.Nodes[1].Name = ""
+	if p, err = got.Proto(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err = FromProto(p); err != nil {
+		t.Fatal(err)
+	}
+	if a, b := got.Graph.Nodes[0].Name, got.Graph.Nodes[1].Name; a != "h_1" || b != "y" {
+		t.Errorf("names %q and %q, want h_1 and y", a, b)
+	}
+	// In bodies the names are the same, however they are reached.
+	inner := &pb.GraphProto{Node: []*pb.NodeProto{{OpType: proto.String("Relu"), Input: []string{"h"}, Output: []string{"r"}}}, Output: []*pb.ValueInfoProto{{Name: proto.String("r")}}}
+	gate := NewNode("", "If", "gate", []string{"c"}, []string{"z"}, &pb.AttributeProto{Name: proto.String("then_branch"), Type: pb.AttributeProto_GRAPH.Enum(), G: inner})
+	gate.Bodies(func(n *Node, _ map[string]bool) {
+		if n.Name != "r" {
+			t.Errorf("name %q in the body, want r", n.Name)
+		}
+	})
+}
+
 func TestCheckRefuses(t *testing.T) {
 	for _, c := range []struct {
 		name, want string

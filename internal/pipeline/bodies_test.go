@@ -52,6 +52,13 @@ func TestBodies(t *testing.T) {
 	if rep.Evaluation.SQNR < 20 {
 		t.Errorf("SQNR %.1f dB", rep.Evaluation.SQNR)
 	}
+	worst, err := p.Sensitivity(ctx, SensitivityRequest{Model: src, Calib: calib, Samples: 60}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(strings.Join(worst.Warnings, "\n"), "2 operators in the bodies of If, Loop and Scan are not in these figures") {
+		t.Errorf("sensitivity leaves bodies out and does not say so: %q", worst.Warnings)
+	}
 	// With nothing outside, what is inside suffices; with nothing there either, the
 	// refusal says what was left and why.
 	rep, err = p.Quantize(ctx, Request{Model: src, Out: out, Calib: calib, Samples: 60, Config: quant.Config{Exclude: []string{"up"}}, NoLatency: true, Force: true}, nil)

@@ -41,6 +41,9 @@ type Lab struct {
 // NewLab makes the scratch folder inside parent ("" is the system's).
 func NewLab(e engine.Engine, threads int, parent string) (*Lab, error) {
 	dir, err := newScratch(parent, labPrefix)
+	if err != nil && parent == "" {
+		return nil, fmt.Errorf("make a scratch folder in the folder for temporary files: %w; name another one in TMPDIR", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("make a scratch folder: %w", err)
 	}

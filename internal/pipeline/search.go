@@ -453,10 +453,10 @@ func (s *searching) verdict() error {
 		miss("no trial is proven to lose at most %.3g %% of the %s and not to be slower than FP32", 100*s.goal.MaxLoss, s.out.Metric)
 	default:
 		if s.goal.SLOMS > 0 && float64(best.P99MS) > s.goal.SLOMS {
-			miss("the best has a 99th percentile of %.1f ms, past the target of %.0f ms", float64(best.P99MS), s.goal.SLOMS)
+			miss("the best has a 99th percentile of %.1f ms, past the target of %v ms", float64(best.P99MS), s.goal.SLOMS)
 		}
 		if s.goal.MaxBytes > 0 && best.Bytes > s.goal.MaxBytes {
-			miss("the best has %.1f MB where %.1f MB are asked for", float64(best.Bytes)/1e6, float64(s.goal.MaxBytes)/1e6)
+			miss("the best has %s where %s are asked for", report.Bytes(best.Bytes), report.Bytes(s.goal.MaxBytes))
 		}
 	}
 	if len(v.Reasons) > 0 {

@@ -198,6 +198,9 @@ func (s *sensitivity) proxies() error {
 	if recurrent > 0 {
 		s.out.Warnings = append(s.out.Warnings, fmt.Sprintf("%d LSTM are part of the whole and not measured by themselves: keep one in float with --operators NAME=fp32 to see what it costs", recurrent))
 	}
+	if inside := s.plan.Unobserved(); inside > 0 {
+		s.out.Warnings = append(s.out.Warnings, fmt.Sprintf("%d operators in the bodies of If, Loop and Scan are not in these figures, though quantize quantizes them: compare says what the whole loses", inside))
+	}
 	return nil
 }
 

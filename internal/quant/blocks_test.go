@@ -92,7 +92,7 @@ func TestHQQ(t *testing.T) {
 			t.Errorf("channel %d: mean error %v, of rounding to nearest %v", ch, a, b)
 		}
 	}
-	if _, err := hqqWeight([]float32{1, float32(math.NaN())}, []int64{1, 2}, 1, cfg); !errors.Is(err, tensor.ErrShape) {
+	if _, err := hqqWeight([]float32{1, float32(math.NaN())}, []int64{1, 2}, 1, cfg); !errors.Is(err, ErrWeight) {
 		t.Errorf("NaN: %v", err)
 	}
 }
@@ -188,7 +188,7 @@ func TestAWQRefuses(t *testing.T) {
 	c.AWQ.W = slices.Clone(c.AWQ.W)
 	c.AWQ.W[5] = float32(math.NaN())
 	m, ops, rows = awqModel(c)
-	if _, err := s.SolveAWQ(context.Background(), PlainAlgebra{}, Config{}, m.Graph, ops, rows); !errors.Is(err, tensor.ErrShape) || s.Len() > 0 {
+	if _, err := s.SolveAWQ(context.Background(), PlainAlgebra{}, Config{}, m.Graph, ops, rows); !errors.Is(err, ErrWeight) || s.Len() > 0 {
 		t.Errorf("NaN: %v", err)
 	}
 }

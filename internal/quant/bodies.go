@@ -2,12 +2,24 @@ package quant
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/fewbit/fewbit/internal/graph"
 )
 
 // Unobserved ends the rule of operators in bodies that calibration does not reach.
 const Unobserved = ", whose inner tensors cannot be observed"
+
+// Unobserved counts the operators in bodies, which calibration of the model's own
+// nodes does not reach.
+func (p *Plan) Unobserved() (n int) {
+	for _, f := range p.Float {
+		if strings.HasSuffix(f.Rule, Unobserved) {
+			n++
+		}
+	}
+	return n
+}
 
 // Multiplies reports whether a body of n, or one inside it, holds an operator with
 // multiply-accumulates.

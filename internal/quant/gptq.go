@@ -6,8 +6,6 @@ import (
 	"math"
 	"sort"
 	"sync"
-
-	"github.com/fewbit/fewbit/internal/tensor"
 )
 
 // GPTQ (Frantar et al. 2023, arXiv:2210.17323) rounds the weights of a column
@@ -359,7 +357,7 @@ func (f *factor) cost(ctx context.Context, alg Algebra, d []float32, n int) (flo
 func checkFinite(w []float32) error {
 	for _, v := range w {
 		if a := math.Abs(float64(v)); !(a <= math.MaxFloat32) {
-			return fmt.Errorf("%w: the weight holds NaN or infinity", tensor.ErrShape)
+			return fmt.Errorf("%w: it holds NaN or infinity", ErrWeight)
 		}
 	}
 	return nil

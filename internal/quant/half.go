@@ -60,12 +60,16 @@ func (h Half) Run(_ context.Context, m *graph.Model) (Stats, error) {
 		return Stats{}, fmt.Errorf("%w: %s needs a model of opset %d or above, this one has %d; export it anew, or use %s", ErrConfig, BF16, bf16Opset, m.Opset(), FP16)
 	}
 	ix := g.Index()
-	count, kept := 0, 0
+	count, kept, passed := 0, 0, 0
 	var noise, power float64
 	var casts []*graph.Node
 	for _, name := range g.Inits() {
 		t := g.Init(name)
-		if t.Type != tensor.Float32 || t.Len() < halfMin || len(ix.Uses(name)) == 0 || ix.IsOutput(name) || ix.Captured(name) || h.excluded(ix.Uses(name)) {
+		if t.Type != tensor.Float32 || t.Len() < halfMin {
+			continue
+		}
+		if len(ix.Uses(name)) == 0 || ix.IsOutput(name) || ix.Captured(name) || h.excluded(ix.Uses(name)) {
+			passed++
 			continue
 		}
 		v, err := t.F32()
@@ -101,7 +105,13 @@ func (h Half) Run(_ context.Context, m *graph.Model) (Stats, error) {
 	g.Nodes = append(casts, g.Nodes...)
 	g.Prune()
 	if count == 0 && h.Only == nil {
-		return Stats{}, fmt.Errorf("%w: no float weight of %d elements or more", ErrNothing, halfMin)
+		switch {
+		case kept > 0:
+			return Stats{}, fmt.Errorf("%w: the weights of %d elements or more have values past %.6g", ErrNothing, halfMin, f.largest)
+		case passed > 0:
+			return Stats{}, fmt.Errorf("%w: the FP32 weights of %d elements or more are excluded, outputs, or read in the body of an If, Loop or Scan", ErrNothing, halfMin)
+		}
+		return Stats{}, fmt.Errorf("%w: no FP32 weight of %d elements or more", ErrNothing, halfMin)
 	}
 	note := fmt.Sprintf("%d weights in %v, %d kept in FP32 for values past %.6g", count, f.typ, kept, f.largest)
 	if noise > 0 && power > 0 {

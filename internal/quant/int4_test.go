@@ -1,9 +1,12 @@
 package quant
 
 import (
+	"errors"
 	"math"
+	"strings"
 	"testing"
 
+	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/tensor"
 )
 
@@ -111,5 +114,31 @@ func TestHalf(t *testing.T) {
 	big.Graph.SetInit("w1", tensor.From(v, 32, 32))
 	if _, err := (Half{}).Run(t.Context(), big); err != nil || big.Graph.Init("w1") == nil {
 		t.Error("a weight past 65504 must stay in FP32")
+	}
+}
+
+// TestHalfNothing: the refusal says why no weight became 16 bits.
+func TestHalfNothing(t *testing.T) {
+	huge, excluded := mlp(), Half{Config: Config{Exclude: []string{"MatMul", "Gemm"}}}
+	for _, w := range []string{"w1", "w2"} {
+		v, err := huge.Graph.Init(w).F32()
+		if err != nil {
+			t.Fatal(err)
+		}
+		v[0] = 1e6
+	}
+	small := model([]*graph.Value{value("x", -1, 4)}, []*graph.Value{value("y", -1, 4)}, node("Relu", "act", "x", "y"))
+	for _, c := range []struct {
+		h    Half
+		m    *graph.Model
+		want string
+	}{
+		{Half{}, huge, "the weights of 256 elements or more have values past 65504"},
+		{excluded, mlp(), "excluded, outputs, or read in the body"},
+		{Half{}, small, "no FP32 weight of 256 elements or more"},
+	} {
+		if _, err := c.h.Run(t.Context(), c.m); !errors.Is(err, ErrNothing) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%v, want %q", err, c.want)
+		}
 	}
 }

@@ -22,16 +22,29 @@ func (c Config) byRow(op *Op) bool { return c.rows() && op.Kind == Linear }
 // calibration gave them.
 func (p *Plan) Static(op *Op) bool { return p.Config.Scheme.Static() && !p.Config.byRow(op) }
 
-// checkOpset refuses models whose standard operators are too old for the
-// operators' bodies.
+// quantizeOpset and dynamicOpset are the first standard opsets with QuantizeLinear
+// and with DynamicQuantizeLinear.
+const (
+	quantizeOpset = 10
+	dynamicOpset  = 11
+)
+
+// checkOpset refuses models whose standard operators are too old for those that
+// quantize activations, or for the operators' bodies.
 func (b *planner) checkOpset(m *graph.Model) error {
-	if !b.Config.rows() || m.Opset() >= ops.MinOpset {
-		return nil
-	}
 	for _, op := range b.Ops {
-		if op.Kind == Linear {
-			return fmt.Errorf("%w: target %s needs a model of opset %d or above, this one has %d; export it anew, or use another target",
-				ErrConfig, b.Config.Target, ops.MinOpset, m.Opset())
+		need, what, instead := int64(0), "scheme "+string(b.Config.Scheme), "scheme int4 or fp16"
+		switch {
+		case op.Kind == Recurrent:
+		case b.Config.rows() && op.Kind == Linear:
+			need, what, instead = ops.MinOpset, "target "+string(b.Config.Target), "another target"
+		case b.Config.Scheme == INT8Dynamic:
+			need = dynamicOpset
+		case b.Config.Scheme == INT8 && !b.Config.Wide:
+			need = quantizeOpset
+		}
+		if m.Opset() < need {
+			return fmt.Errorf("%w: %s needs a model of opset %d or above, this one has %d; export it anew, or use %s", ErrConfig, what, need, m.Opset(), instead)
 		}
 	}
 	return nil

@@ -2,6 +2,7 @@ package quant
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -21,6 +22,21 @@ func TestNativeRules(t *testing.T) {
 	old.Opsets[""] = ops.MinOpset - 1
 	if _, err := NewPlan(old, c); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "opset 11") {
 		t.Errorf("an old opset: %v", err)
+	}
+	for scheme, opset := range map[Scheme]int64{INT8: quantizeOpset, INT8Dynamic: dynamicOpset, INT4: 8} {
+		c, err := Config{Target: ORTCPU, Scheme: scheme}.WithDefaults()
+		if err != nil {
+			t.Fatal(err)
+		}
+		old.Opsets[""] = opset
+		if _, err := NewPlan(old, c); err != nil {
+			t.Errorf("%s, opset %d: %v", scheme, opset, err)
+		}
+		old.Opsets[""] = opset - 1
+		want := fmt.Sprintf("scheme %s needs a model of opset %d or above, this one has %d;", scheme, opset, opset-1)
+		if _, err := NewPlan(old, c); scheme != INT4 && (!errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s, opset %d: %v, want %q", scheme, opset-1, err, want)
+		}
 	}
 	const k, n = ops.MaxK + 1, minLinearOut
 	m := model([]*graph.Value{value("x", -1, k)}, []*graph.Value{value("y", -1, n)}, node("MatMul", "deep", "x w", "y"))

@@ -258,7 +258,7 @@ func TestPruneRefuses(t *testing.T) {
 	}{
 		"2:4 with another share": {w, x, Magnitude, Sparsity{.7, true}, ErrConfig},
 		"no share":               {w, x, Magnitude, Sparsity{}, ErrConfig},
-		"NaN in the weight":      {[]float32{1, nan, 3, 4, 5, 6, 7, 8}, x, Magnitude, Sparsity{Share: .5}, tensor.ErrShape},
+		"NaN in the weight":      {[]float32{1, nan, 3, 4, 5, 6, 7, 8}, x, Magnitude, Sparsity{Share: .5}, ErrWeight},
 		"NaN in the inputs":      {w, []float32{1, nan, 3, 4}, SparseGPT, Sparsity{Share: .5}, ErrSingular},
 		"inputs of zeros":        {w, make([]float32, 4), SparseGPT, Sparsity{Share: .5}, ErrSingular},
 		"Wanda, NaN":             {w, []float32{1, nan, 3, 4}, Wanda, Sparsity{.5, true}, ErrSingular},

@@ -30,6 +30,8 @@ var (
 	ErrNothing = errors.New("nothing to quantize")
 	// ErrUncalibrated: a tensor that needs a range was never observed.
 	ErrUncalibrated = errors.New("tensor was not calibrated")
+	// ErrWeight: a weight that no codes stand for.
+	ErrWeight = errors.New("bad weight")
 )
 
 // Scheme is what the weights and activations become.

@@ -49,8 +49,11 @@ func (t *trial) weights(g *graph.Graph, group []*Op, most int) error {
 	for i, op := range group {
 		wt := g.Init(op.W)
 		v, err := wt.F32()
+		if err == nil {
+			err = checkFinite(v)
+		}
 		if err != nil {
-			return err
+			return fmt.Errorf("weight %q: %w", op.W, err)
 		}
 		k, n := int(wt.Dims[op.InAxis]), int(wt.Dims[op.OutAxis])
 		if k != t.k {

@@ -2,8 +2,10 @@ package quant
 
 import (
 	"context"
+	"errors"
 	"math"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/fewbit/fewbit/internal/graph"
@@ -133,4 +135,21 @@ func orOnes(s []float32, k int) []float32 {
 		s[i] = 1
 	}
 	return s
+}
+
+// TestTrialWeights: a weight that is not finite is refused by its name.
+func TestTrialWeights(t *testing.T) {
+	mod := &graph.Model{Graph: &graph.Graph{}}
+	weight(mod, "a", 1, 4, 20)
+	weight(mod, "b", 2, 4, 20)
+	b, err := mod.Graph.Init("b").F32()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[7] = float32(math.NaN())
+	tr := trial{k: 4}
+	err = tr.weights(mod.Graph, []*Op{{Kind: Linear, W: "a", OutAxis: 1}, {Kind: Linear, W: "b", OutAxis: 1}}, 0)
+	if !errors.Is(err, ErrWeight) || !strings.Contains(err.Error(), `weight "b": bad weight: it holds NaN or infinity`) {
+		t.Errorf("NaN: %v", err)
+	}
 }

@@ -47,7 +47,7 @@ func QuantizeWeight(w []float32, dims []int64, axis int, g Granularity, s calib.
 			for _, v := range w[base+c*inner : base+(c+1)*inner] {
 				a := float32(math.Abs(float64(v)))
 				if !(a <= math.MaxFloat32) {
-					return nil, fmt.Errorf("%w: the weight holds NaN or infinity", tensor.ErrShape)
+					return nil, fmt.Errorf("%w: it holds NaN or infinity", ErrWeight)
 				}
 				amax[c] = max(amax[c], a)
 			}
@@ -92,7 +92,7 @@ func (q *Weight) columns(w []float32, channels int, top int32) error {
 		}
 	})
 	if !finite {
-		return fmt.Errorf("%w: the weight holds NaN or infinity", tensor.ErrShape)
+		return fmt.Errorf("%w: it holds NaN or infinity", ErrWeight)
 	}
 	q.Scales = make([]float32, channels)
 	inv := make([]float64, channels)

@@ -91,7 +91,7 @@ func TestQuantizeWeightEdges(t *testing.T) {
 		t.Errorf("zeros: %+v, %v", q, err)
 	}
 	for name, w := range map[string][]float32{"nan": {float32(math.NaN()), 0}, "inf": {float32(math.Inf(1)), 0}} {
-		if _, err := QuantizeWeight(w, []int64{1, 2}, 0, PerChannel, calib.S8); !errors.Is(err, tensor.ErrShape) {
+		if _, err := QuantizeWeight(w, []int64{1, 2}, 0, PerChannel, calib.S8); !errors.Is(err, ErrWeight) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
