@@ -278,9 +278,22 @@ func (a *App) Serve(ctx context.Context, l net.Listener) error {
 }
 
 func (a *App) serve(ctx context.Context, ls listeners) error {
-	side, stop := context.WithCancel(ctx) // ends when serving does, whatever ends it
+	side, stop := context.WithCancel(context.WithoutCancel(ctx)) // ends when serving does, whatever ends it
 	defer stop()
 	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer stop()
+		select {
+		case <-side.Done():
+			return
+		case <-ctx.Done():
+		}
+		a.server.NotReady()
+		select {
+		case <-side.Done():
+		case <-time.After(a.cfg.DrainDelay):
+		}
+	})
 	wg.Go(func() { a.telemetry.Run(side) })
 	wg.Go(func() {
 		defer a.starting.Store(false)

@@ -62,6 +62,7 @@ type Config struct {
 	Lazy         bool          // models that are not pinned wait for their first request
 	Target       time.Duration // latency target of models that have none of their own
 	Drain        time.Duration // for requests in flight at shutdown
+	DrainDelay   time.Duration // before it: `ready` is 503 already, and requests are still taken
 
 	// LogFormat is one of package logs; LogVerbose from 1 on has a line for each
 	// request; SlowRequest is from when on an inference has one, 0 for never.
@@ -129,6 +130,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.OTLP, "otlp", c.OTLP, "OpenTelemetry collector that gets traces, for example http://127.0.0.1:4318 (default: none)")
 	fs.Float64Var(&c.OTLPSample, "otlp-sample", c.OTLPSample, "share of the requests that are traced there, 0 to 1, where the client does not decide")
 	fs.DurationVar(&c.Drain, "drain", c.Drain, "how long requests in flight may take at shutdown")
+	fs.DurationVar(&c.DrainDelay, "drain-delay", c.DrainDelay, "how long readiness says 503 at shutdown before connections are refused, so that a load balancer turns away")
 }
 
 // ErrUsage marks settings that cannot be: exit status 2.
@@ -185,6 +187,8 @@ func (c *Config) Check() error {
 		return bad("slow-request", c.SlowRequest, fmt.Sprintf("0 (none) to %v", maxDuration))
 	case !(c.OTLPSample >= 0 && c.OTLPSample <= 1):
 		return bad("otlp-sample", c.OTLPSample, "0 to 1")
+	case c.DrainDelay < 0 || c.DrainDelay > maxDuration:
+		return bad("drain-delay", c.DrainDelay, fmt.Sprintf("0 to %v", maxDuration))
 	case c.Drain <= 0 || c.Drain > maxDuration:
 		return bad("drain", c.Drain, fmt.Sprintf("more than 0 and at most %v", maxDuration))
 	}

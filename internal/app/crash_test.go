@@ -342,3 +342,27 @@ func TestTrafficDuringPromotion(t *testing.T) {
 		t.Errorf("version %s answers", v)
 	}
 }
+
+// TestDrainDelay: between the signal and the end of the listener readiness is 503 and
+// requests are answered.
+func TestDrainDelay(t *testing.T) {
+	t.Parallel()
+	s := start(t, "", func(c *Config) { c.DrainDelay = time.Second })
+	s.seed()
+	stopped := make(chan error, 1)
+	go func() { stopped <- s.stop() }()
+	for s.do("GET", "/v2/health/ready", nil).status != 503 {
+		select {
+		case err := <-stopped:
+			t.Fatalf("stopped (%v) and was ready to the end", err)
+		default:
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+	if v := s.answers(); v != "1" {
+		t.Errorf("version %s answers", v)
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+}

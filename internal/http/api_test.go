@@ -483,7 +483,7 @@ func TestOpenAPI(t *testing.T) {
 			ids[op.OperationID] = true
 		}
 	}
-	routes := f.Server.engine.Routes()
+	routes := slices.DeleteFunc(f.Server.engine.Routes(), func(r gin.RouteInfo) bool { return r.Method == "HEAD" }) // of what can be got
 	for _, r := range routes {
 		if _, ok := doc.Paths[openAPIPath(r.Path)][strings.ToLower(r.Method)]; !ok {
 			t.Errorf("%s %s is not documented", r.Method, r.Path)

@@ -162,6 +162,20 @@ func TestBadInput(t *testing.T) {
 	}
 }
 
+// TestHead: what can be got has a head, but for streams.
+func TestHead(t *testing.T) {
+	f := newFixture(t, map[string]fake.Model{"echo": {Spec: echoSpec()}}, nil)
+	for path, status := range map[string]int{"/v2/health/live": 200, "/v2/health/ready": 200, "/v2/models/echo": 200, "/metrics": 200, "/v2/models/none": 404, "/quantize/1/events": 405, "/v2/models/echo/infer": 405} {
+		got, head := f.call(t, "GET", path, nil), f.call(t, "HEAD", path, nil)
+		if head.status != status || len(head.body) > 0 {
+			t.Errorf("HEAD %s: %d, %q", path, head.status, head.body)
+		}
+		if a, b := got.header.Get("Content-Type"), head.header.Get("Content-Type"); status == 200 && a != b {
+			t.Errorf("%s is %s, its head %s", path, a, b)
+		}
+	}
+}
+
 type spaces struct{}
 
 func (spaces) Read(p []byte) (int, error) {

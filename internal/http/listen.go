@@ -85,7 +85,7 @@ func (s *Server) serveOne(ctx context.Context, srv *http.Server, l net.Listener)
 	case <-ctx.Done():
 	}
 	s.close.Do(func() {
-		s.draining.Store(true)
+		s.NotReady()
 		close(s.closing) // event streams end
 	})
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.DrainTimeout)
@@ -96,6 +96,9 @@ func (s *Server) serveOne(ctx context.Context, srv *http.Server, l net.Listener)
 	}
 	return nil
 }
+
+// NotReady makes readiness 503, as it is while requests drain; all else goes on.
+func (s *Server) NotReady() { s.draining.Store(true) }
 
 // isLoopback reports whether only this machine can reach a.
 func isLoopback(a net.Addr) bool {

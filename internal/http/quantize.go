@@ -369,7 +369,7 @@ func (s *Server) jobEvents(c *gin.Context) error {
 		return err
 	}
 	h := c.Writer.Header()
-	h["Content-Type"] = []string{"text/event-stream"}
+	h["Content-Type"] = []string{eventStream}
 	h["Cache-Control"] = []string{"no-store"}
 	h["X-Accel-Buffering"] = []string{"no"}
 	ctl := http.NewResponseController(c.Writer)

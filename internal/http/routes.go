@@ -55,6 +55,9 @@ func (r *route) on(admin, split bool) bool {
 	return !r.admin && r.tag != tagOperate
 }
 
+// eventStream is the media type of answers that have no end of their own.
+const eventStream = "text/event-stream"
+
 // mount gives the routes of a listener to its router and describes them.
 func (s *Server) mount(e *gin.Engine, admin bool) (openapi []byte, err error) {
 	e.HandleMethodNotAllowed = true
@@ -71,6 +74,9 @@ func (s *Server) mount(e *gin.Engine, admin bool) (openapi []byte, err error) {
 		}
 		here = append(here, *r)
 		e.Handle(r.method, r.path, s.serve(r))
+		if r.method == http.MethodGet && r.media != eventStream && !r.private {
+			e.HEAD(r.path, s.serve(r)) // some load balancers probe so; net/http leaves the body out
+		}
 	}
 	s.preflights(e, here)
 	e.NoRoute(func(c *gin.Context) {

@@ -138,7 +138,7 @@ func (s *Server) routes() []route {
 		admin(route{method: "DELETE", path: "/quantize/:id", handler: s.jobCancel, tag: tagJobs, summary: "Cancel a job",
 			status: http.StatusAccepted, answer: jobs.Status{}, fails: []int{400, 404, 409}}),
 		admin(route{method: "GET", path: "/quantize/:id/events", handler: s.jobEvents, tag: tagJobs, summary: "Changes of a job as server-sent events (event: status) until it ends",
-			media: "text/event-stream", answer: jobs.Status{}, fails: []int{400, 404}}),
+			media: eventStream, answer: jobs.Status{}, fails: []int{400, 404}}),
 		admin(route{method: "GET", path: "/quantize/:id/report", handler: s.jobReport, tag: tagJobs, summary: "Report of a finished job: JSON, or HTML by Accept",
 			answer: anyObject{}, fails: []int{400, 404, 409, 501}}),
 

@@ -145,8 +145,8 @@ func (r *Registry) checkFree(n int64) error {
 	if !ok {
 		return nil // writing will tell
 	}
-	if uint64(n) > free || free-uint64(n) < min(freeReserve, total/20) {
-		return fmt.Errorf("%w: %d bytes are needed, %d are free; delete models or data sets that are not needed, or use a larger disk", ErrNoSpace, n, free)
+	if reserve := min(freeReserve, total/20); uint64(n) > free || free-uint64(n) < reserve {
+		return fmt.Errorf("%w: %d bytes are needed, %d are free, of which %d are kept free; delete models or data sets that are not needed, or use a larger disk", ErrNoSpace, n, free, reserve)
 	}
 	return nil
 }
