@@ -174,7 +174,7 @@ func (p *BlockWeights) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 		return p.native(ctx, m)
 	}
 	drop := map[*graph.Node]bool{}
-	done := map[string]bool{} // weights written; tied ones share a copy
+	written := map[string][2]string{} // codes and scales of a weight; tied ones share a copy
 	var added []*graph.Node
 	count, convs, methods := 0, 0, methodCount{}
 	names, inputs, floats := g.Namer(), map[string]string{}, map[string]string{}
@@ -204,12 +204,18 @@ func (p *BlockWeights) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 		if mul != nil {
 			added = append(added, mul)
 		}
-		base := op.W + "_int4"
-		if x != op.X[0] { // a tied weight may be read through other divisors too
-			base = names.Name(op.W + "_int4_awq")
-		}
-		if !done[base] {
-			done[base] = true
+		divided := x != op.X[0] // a tied weight may be read through other divisors too
+		q4, ok := written[op.W]
+		if divided || !ok {
+			base := op.W + "_int4"
+			if divided {
+				base += "_awq"
+			}
+			base = names.Name(base)
+			q4 = [2]string{base, names.Name(base + "_scale")}
+			if !divided {
+				written[op.W] = q4
+			}
 			v, err := w.F32()
 			if err != nil {
 				return Stats{}, fmt.Errorf("weight %q: %w", op.W, err)
@@ -222,11 +228,11 @@ func (p *BlockWeights) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 				return Stats{}, fmt.Errorf("weight %q: %w", op.W, err)
 			}
 			methods[by]++
-			g.SetInit(base, tensor.From(q.Codes, int64(n), int64(q.Blocks()), Int4Block/2))
-			g.SetInit(base+"_scale", tensor.From(q.Scales, int64(n), int64(q.Blocks())))
+			g.SetInit(q4[0], tensor.From(q.Codes, int64(n), int64(q.Blocks()), Int4Block/2))
+			g.SetInit(q4[1], tensor.From(q.Scales, int64(n), int64(q.Blocks())))
 		}
 		drop[op.Node] = true
-		in := []string{x, base, base + "_scale"}
+		in := []string{x, q4[0], q4[1]}
 		if op.Bias != "" {
 			if op.Add != nil {
 				drop[op.Add] = true
