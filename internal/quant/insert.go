@@ -338,7 +338,7 @@ func (w *inserter) weight(op *Op) (string, error) {
 			smooth, key.smooth = c.Smooth, op.X[0]
 		}
 	}
-	if base, ok := w.weights[key]; ok {
+	if base, ok := w.weights[key]; ok && w.biasFits(op, base) {
 		return base, nil
 	}
 	t := w.g.Init(op.W)
@@ -355,7 +355,7 @@ func (w *inserter) weight(op *Op) (string, error) {
 	}
 	if w.fitBias(op, q, vals) {
 		key.bias = op.Bias
-		if base, ok := w.weights[key]; ok {
+		if base, ok := w.weights[key]; ok && w.biasFits(op, base) {
 			return base, nil
 		}
 	}
@@ -480,18 +480,8 @@ func (p *Insert) Rebias(g *graph.Graph, name string, values []float32) {
 // anew. It reports whether it raised any. What such weights lose is below
 // 2^-30 of the bias for each code of the input.
 func (w *inserter) fitBias(op *Op, q *Weight, vals []float32) bool {
-	c := w.Choices[w.Plan.Source(op.X[0])]
-	if op.Bias == "" || c == nil || (op.Kind != Conv && !op.Node.Is("Gemm")) {
-		return false
-	}
-	b, err := w.g.Init(op.Bias).F32()
-	if err != nil {
-		return false
-	}
 	raised := map[int]bool{}
-	for i, v := range b {
-		i = min(i, len(q.Scales)-1)
-		need := float32(math.Abs(float64(v)) / (float64(c.Params.Scale) * biasCodes))
+	for i, need := range w.leastScales(op, len(q.Scales)) {
 		if need > q.Scales[i] {
 			q.Scales[i] = need
 			raised[i] = true
@@ -506,6 +496,41 @@ func (w *inserter) fitBias(op *Op, q *Weight, vals []float32) bool {
 			q.Codes[i] = roundCode(float64(vals[i])/float64(q.Scales[ch]), top)
 		}
 	})
+	return true
+}
+
+// leastScales returns the scales, of n for the weight of op, below which its bias would
+// not fit into INT32; nil when it has none in INT32.
+func (w *inserter) leastScales(op *Op, n int) []float32 {
+	c := w.Choices[w.Plan.Source(op.X[0])]
+	if op.Bias == "" || c == nil || (op.Kind != Conv && !op.Node.Is("Gemm")) {
+		return nil
+	}
+	b, err := w.g.Init(op.Bias).F32()
+	if err != nil {
+		return nil
+	}
+	least := make([]float32, n)
+	for i, v := range b {
+		i = min(i, n-1)
+		least[i] = max(least[i], float32(math.Abs(float64(v))/(float64(c.Params.Scale)*biasCodes)))
+	}
+	return least
+}
+
+// biasFits reports whether the bias of op fits beside the weight called base, which was
+// quantized for another operator.
+func (w *inserter) biasFits(op *Op, base string) bool {
+	t := w.g.Init(base + "_scale")
+	if t == nil || t.Type != tensor.Float32 {
+		return true
+	}
+	scales := tensor.View[float32](t)
+	for i, least := range w.leastScales(op, len(scales)) {
+		if least > scales[i] {
+			return false
+		}
+	}
 	return true
 }
 
