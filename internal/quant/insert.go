@@ -28,6 +28,9 @@ type Insert struct {
 	// quantized activation, and the base of the names BASE_quantized and
 	// BASE_scale of each INT32 bias.
 	Dequantized, Biases map[string]string
+	// Renamed is set by Run too: what float values that Config.Ports has set apart from
+	// the model's outputs are called in the end.
+	Renamed map[string]string
 }
 
 var _ Pass = (*Insert)(nil)
@@ -37,7 +40,7 @@ func (p *Insert) Name() string { return "insert" }
 
 // Run implements Pass.
 func (p *Insert) Run(ctx context.Context, m *graph.Model) (Stats, error) {
-	p.Dequantized, p.Biases = map[string]string{}, map[string]string{}
+	p.Dequantized, p.Biases, p.Renamed = map[string]string{}, map[string]string{}, map[string]string{}
 	w := &inserter{Insert: p, m: m, g: m.Graph, ix: m.Graph.Index(), dq: p.Dequantized, rows: map[string][]string{}, weights: map[weightKey]string{}, operands: map[string]string{}, methods: methodCount{}}
 	w.tag = w.freeTag()
 	if err := w.tensors(); err != nil {
