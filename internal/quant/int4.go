@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/tensor"
@@ -20,6 +21,8 @@ const (
 	// largest weight.
 	clipLeast = 0.6
 	clipSteps = 21
+	// maxImportance leaves room for the squared error that is multiplied by it.
+	maxImportance = 1e20
 )
 
 // BlockWeight is a weight [K,N] in 4 bits: for each column and block of
@@ -112,7 +115,7 @@ func bestScale(x, imp []float32) float32 {
 	if full == minWeightScale {
 		return full
 	}
-	best, least := float32(0), math.Inf(1)
+	best, least := full, math.Inf(1) // the plain one where no error is a number
 	for step := range clipSteps {
 		// From 1 downwards, so that the plain scale wins ties.
 		s := full * float32(1-(1-clipLeast)*float64(step)/(clipSteps-1))
@@ -268,14 +271,17 @@ func importance(stats Statistics, op *Op, k int) []float32 {
 		return nil
 	}
 	sum := make([]float64, k)
-	x := rows.Values()
+	x, m := rows.Finite()
 	for i, v := range x {
 		sum[i%k] += float64(v) * float64(v)
 	}
 	imp := make([]float32, k)
+	// Squares pass float32 where values pass 1e19; only what channels are beside each
+	// other matters.
+	unit := math.Max(1, slices.Max(sum)/float64(m)/maxImportance)
 	for j, s := range sum {
 		// A channel that was never active must still round to its nearest code.
-		imp[j] = float32(math.Max(s/float64(rows.Len()), 1e-12))
+		imp[j] = float32(math.Max(s/float64(m)/unit, 1e-12))
 	}
 	return imp
 }
