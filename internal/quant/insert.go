@@ -62,6 +62,9 @@ func (p *Insert) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 	m.Graph.Nodes = append(m.Graph.Nodes, w.added...)
 	w.keepFloat()
 	w.outputs()
+	if !p.Plan.Config.Lowered() { // else Lower does
+		KeepBiases(m)
+	}
 	if err := m.Graph.Sort(); err != nil {
 		return Stats{}, err
 	}
