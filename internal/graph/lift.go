@@ -247,6 +247,25 @@ func (g *Graph) Namer() Namer {
 	return used
 }
 
+// NodeNamer returns a namer of nodes: names that no node of the graph has.
+func (g *Graph) NodeNamer() Namer {
+	used := Namer{}
+	for _, n := range g.Nodes {
+		used[n.Name] = true
+	}
+	return used
+}
+
+// After returns a free name for a node that is made beside n: its name, or that
+// of its first output where it has none, and the suffix.
+func (used Namer) After(n *Node, suffix string) string {
+	base := n.Name
+	if base == "" && len(n.Outputs) > 0 {
+		base = n.Outputs[0]
+	}
+	return used.Name(base + suffix)
+}
+
 func walkGraphs(a *pb.AttributeProto, f func(*pb.GraphProto)) {
 	if a.G != nil {
 		f(a.G)

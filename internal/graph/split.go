@@ -1,7 +1,7 @@
 package graph
 
 import (
-	"fmt"
+	"strconv"
 
 	"github.com/fewbit/fewbit/internal/tensor"
 )
@@ -14,7 +14,7 @@ const sliceOpset = 10
 // replaced; shapes must have been inferred.
 func SplitToSlices(m *Model, keep func(*Node) bool) int {
 	g := m.Graph
-	names := g.Namer()
+	names, nodeNames := g.Namer(), g.NodeNamer()
 	var nodes []*Node
 	count := 0
 	for _, n := range g.Nodes {
@@ -36,7 +36,7 @@ func SplitToSlices(m *Model, keep func(*Node) bool) int {
 			at += sizes[i]
 			end := integer(out+"_end", at)
 			if out != "" {
-				nodes = append(nodes, NewNode(DomainONNX, "Slice", fmt.Sprintf("%s_%d", n.Name, i), []string{n.In(0), start, end, axes}, []string{out}))
+				nodes = append(nodes, NewNode(DomainONNX, "Slice", nodeNames.After(n, "_"+strconv.Itoa(i)), []string{n.In(0), start, end, axes}, []string{out}))
 			}
 			start = end
 		}

@@ -65,3 +65,23 @@ func TestSplitToSlices(t *testing.T) {
 		t.Error("a Split that is to be kept was rewritten")
 	}
 }
+
+// Slices have names of their own, whatever the Split is called, or is not.
+func TestSplitNames(t *testing.T) {
+	m := model(NewNode("", "Split", "", []string{"x"}, []string{"a", "b"}, AttrInt("axis", 1)),
+		NewNode("", "Split", "", []string{"x"}, []string{"c", "d"}, AttrInt("axis", 1)),
+		NewNode("", "Split", "s", []string{"x"}, []string{"e", "f"}, AttrInt("axis", 1)),
+		NewNode("", "Add", "s_0", []string{"a", "c"}, []string{"y"}))
+	m.Graph.Inputs = []*Value{{Name: "x", Type: tensor.Float32, Dims: []Dim{{N: -1}, {N: 6}}}}
+	InferShapes(m)
+	if n := SplitToSlices(m, nil); n != 3 {
+		t.Fatalf("%d rewritten, expected 3", n)
+	}
+	names := map[string]bool{}
+	for _, n := range m.Graph.Nodes {
+		if n.Name == "" || names[n.Name] {
+			t.Errorf("a second %q", n.Name)
+		}
+		names[n.Name] = true
+	}
+}

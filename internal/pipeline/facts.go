@@ -298,6 +298,11 @@ func (r *run) taps() (taps []eval.Tap) {
 		t := eval.Tap{Name: op.Node.Outputs[0], Ref: op.Out, Quant: op.Out}
 		if op.QuantOut {
 			t.Quant = r.insert.Dequantized[op.Out]
+		} else if r.insert != nil && r.insert.Renamed[op.Out] != "" { // 4 bits have no Insert
+			t.Quant = r.insert.Renamed[op.Out]
+			if t.Name == t.Quant { // the operator's own output, which cover knew as it was
+				t.Name = op.Out
+			}
 		}
 		taps = append(taps, t)
 	}

@@ -345,6 +345,7 @@ func (snapshot) Name() string { return "snapshot" }
 
 func (s snapshot) Run(_ context.Context, m *graph.Model) (quant.Stats, error) {
 	*s.to = m.Clone()
+	quant.KeepBiases(*s.to) // a portable form, which Insert leaves to Lower
 	return quant.Stats{Note: "kept to compare operators with the float model"}, nil
 }
 

@@ -306,14 +306,15 @@ func (f *attentionFuser) fullMask(mask string, a *attention) string {
 	if full, ok := f.bias[key]; ok {
 		return full
 	}
-	b := f.names.Name(mask + "_rows")
+	name := func(part string) string { return f.names.Name(mask + "_rows" + part) }
+	b, one, shape, length, sizes := name(""), name("_one"), name("_shape"), name("_length"), name("_sizes")
 	f.bias[key] = b
-	f.g.SetInit(b+"_one", tensor.From([]int64{1}, 1))
+	f.g.SetInit(one, tensor.From([]int64{1}, 1))
 	f.added = append(f.added,
-		graph.NewNode("", "Shape", b+"_Shape", []string{a.q}, []string{b + "_shape"}),
-		graph.NewNode("", "Gather", b+"_Gather", []string{b + "_shape", b + "_one"}, []string{b + "_length"}),
-		graph.NewNode("", "Concat", b+"_Concat", []string{b + "_one", b + "_one", b + "_length", b + "_one"}, []string{b + "_sizes"}, graph.AttrInt("axis", 0)),
-		graph.NewNode("", "Expand", b+"_Expand", []string{mask, b + "_sizes"}, []string{b}))
+		graph.NewNode("", "Shape", b+"_Shape", []string{a.q}, []string{shape}),
+		graph.NewNode("", "Gather", b+"_Gather", []string{shape, one}, []string{length}),
+		graph.NewNode("", "Concat", b+"_Concat", []string{one, one, length, one}, []string{sizes}, graph.AttrInt("axis", 0)),
+		graph.NewNode("", "Expand", b+"_Expand", []string{mask, sizes}, []string{b}))
 	return b
 }
 

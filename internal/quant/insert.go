@@ -28,6 +28,9 @@ type Insert struct {
 	// quantized activation, and the base of the names BASE_quantized and
 	// BASE_scale of each INT32 bias.
 	Dequantized, Biases map[string]string
+	// Renamed is set by Run too: what float values that Config.Ports has set apart from
+	// the model's outputs are called in the end.
+	Renamed map[string]string
 }
 
 var _ Pass = (*Insert)(nil)
@@ -37,7 +40,7 @@ func (p *Insert) Name() string { return "insert" }
 
 // Run implements Pass.
 func (p *Insert) Run(ctx context.Context, m *graph.Model) (Stats, error) {
-	p.Dequantized, p.Biases = map[string]string{}, map[string]string{}
+	p.Dequantized, p.Biases, p.Renamed = map[string]string{}, map[string]string{}, map[string]string{}
 	w := &inserter{Insert: p, m: m, g: m.Graph, ix: m.Graph.Index(), dq: p.Dequantized, rows: map[string][]string{}, weights: map[weightKey]string{}, operands: map[string]string{}, methods: methodCount{}}
 	w.tag = w.freeTag()
 	if err := w.tensors(); err != nil {
@@ -59,6 +62,9 @@ func (p *Insert) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 	m.Graph.Nodes = append(m.Graph.Nodes, w.added...)
 	w.keepFloat()
 	w.outputs()
+	if !p.Plan.Config.Lowered() { // else Lower does
+		KeepBiases(m)
+	}
 	if err := m.Graph.Sort(); err != nil {
 		return Stats{}, err
 	}
@@ -69,7 +75,7 @@ func (p *Insert) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 type weightKey struct {
 	name, smooth string // smooth is the activation whose smoothing the weight carries
 	axis         int
-	bias, input  string // what the scales were raised for, see fitBias
+	bias         string // the bias that the scales were raised for, see fitBias
 }
 
 type inserter struct {
@@ -338,7 +344,7 @@ func (w *inserter) weight(op *Op) (string, error) {
 			smooth, key.smooth = c.Smooth, op.X[0]
 		}
 	}
-	if base, ok := w.weights[key]; ok && len(w.raised(op, w.scalesOf(base))) == 0 {
+	if base, ok := w.weights[key]; ok && w.biasFits(op, base) {
 		return base, nil
 	}
 	t := w.g.Init(op.W)
@@ -354,8 +360,8 @@ func (w *inserter) weight(op *Op) (string, error) {
 		return "", err
 	}
 	if w.fitBias(op, q, vals) {
-		key.bias, key.input = op.Bias, w.Plan.Source(op.X[0])
-		if base, ok := w.weights[key]; ok {
+		key.bias = op.Bias
+		if base, ok := w.weights[key]; ok && w.biasFits(op, base) {
 			return base, nil
 		}
 	}
@@ -377,17 +383,6 @@ func (w *inserter) weight(op *Op) (string, error) {
 		}
 	}
 	return base, nil
-}
-
-// scalesOf returns the scales of a weight that was quantized before, nil of the native
-// form, which packs them and has no bias in integers.
-func (w *inserter) scalesOf(base string) []float32 {
-	t := w.g.Init(base + "_scale")
-	if t == nil {
-		return nil
-	}
-	v, _ := t.F32()
-	return v
 }
 
 // freeBase returns name with the tag, and a number when an earlier operator
@@ -491,9 +486,12 @@ func (p *Insert) Rebias(g *graph.Graph, name string, values []float32) {
 // anew. It reports whether it raised any. What such weights lose is below
 // 2^-30 of the bias for each code of the input.
 func (w *inserter) fitBias(op *Op, q *Weight, vals []float32) bool {
-	raised := w.raised(op, q.Scales)
-	for ch, scale := range raised {
-		q.Scales[ch] = scale
+	raised := map[int]bool{}
+	for i, need := range w.leastScales(op, len(q.Scales)) {
+		if need > q.Scales[i] {
+			q.Scales[i] = need
+			raised[i] = true
+		}
 	}
 	if len(raised) == 0 {
 		return false
@@ -507,26 +505,39 @@ func (w *inserter) fitBias(op *Op, q *Weight, vals []float32) bool {
 	return true
 }
 
-// raised returns the scales that channels of op's weight need for its bias, of those
-// whose scale is too small.
-func (w *inserter) raised(op *Op, scales []float32) map[int]float32 {
+// leastScales returns the scales, of n for the weight of op, below which its bias would
+// not fit into INT32; nil when it has none in INT32.
+func (w *inserter) leastScales(op *Op, n int) []float32 {
 	c := w.Choices[w.Plan.Source(op.X[0])]
-	if op.Bias == "" || c == nil || len(scales) == 0 || (op.Kind != Conv && !op.Node.Is("Gemm")) {
+	if op.Bias == "" || c == nil || (op.Kind != Conv && !op.Node.Is("Gemm")) {
 		return nil
 	}
 	b, err := w.g.Init(op.Bias).F32()
 	if err != nil {
 		return nil
 	}
-	raised := map[int]float32{}
+	least := make([]float32, n)
 	for i, v := range b {
-		i = min(i, len(scales)-1)
-		need := float32(math.Abs(float64(v)) / (float64(c.Params.Scale) * biasCodes))
-		if need > max(scales[i], raised[i]) {
-			raised[i] = need
+		i = min(i, n-1)
+		least[i] = max(least[i], float32(math.Abs(float64(v))/(float64(c.Params.Scale)*biasCodes)))
+	}
+	return least
+}
+
+// biasFits reports whether the bias of op fits beside the weight called base, which was
+// quantized for another operator.
+func (w *inserter) biasFits(op *Op, base string) bool {
+	t := w.g.Init(base + "_scale")
+	if t == nil || t.Type != tensor.Float32 {
+		return true
+	}
+	scales := tensor.View[float32](t)
+	for i, least := range w.leastScales(op, len(scales)) {
+		if least > scales[i] {
+			return false
 		}
 	}
-	return raised
+	return true
 }
 
 // biasCodes is the largest INT32 code that a bias may get: half the range,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/tensor"
@@ -20,6 +21,8 @@ const (
 	// largest weight.
 	clipLeast = 0.6
 	clipSteps = 21
+	// maxImportance leaves room for the squared error that is multiplied by it.
+	maxImportance = 1e20
 )
 
 // BlockWeight is a weight [K,N] in 4 bits: for each column and block of
@@ -112,7 +115,7 @@ func bestScale(x, imp []float32) float32 {
 	if full == minWeightScale {
 		return full
 	}
-	best, least := float32(0), math.Inf(1)
+	best, least := full, math.Inf(1) // the plain one where no error is a number
 	for step := range clipSteps {
 		// From 1 downwards, so that the plain scale wins ties.
 		s := full * float32(1-(1-clipLeast)*float64(step)/(clipSteps-1))
@@ -174,7 +177,7 @@ func (p *BlockWeights) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 		return p.native(ctx, m)
 	}
 	drop := map[*graph.Node]bool{}
-	done := map[string]bool{} // weights written; tied ones share a copy
+	written := map[string][2]string{} // codes and scales of a weight; tied ones share a copy
 	var added []*graph.Node
 	count, convs, methods := 0, 0, methodCount{}
 	names, inputs, floats := g.Namer(), map[string]string{}, map[string]string{}
@@ -204,12 +207,18 @@ func (p *BlockWeights) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 		if mul != nil {
 			added = append(added, mul)
 		}
-		base := op.W + "_int4"
-		if x != op.X[0] { // a tied weight may be read through other divisors too
-			base = names.Name(op.W + "_int4_awq")
-		}
-		if !done[base] {
-			done[base] = true
+		divided := x != op.X[0] // a tied weight may be read through other divisors too
+		q4, ok := written[op.W]
+		if divided || !ok {
+			base := op.W + "_int4"
+			if divided {
+				base += "_awq"
+			}
+			base = names.Name(base)
+			q4 = [2]string{base, names.Name(base + "_scale")}
+			if !divided {
+				written[op.W] = q4
+			}
 			v, err := w.F32()
 			if err != nil {
 				return Stats{}, fmt.Errorf("weight %q: %w", op.W, err)
@@ -222,11 +231,11 @@ func (p *BlockWeights) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 				return Stats{}, fmt.Errorf("weight %q: %w", op.W, err)
 			}
 			methods[by]++
-			g.SetInit(base, tensor.From(q.Codes, int64(n), int64(q.Blocks()), Int4Block/2))
-			g.SetInit(base+"_scale", tensor.From(q.Scales, int64(n), int64(q.Blocks())))
+			g.SetInit(q4[0], tensor.From(q.Codes, int64(n), int64(q.Blocks()), Int4Block/2))
+			g.SetInit(q4[1], tensor.From(q.Scales, int64(n), int64(q.Blocks())))
 		}
 		drop[op.Node] = true
-		in := []string{x, base, base + "_scale"}
+		in := []string{x, q4[0], q4[1]}
 		if op.Bias != "" {
 			if op.Add != nil {
 				drop[op.Add] = true
@@ -262,14 +271,17 @@ func importance(stats Statistics, op *Op, k int) []float32 {
 		return nil
 	}
 	sum := make([]float64, k)
-	x := rows.Values()
+	x, m := rows.Finite()
 	for i, v := range x {
 		sum[i%k] += float64(v) * float64(v)
 	}
 	imp := make([]float32, k)
+	// Squares pass float32 where values pass 1e19; only what channels are beside each
+	// other matters.
+	unit := math.Max(1, slices.Max(sum)/float64(m)/maxImportance)
 	for j, s := range sum {
 		// A channel that was never active must still round to its nearest code.
-		imp[j] = float32(math.Max(s/float64(rows.Len()), 1e-12))
+		imp[j] = float32(math.Max(s/float64(m)/unit, 1e-12))
 	}
 	return imp
 }

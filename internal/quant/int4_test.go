@@ -142,3 +142,30 @@ func TestHalfNothing(t *testing.T) {
 		}
 	}
 }
+
+// Where no squared error is a number, a block has the scale of its largest weight, not none.
+func TestInt4WithoutImportance(t *testing.T) {
+	const k, n = 64, 3
+	w := randoms(7, k*n)
+	for _, v := range []float64{math.NaN(), math.Inf(1), math.MaxFloat32} {
+		imp := make([]float32, k)
+		for i := range imp {
+			imp[i] = float32(v)
+		}
+		q, err := QuantizeInt4(w, k, n, imp)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var power, noise float64
+		for i, d := range q.Dequantize() {
+			power += float64(w[i] * w[i])
+			noise += float64((w[i] - d) * (w[i] - d))
+		}
+		if !(noise < .02*power) {
+			t.Errorf("importance %v: relative error %v", v, noise/power)
+		}
+		if s := stepScale(w[:32], imp[:32], 1, .25); s == 0 || s != s {
+			t.Errorf("importance %v: a step of %v", v, s)
+		}
+	}
+}

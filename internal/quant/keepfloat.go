@@ -69,27 +69,107 @@ func (w *inserter) floatInput(ix *graph.Index, n *graph.Node) (axis, channels in
 	if !n.Is("Conv") && !n.Is("ConvTranspose") && !n.Is("Gemm") {
 		return 0, 0
 	}
-	t := w.g.Init(n.In(1))
-	if c := ix.Producer(n.In(1)); t == nil && c != nil && c.Is("Cast") {
-		t = w.g.Init(c.In(0)) // half weights: an engine folds the Cast first
-	}
-	if t == nil || len(t.Dims) < 2 {
+	dims := floatDims(w.g, ix, n.In(1))
+	if len(dims) < 2 {
 		return 0, 0
 	}
 	switch {
 	case n.Is("Conv"):
-		return 1, t.Dims[1] * n.Int("group", 1)
+		return 1, dims[1] * n.Int("group", 1)
 	case n.Is("ConvTranspose"):
-		return 1, t.Dims[0]
+		return 1, dims[0]
 	}
-	axis, channels = 1, t.Dims[0]
+	axis, channels = 1, dims[0]
 	if n.Int("transB", 0) != 0 {
-		channels = t.Dims[1]
+		channels = dims[1]
 	}
 	if n.Int("transA", 0) != 0 {
 		axis = 0
 	}
 	return axis, channels
+}
+
+// floatDims returns the dimensions of a constant float weight, also of one that an engine
+// makes when it loads the model: a Cast of half weights, or what unpacks those in 4 bits.
+func floatDims(g *graph.Graph, ix *graph.Index, name string) []int64 {
+	if t := g.Init(name); t != nil {
+		return t.Dims
+	}
+	p := ix.Producer(name)
+	switch {
+	case p == nil:
+	case p.Is("Cast"):
+		if t := g.Init(p.In(0)); t != nil {
+			return t.Dims
+		}
+	case p.Is("Reshape"):
+		if t := g.Init(p.In(1)); t != nil && constant(ix, p.In(0), g) {
+			dims, _ := t.Ints()
+			return dims
+		}
+	}
+	return nil
+}
+
+// constant reports whether value follows from constants alone.
+func constant(ix *graph.Index, value string, g *graph.Graph) bool {
+	seen := map[string]bool{"": true} // each value is looked at once
+	var look func(value string) bool
+	look = func(value string) bool {
+		if seen[value] || g.Init(value) != nil {
+			return true
+		}
+		seen[value] = true // a graph has no cycle
+		n := ix.Producer(value)
+		return n != nil && n.Op != "DequantizeLinear" && !slices.ContainsFunc(n.Inputs, func(in string) bool { return !look(in) })
+	}
+	return look(value)
+}
+
+// KeepBiases sees to it that ONNX Runtime does not make a Gemm of a MatMul and the Add of
+// its bias where that harms: a Gemm would then be taken for an unfinished quantization,
+// see keepFloat. A float weight is quantized with one scale; and beside a weight with
+// scales by channel the bias is, below opset 13, by an operator of which the engine then
+// says that it is invalid. The Add becomes the Sub of the negated bias, which is the same
+// number in every bit. It returns how many did.
+func KeepBiases(m *graph.Model) int {
+	g := m.Graph
+	ix, names, negated := g.Index(), g.Namer(), map[string]string{}
+	count := 0
+	for _, n := range g.Nodes {
+		x := ix.Producer(n.In(0))
+		if !n.Is("MatMul") || x == nil || x.Op != "DequantizeLinear" {
+			continue
+		}
+		w := ix.Producer(n.In(1))
+		byChannel := w != nil && w.Op == "DequantizeLinear" && m.Opset() < perAxisOpset && w.Attr("axis") != nil
+		if !byChannel && len(floatDims(g, ix, n.In(1))) != 2 {
+			continue
+		}
+		add := ix.Only(n.Outputs[0])
+		if add == nil || !add.Is("Add") || !leadsToQuantizer(ix, add) {
+			continue
+		}
+		bias := add.In(1)
+		if bias == n.Outputs[0] {
+			bias = add.In(0)
+		}
+		b := g.Init(bias)
+		if b == nil || b.Type != tensor.Float32 {
+			continue
+		}
+		if negated[bias] == "" {
+			v := slices.Clone(tensor.View[float32](b))
+			for i := range v {
+				v[i] = -v[i]
+			}
+			negated[bias] = names.Name(bias + "_negated")
+			g.SetInit(negated[bias], &tensor.Tensor{Type: b.Type, Dims: b.Dims, Data: tensor.From(v, int64(len(v))).Data})
+		}
+		add.Op, add.Inputs = "Sub", []string{n.Outputs[0], negated[bias]}
+		count++
+	}
+	return count
 }
 
 // leadsToQuantizer reports whether a QuantizeLinear alone reads what n gives, past

@@ -40,6 +40,7 @@ func (Lower) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 		return Stats{}, err
 	}
 	l.g.Prune()
+	KeepBiases(m)
 	return Stats{Changed: count, Note: fmt.Sprintf("%d integer operators", count)}, nil
 }
 

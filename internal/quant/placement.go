@@ -246,6 +246,8 @@ func (w *inserter) outputs() {
 		}
 		if t, ok := source[x]; ok {
 			w.dq[t] = v.Name
+		} else {
+			w.Renamed[x] = v.Name
 		}
 		drop[n] = true
 	}

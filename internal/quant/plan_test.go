@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -229,6 +230,44 @@ func TestSharedBiasHasTwoScales(t *testing.T) {
 	}
 	if len(biases) != 3 {
 		t.Errorf("biases %v, want three different ones", biases)
+	}
+}
+
+// Two convolutions with one weight, of which a channel is zero: the bias of each fits into
+// INT32, so the weight has scales for each where they must be raised.
+func TestSharedWeightBiasesFit(t *testing.T) {
+	for _, small := range []string{"none", "both", "first", "second"} {
+		m := model([]*graph.Value{value("x", -1, 4, 8, 8)}, []*graph.Value{value("y", -1, 8, 6, 6)},
+			node("Conv", "c1", "x k b1", "h1"), node("Conv", "c2", "x k b2", "h2"),
+			node("Concat", "cat", "h1 h2", "cat", graph.AttrInt("axis", 1)), node("Relu", "end", "cat", "y"))
+		weight(m, "k", 1, 4, 4, 3, 3)
+		weight(m, "b1", 2, 4)
+		weight(m, "b2", 3, 4)
+		clear(tensor.View[float32](m.Graph.Init("k"))[36:72])
+		tensor.View[float32](m.Graph.Init("b1"))[1], tensor.View[float32](m.Graph.Init("b2"))[1] = 1, 50
+		if small == "both" || small == "first" {
+			clear(tensor.View[float32](m.Graph.Init("b1")))
+		}
+		if small == "both" || small == "second" {
+			clear(tensor.View[float32](m.Graph.Init("b2")))
+		}
+		want := map[string][]float32{"c1": tensor.View[float32](m.Graph.Init("b1")), "c2": tensor.View[float32](m.Graph.Init("b2"))}
+		m, _ = rewrite(t, m, Config{NoBiasCorrection: true}, "")
+		for _, n := range m.Graph.Nodes {
+			if n.Op != "QLinearConv" {
+				continue
+			}
+			codes, x, w := tensor.View[int32](m.Graph.Init(n.In(8))), tensor.View[float32](m.Graph.Init(n.In(1)))[0], tensor.View[float32](m.Graph.Init(n.In(4)))
+			for i, b := range want[n.Name] {
+				if got := float64(codes[i]) * float64(x) * float64(w[i]); math.Abs(got-float64(b)) > 0.01 {
+					t.Errorf("small biases %s, %s: the bias %v has become %v", small, n.Name, b, got)
+				}
+			}
+			delete(want, n.Name)
+		}
+		if len(want) > 0 {
+			t.Errorf("not quantized: %v", want)
+		}
 	}
 }
 

@@ -53,7 +53,8 @@ func Prepare(c Config) []Pass {
 // are the same product.
 func gemmToMatMul(m *graph.Model) int {
 	g := m.Graph
-	ix, names := g.Index(), g.Namer()
+	ix := g.Index()
+	names, nodeNames := g.Namer(), g.NodeNamer()
 	var nodes []*graph.Node
 	count := 0
 	for _, n := range g.Nodes {
@@ -97,7 +98,7 @@ func gemmToMatMul(m *graph.Model) int {
 		product := names.Name(out + "_product")
 		nodes = append(nodes,
 			graph.NewNode("", "MatMul", n.Name, []string{n.In(0), wname}, []string{product}),
-			graph.NewNode("", "Add", n.Name+"_Add", []string{product, bname}, []string{out}))
+			graph.NewNode("", "Add", nodeNames.After(n, "_Add"), []string{product, bname}, []string{out}))
 	}
 	g.Nodes = nodes
 	g.Prune()
@@ -109,21 +110,23 @@ func gemmToMatMul(m *graph.Model) int {
 // correction needs one to correct.
 func ownBiases(m *graph.Model) int {
 	g := m.Graph
-	ix, names := g.Index(), g.Namer()
+	ix := g.Index()
+	names := g.Namer()
 	count := 0
 	for _, n := range g.Nodes {
 		w := g.Init(n.In(1))
 		if !n.Is("Conv") || w == nil || w.Type != tensor.Float32 || len(w.Dims) < 3 || w.Dims[0] == 0 {
 			continue
 		}
+		base := n.Outputs[0] + "_bias"
 		switch b := g.Init(n.In(2)); {
 		case n.In(2) == "":
-			name := names.Name(n.Outputs[0] + "_bias")
+			name := names.Name(base)
 			g.SetInit(name, tensor.From(make([]float32, w.Dims[0]), w.Dims[0]))
 			n.Inputs = append(n.Inputs[:2:2], name)
 			count++
 		case b != nil && (len(ix.Uses(n.In(2))) > 1 || ix.Captured(n.In(2)) || ix.IsOutput(n.In(2))):
-			name := names.Name(n.Outputs[0] + "_bias")
+			name := names.Name(base)
 			g.SetInit(name, b)
 			n.Inputs[2] = name
 			count++
@@ -157,7 +160,8 @@ func (Embeddings) Name() string { return "embeddings" }
 // Run implements Pass.
 func (e Embeddings) Run(_ context.Context, m *graph.Model) (Stats, error) {
 	g := m.Graph
-	ix, names := g.Index(), g.Namer()
+	ix := g.Index()
+	names, nodeNames := g.Namer(), g.NodeNamer()
 	var nodes []*graph.Node
 	count, small, saved := 0, 0, int64(0)
 	for _, n := range g.Nodes {
@@ -172,7 +176,7 @@ func (e Embeddings) Run(_ context.Context, m *graph.Model) (Stats, error) {
 			return Stats{}, err
 		}
 		if e.Precision[n] == PrecisionINT4 {
-			q, err := gatherInt4(m, n, v, t.Dims, names)
+			q, err := gatherInt4(m, names, n, v, t.Dims)
 			if err != nil {
 				return Stats{}, fmt.Errorf("table %q: %w", name, err)
 			}
@@ -187,15 +191,16 @@ func (e Embeddings) Run(_ context.Context, m *graph.Model) (Stats, error) {
 		if err != nil {
 			return Stats{}, fmt.Errorf("table %q: %w", name, err)
 		}
-		codes, scales, out := names.Name(name+"_rows"), names.Name(name+"_row_scales"), n.Outputs[0]
-		row, wide, scale := names.Name(out+"_row"), names.Name(out+"_row_float"), names.Name(out+"_row_scale")
+		codes, scales := names.Name(name+"_rows"), names.Name(name+"_row_scales")
 		g.SetInit(codes, q.Tensor())
 		g.SetInit(scales, tensor.From(q.Scales, int64(len(q.Scales)), 1))
+		out := n.Outputs[0]
+		row, scale, float := names.Name(out+"_row"), names.Name(out+"_row_scale"), names.Name(out+"_row_float")
 		nodes = append(nodes,
 			graph.NewNode("", "Gather", n.Name, []string{codes, n.In(1)}, []string{row}, graph.AttrInt("axis", 0)),
-			graph.NewNode("", "Gather", n.Name+"_scale", []string{scales, n.In(1)}, []string{scale}, graph.AttrInt("axis", 0)),
-			graph.NewNode("", "Cast", n.Name+"_Cast", []string{row}, []string{wide}, graph.AttrInt("to", int64(tensor.Float32))),
-			graph.NewNode("", "Mul", n.Name+"_Mul", []string{wide, scale}, []string{out}))
+			graph.NewNode("", "Gather", nodeNames.After(n, "_scale"), []string{scales, n.In(1)}, []string{scale}, graph.AttrInt("axis", 0)),
+			graph.NewNode("", "Cast", nodeNames.After(n, "_Cast"), []string{row}, []string{float}, graph.AttrInt("to", int64(tensor.Float32))),
+			graph.NewNode("", "Mul", nodeNames.After(n, "_Mul"), []string{float, scale}, []string{out}))
 		count++
 		saved += int64(len(t.Data)) - int64(len(q.Codes)+4*len(q.Scales))
 	}
@@ -247,7 +252,7 @@ func HasTables(m *graph.Model, c Config) bool {
 
 // gatherInt4 returns the lookup of n in a table of 4-bit blocks. The scale of
 // each block has the least squared error.
-func gatherInt4(m *graph.Model, n *graph.Node, v []float32, dims []int64, names graph.Namer) (*graph.Node, error) {
+func gatherInt4(m *graph.Model, names graph.Namer, n *graph.Node, v []float32, dims []int64) (*graph.Node, error) {
 	rows, width := int(dims[0]), int(dims[1])
 	if width%Int4Block != 0 {
 		return nil, fmt.Errorf("%w: rows of %d do not divide into blocks of %d; use int8", ErrConfig, width, Int4Block)
@@ -256,11 +261,11 @@ func gatherInt4(m *graph.Model, n *graph.Node, v []float32, dims []int64, names 
 	if err != nil {
 		return nil, err
 	}
-	codes, scale := names.Name(n.In(0)+"_int4"), names.Name(n.In(0)+"_int4_scale")
+	codes, scales := names.Name(n.In(0)+"_int4"), names.Name(n.In(0)+"_int4_scale")
 	m.Graph.SetInit(codes, tensor.From(q.Codes, dims[0], dims[1]/2))
-	m.Graph.SetInit(scale, tensor.From(q.Scales, dims[0], dims[1]/Int4Block))
+	m.Graph.SetInit(scales, tensor.From(q.Scales, dims[0], dims[1]/Int4Block))
 	m.Require(graph.DomainMS, 1)
-	return graph.NewNode(graph.DomainMS, "GatherBlockQuantized", n.Name, []string{codes, n.In(1), scale}, []string{n.Outputs[0]},
+	return graph.NewNode(graph.DomainMS, "GatherBlockQuantized", n.Name, []string{codes, n.In(1), scales}, []string{n.Outputs[0]},
 		graph.AttrInt("gather_axis", 0), graph.AttrInt("quantize_axis", 1), graph.AttrInt("block_size", Int4Block), graph.AttrInt("bits", 4)), nil
 }
 

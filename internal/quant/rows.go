@@ -3,6 +3,7 @@ package quant
 import (
 	"fmt"
 	"math"
+	"slices"
 	"sort"
 )
 
@@ -96,6 +97,18 @@ func (r *Rows) Values() []float32 {
 		out = append(out, r.data[i]...)
 	}
 	return out
+}
+
+// Finite returns the rows of Values that have neither NaN nor infinity, and how many.
+func (r *Rows) Finite() ([]float32, int) {
+	x := r.Values()
+	out := x[:0]
+	for row := range slices.Chunk(x, r.K) {
+		if checkFinite(row) == nil {
+			out = append(out, row...)
+		}
+	}
+	return out, len(out) / r.K
 }
 
 // The keys are a max-heap, so that the largest is replaced first.

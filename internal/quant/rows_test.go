@@ -1,6 +1,7 @@
 package quant
 
 import (
+	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -57,5 +58,25 @@ func TestRowsFetched(t *testing.T) {
 	}
 	if err := fetched.Keep(1, []int{0}, make([]float32, k+1)); err == nil {
 		t.Error("values that are no rows were taken")
+	}
+}
+
+// Choices are made by the rows that have neither NaN nor infinity.
+func TestRowsFinite(t *testing.T) {
+	nan, inf := float32(math.NaN()), float32(math.Inf(1))
+	rows, clean := NewRows(2), NewRows(2)
+	if err := rows.Observe(7, []float32{nan, 1, 1, -inf}); err != nil {
+		t.Fatal(err)
+	}
+	if x, m := rows.Finite(); m != 0 || len(x) != 0 || !rows.empty() {
+		t.Errorf("%d finite rows %v, expected none", m, x)
+	}
+	for _, r := range []*Rows{rows, clean} {
+		if err := r.Observe(3, []float32{1, 2, 3, 4}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if x, m := rows.Finite(); m != 2 || !slices.Equal(x, clean.Values()) || rows.empty() || rows.Len() != 4 {
+		t.Errorf("%d finite rows %v of %d, expected %v", m, x, rows.Len(), clean.Values())
 	}
 }

@@ -158,7 +158,10 @@ func (r *Ranges) choose(ctx context.Context, g *graph.Graph, t string, group []*
 	return c, r.plain(c)
 }
 
-func (r *Rows) empty() bool { return r == nil || r.Len() == 0 }
+// empty reports whether no row without NaN and infinity was kept.
+func (r *Rows) empty() bool {
+	return r == nil || !slices.ContainsFunc(r.data, func(row []float32) bool { return checkFinite(row) == nil })
+}
 
 // histogram returns the statistics of t or ErrUncalibrated.
 func (r *Ranges) histogram(t string) (*calib.Histogram, error) {
@@ -210,7 +213,8 @@ var autoMethods = []string{"minmax", "percentile", "mse", "entropy"}
 
 // linear chooses exponent and range jointly for the consumers g of one input.
 func (r *Ranges) linear(ctx context.Context, g *graph.Graph, c *Choice, group []*Op, rows *Rows) error {
-	t := &trial{cfg: r.Plan.Config, gemm: r.GEMM, x: rows.Values(), m: rows.Len(), k: rows.K, scheme: r.Plan.Config.actScheme()}
+	x, m := rows.Finite()
+	t := &trial{cfg: r.Plan.Config, gemm: r.GEMM, x: x, m: m, k: rows.K, scheme: r.Plan.Config.actScheme()}
 	most := trialColumns
 	if t.cfg.Granularity == PerTensor { // the scale is that of all columns
 		most = 0

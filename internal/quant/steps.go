@@ -43,9 +43,10 @@ func stepScale(x, imp []float32, scale, unit float32) float32 {
 		sign = -1
 	}
 	at := math.RoundToEven(float64(scale * sign / unit))
-	best, least := float32(0), math.Inf(1)
+	multiple := func(step float64) float32 { return sign * float32(min(max(step, 1), ops.MaxStep)) * unit }
+	best, least := multiple(at), math.Inf(1)
 	for _, step := range []float64{at, at - 1, at + 1} {
-		s := sign * float32(min(max(step, 1), ops.MaxStep)) * unit
+		s := multiple(step)
 		if e := blockError(x, imp, s); e < least {
 			best, least = s, e
 		}
