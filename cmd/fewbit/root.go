@@ -35,6 +35,8 @@ Exit status: 0 good; 1 the work failed (a gate refused, a file is bad); 2 wrong 
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
+	root.Version = version // which adds --version
+	root.SetVersionTemplate("fewbit {{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%s; see %s --help", err, cmd.CommandPath())
 	})

@@ -48,6 +48,9 @@ operator quantized, and with all but this one. Bias correction and embeddings st
 			if err := data.check(); err != nil {
 				return err
 			}
+			if top < -1 {
+				return usagef("sensitivity: --top %d: give a number of operators, 0 for %d, or -1 for all", top, pipeline.DefaultSensitivityTop)
+			}
 			if err := pipeline.Precision(precision).Check(); err != nil {
 				return usagef("sensitivity: --precision: %w", err)
 			}

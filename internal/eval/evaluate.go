@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/fewbit/fewbit/internal/data"
 	"github.com/fewbit/fewbit/internal/engine"
@@ -35,7 +36,7 @@ func Evaluate(ctx context.Context, sess engine.Session, samples Samples, o Optio
 		o.Output = outs[0].Name
 	}
 	e := &Evaluation{Output: o.Output, Kind: o.Kind}
-	hits := 0
+	hits, odd := 0, 0 // odd: samples with scores that are not numbers
 	var seen, right []int
 	for o.MaxSamples == 0 || e.Samples < o.MaxSamples {
 		s, err := samples.Next(ctx)
@@ -53,6 +54,9 @@ func Evaluate(ctx context.Context, sess engine.Session, samples Samples, o Optio
 			return nil, fmt.Errorf("%s: %w", where(s, e.Samples), err)
 		}
 		e.Samples++
+		if slices.ContainsFunc(x, func(v float32) bool { return v != v }) {
+			odd++
+		}
 		if s.HasLabel {
 			if seen == nil {
 				e.Classes = len(x)
@@ -84,6 +88,9 @@ func Evaluate(ctx context.Context, sess engine.Session, samples Samples, o Optio
 		for i := range seen {
 			e.ByClass = append(e.ByClass, Proportion(fmt.Sprintf("class %d", i), right[i], seen[i]))
 		}
+	}
+	if odd > 0 {
+		e.Warnings = append(e.Warnings, fmt.Sprintf("%d of %d samples have scores that are NaN, of which none is the largest", odd, e.Samples))
 	}
 	if e.Labelled < e.Samples {
 		e.Warnings = append(e.Warnings, fmt.Sprintf("%d of %d samples have no label and do not count", e.Samples-e.Labelled, e.Samples))

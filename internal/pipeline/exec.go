@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -121,8 +122,24 @@ func (l *Lab) withFile(m *graph.Model, taps []string, f func(path string) error)
 	if large {
 		m.Unload() // whoever opens it gets its own copy
 	}
-	return f(path)
+	return unnamed(f(path), filepath.Base(path))
 }
+
+// unnamed takes the name of a scratch file, which nobody else has heard of, out of err.
+func unnamed(err error, file string) error {
+	if err == nil || !strings.Contains(err.Error(), file) {
+		return err
+	}
+	return &renamed{err, strings.ReplaceAll(strings.ReplaceAll(err.Error(), file+": ", ""), file, "the model")}
+}
+
+type renamed struct {
+	err  error
+	text string
+}
+
+func (r *renamed) Error() string { return r.text }
+func (r *renamed) Unwrap() error { return r.err }
 
 // Tapped returns a view of m with more outputs. It shares everything else.
 func Tapped(m *graph.Model, taps []string) *graph.Model {

@@ -33,7 +33,9 @@ func (r *run) describe(ctx context.Context) {
 	}
 	r.rep.Model = modelFacts(r.m, name)
 	c := r.req.Config
-	r.rep.Recipe = report.Recipe{Scheme: c.Name(), Target: string(c.Target), Method: c.Method, Granularity: string(c.Granularity)}
+	method, granularity := c.Details()
+	r.rep.Recipe = report.Recipe{Scheme: c.Name(), Target: string(c.Target), Method: method, Granularity: string(granularity)}
+	r.rep.Warnings = append(r.rep.Warnings, c.Unused()...)
 	r.rep.Machine = r.machine(ctx)
 }
 

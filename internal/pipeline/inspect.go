@@ -97,18 +97,26 @@ func (in *Inspection) plan(ctx context.Context, m *graph.Model, c quant.Config) 
 			return ctx.Err()
 		}
 		// A model without work for integers is a finding, not a failure.
-		in.Nothing = err.Error()
+		in.Nothing = entered(err.Error())
 		in.Plan = integerWork(m, typicalShapes(m))
 		return nil
 	}
 	for _, w := range p.Cover(m, typicalShapes(m)) {
-		op := operatorFacts(w.Node, w.MACs, w.Integer, w.Rule)
+		op := operatorFacts(w.Node, w.MACs, w.Integer, entered(w.Rule))
 		if w.Integer && c.Scheme == quant.INT4 {
 			op.Precision = "int4"
 		}
 		in.Plan = append(in.Plan, op)
 	}
 	return nil
+}
+
+// entered words the rule of an operator in a body for who looks at the model alone.
+func entered(rule string) string {
+	if of, ok := strings.CutSuffix(rule, quant.Unobserved); ok {
+		return of + ": quantize, which has data, looks inside"
+	}
+	return rule
 }
 
 func operatorFacts(n *graph.Node, macs int64, integer bool, rule string) report.Operator {

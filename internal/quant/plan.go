@@ -149,7 +149,7 @@ func NewPlanOf(m *graph.Model, c Config, leave func(*graph.Node) string) (*Plan,
 	}
 	b.collect()
 	if len(p.Ops) == 0 {
-		return p, fmt.Errorf("%w: %s", ErrNothing, p.whyNothing())
+		return p, fmt.Errorf("%w: %s", ErrNothing, p.whyNothing(m))
 	}
 	return p, nil
 }
@@ -518,8 +518,15 @@ func (b *planner) collect() {
 	}
 }
 
-func (p *Plan) whyNothing() string {
+func (p *Plan) whyNothing(m *graph.Model) string {
 	if len(p.Float) == 0 {
+		for _, f := range m.Functions() {
+			for _, n := range f.GetNode() {
+				if hasMACs(&graph.Node{Op: n.GetOpType()}) {
+					return fmt.Sprintf("the model's %s is inside of a function, %s, which is not entered: export without functions, or inline them (onnx.inliner)", n.GetOpType(), f.GetName())
+				}
+			}
+		}
 		return "the model has no MatMul, Gemm or Conv"
 	}
 	count := map[string]int{}

@@ -241,7 +241,7 @@ func (c Config) WithDefaults() (Config, error) {
 		}
 		c.Scheme = INT8
 	default:
-		return c, fmt.Errorf("%w: unknown scheme %q; use %s", ErrConfig, c.Scheme, joined([]Scheme{INT8, A16W8, INT8Dynamic, INT4, FP16, BF16}))
+		return c, fmt.Errorf("%w: unknown scheme %q; use %s", ErrConfig, c.Scheme, joined([]Scheme{INT8, A16W8, INT8Dynamic, INT4, Mixed, FP16, BF16}))
 	}
 	if c.Wide {
 		if err := c.checkWide(wanted); err != nil {

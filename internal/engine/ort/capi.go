@@ -271,7 +271,7 @@ func oneIO(s *C.OrtSession, output C.int, i C.size_t) (engine.IO, error) {
 	}
 	x := engine.IO{Name: C.GoString(c.name), Type: tensor.DType(c._type)}
 	if c.kind != C.FBORT_TENSOR {
-		return x, fmt.Errorf("%s %q is a %s, only tensors can be passed", side, x.Name, onnxTypeName(int(c.onnx_type)))
+		return x, fmt.Errorf("%s %q is a %s, only tensors can be passed: take it off the model's %ss", side, x.Name, onnxTypeName(int(c.onnx_type)), side)
 	}
 	if !passable(x.Type) {
 		return x, fmt.Errorf("%s %q has element type %v, which cannot be passed; convert it with a Cast", side, x.Name, x.Type)
