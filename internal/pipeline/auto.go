@@ -16,8 +16,13 @@ import (
 	"github.com/fewbit/fewbit/internal/tensor"
 )
 
-// autoSamples is how many calibration samples the candidates are tried on.
-const autoSamples = 8
+const (
+	// autoSamples is how many calibration samples the candidates are tried on, at least.
+	autoSamples = 8
+	// autoValues is how many values of all tensors they have at least: in few of them a
+	// range finds no outlier, and would be chosen as if there were none.
+	autoValues = 1 << 20
+)
 
 // autoPass chooses, for each tensor between convolutions, the candidate range
 // with the smallest error at the outputs of the operators that read it: the
@@ -28,6 +33,7 @@ type autoPass struct {
 	choices  quant.Choices
 	samples  func() (data.Dataset, error)
 	progress Progress
+	tried    map[string]int // samples by tensor, set by Run
 }
 
 var _ quant.Pass = (*autoPass)(nil)
@@ -66,6 +72,7 @@ func (a *autoPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error)
 		return quant.Stats{Note: "no tensors to choose by their readers"}, nil
 	}
 	errs, readers := map[string]map[string]float64{}, map[string]int{}
+	a.tried = map[string]int{}
 	// Beside each observed value there is its quantized copy and an output or two.
 	for _, part := range pieces(all, a.lab.tapLimit(), func(q asked) (n int64) {
 		for _, x := range q.op.X {
@@ -93,7 +100,7 @@ func (a *autoPass) Run(ctx context.Context, m *graph.Model) (quant.Stats, error)
 		if best == "" {
 			continue
 		}
-		c.Pick(best, fmt.Sprintf("smallest output error of %d operators on %d samples: %.3g", readers[t], autoSamples, least))
+		c.Pick(best, fmt.Sprintf("smallest output error of %d operators on %d samples: %.3g", readers[t], a.tried[t], least))
 		picked[best]++
 	}
 	note := ""
@@ -184,8 +191,7 @@ func (a *autoPass) measure(ctx context.Context, m *graph.Model, open map[string]
 		return err
 	}
 	defer ds.Close()
-	n := min(ds.Len(), autoSamples)
-	for i := 0; i < n; i++ {
+	for i, values := 0, int64(0); i < ds.Len() && (i < autoSamples || values < autoValues); i++ {
 		s, err := ds.Next(ctx)
 		if errors.Is(err, io.EOF) {
 			break
@@ -193,18 +199,23 @@ func (a *autoPass) measure(ctx context.Context, m *graph.Model, open map[string]
 		if err != nil {
 			return err
 		}
-		if err := a.one(ctx, full, outs, s.Feeds, open, errs); err != nil {
+		seen, err := a.one(ctx, full, outs, s.Feeds, open, errs)
+		if err != nil {
 			return err
 		}
-		a.progress.say("choose ranges", float64(i+1)/float64(n))
+		values += seen
+		for t := range open {
+			a.tried[t] = i + 1
+		}
+		a.progress.say("choose ranges", min(1, float64(i+1)/float64(min(ds.Len(), autoSamples)), max(float64(values)/autoValues, float64(i+1)/float64(ds.Len()))))
 	}
 	return nil
 }
 
-func (a *autoPass) one(ctx context.Context, full engine.Session, outs []string, feeds engine.Feeds, open map[string][]*reader, errs map[string]map[string]float64) error {
+func (a *autoPass) one(ctx context.Context, full engine.Session, outs []string, feeds engine.Feeds, open map[string][]*reader, errs map[string]map[string]float64) (seen int64, err error) {
 	res, err := full.Run(ctx, feeds, outs)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer res.Close()
 	values := engine.Feeds{}
@@ -220,7 +231,10 @@ func (a *autoPass) one(ctx context.Context, full engine.Session, outs []string, 
 			errs[t] = map[string]float64{}
 		}
 	}
-	return eachOf(len(tensors), a.lab.atOnce(), func(i int) error {
+	for _, t := range tensors {
+		seen += values[t].Len()
+	}
+	return seen, eachOf(len(tensors), a.lab.atOnce(), func(i int) error {
 		t := tensors[i]
 		return a.tensor(ctx, t, values, open[t], errs[t])
 	})

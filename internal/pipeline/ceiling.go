@@ -322,7 +322,7 @@ func (r *run) needs(sizes map[string]int64) (needs, *limits) {
 	observed := newCalibration(r.lab, r.m, r.plan, true)
 	n.evidence = int64(len(observed.specs)) * evidenceBytes
 	for _, k := range observed.rows {
-		n.evidence += quant.RowLimit * int64(k) * perFloat
+		n.evidence += int64(quant.RowLimit(int(k))) * int64(k) * perFloat
 	}
 	for _, t := range observed.taps {
 		tap(t)
@@ -365,7 +365,7 @@ func (r *run) needs(sizes map[string]int64) (needs, *limits) {
 		for _, op := range group {
 			all += g.Init(op.W).Dims[op.OutAxis]
 		}
-		n.choose = max(n.choose, 3*perFloat*(k*all+quant.RowLimit*(k+all)))
+		n.choose = max(n.choose, 3*perFloat*(k*all+int64(quant.RowLimit(int(k)))*(k+all)))
 	}
 	for _, name := range g.Inits() { // embeddings become 8 bits
 		if t := g.Init(name); !planned[name] && !cfg.NoEmbeddings && t.Type == tensor.Float32 && len(t.Dims) == 2 {

@@ -265,7 +265,7 @@ func (r *run) choosing(known map[*quant.Plan]quant.Choices) []quant.Pass {
 	for _, p := range r.plans {
 		static := p.Config.Scheme.Static() && !r.tabled
 		if static && cfg.Method == quant.Auto {
-			table = append(table, &autoPass{r.lab, p, r.choices, r.openCalib, r.progress})
+			table = append(table, &autoPass{lab: r.lab, plan: p, choices: r.choices, samples: r.openCalib, progress: r.progress})
 		}
 		switch by := p.Solves(); {
 		case by == quant.AWQ:

@@ -7,9 +7,17 @@ import (
 	"sort"
 )
 
-// RowLimit is how many rows of an activation are kept to measure output errors
-// on. 384 rows of 768 channels are 1.2 MB.
-const RowLimit = 384
+const (
+	// leastRows is how many rows of an activation are kept, at least, to measure
+	// output errors on. 384 rows of 768 channels are 1.2 MB.
+	leastRows = 384
+	// rowValues is how many values they have at least: in few of them a range finds no
+	// outlier, and would be chosen as if there were none.
+	rowValues = 1 << 16
+)
+
+// RowLimit is how many rows of k channels are kept.
+func RowLimit(k int) int { return max(leastRows, rowValues/max(k, 1)) }
 
 // Rows is a bounded uniform sample of a tensor's rows (its last axis): the
 // rows with the smallest keys, where a row's key is a hash of its sample and
@@ -37,10 +45,10 @@ func (r *Rows) Observe(sample uint64, x []float32) error {
 }
 
 // Wanted returns which of the n rows of a sample Keep would keep now, in order:
-// whoever has the rows elsewhere needs to fetch no others. At most RowLimit.
+// whoever has the rows elsewhere needs to fetch no others. At most RowLimit(K).
 func (r *Rows) Wanted(sample uint64, n int) []int {
-	limit := uint64(math.MaxUint64)
-	if len(r.keys) >= RowLimit {
+	limit, most := uint64(math.MaxUint64), RowLimit(r.K)
+	if len(r.keys) >= most {
 		limit = r.keys[0]
 	}
 	var rows []int
@@ -49,9 +57,9 @@ func (r *Rows) Wanted(sample uint64, n int) []int {
 			rows = append(rows, i)
 		}
 	}
-	if len(rows) > RowLimit {
+	if len(rows) > most {
 		sort.Slice(rows, func(a, b int) bool { return mix(sample, uint64(rows[a])) < mix(sample, uint64(rows[b])) })
-		rows = rows[:RowLimit]
+		rows = rows[:most]
 		sort.Ints(rows)
 	}
 	return rows
@@ -71,7 +79,7 @@ func (r *Rows) Keep(sample uint64, rows []int, x []float32) error {
 
 // offer takes a row when its key is among the smallest.
 func (r *Rows) offer(key uint64, row []float32) {
-	if len(r.keys) < RowLimit {
+	if len(r.keys) < RowLimit(r.K) {
 		r.keys = append(r.keys, key)
 		r.data = append(r.data, append([]float32(nil), row...))
 		r.up(len(r.keys) - 1)

@@ -10,7 +10,7 @@ import (
 // TestRowsFetched: rows that are fetched by Wanted's numbers make the sample that
 // looking at all of them makes, also when others come in between.
 func TestRowsFetched(t *testing.T) {
-	const k = 3
+	const k = 300 // of which as few rows as of any are kept
 	r := rand.New(rand.NewPCG(1, 2))
 	all, fetched := NewRows(k), NewRows(k)
 	type late struct {
@@ -21,7 +21,7 @@ func TestRowsFetched(t *testing.T) {
 	var waiting []late
 	most := 0
 	for range 40 {
-		key, n := r.Uint64(), 1+r.IntN(2*RowLimit)
+		key, n := r.Uint64(), 1+r.IntN(2*leastRows)
 		x := make([]float32, n*k)
 		for i := range x {
 			x[i] = float32(r.NormFloat64())
@@ -53,7 +53,7 @@ func TestRowsFetched(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if most > RowLimit || fetched.Len() != RowLimit || !slices.Equal(fetched.Values(), all.Values()) {
+	if most > leastRows || fetched.Len() != leastRows || !slices.Equal(fetched.Values(), all.Values()) {
 		t.Errorf("%d rows, at most %d wanted at once; they differ from the %d of all", fetched.Len(), most, all.Len())
 	}
 	if err := fetched.Keep(1, []int{0}, make([]float32, k+1)); err == nil {
