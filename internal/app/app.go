@@ -126,7 +126,7 @@ func (a *App) open(ctx context.Context, version string) error {
 	}
 	a.telemetry = telemetry.New(telemetry.Options{})
 	a.loaded = registry.NewLoaded(a.registry, registry.LoadedOptions{
-		Engine: serving, PreparerFor: preparerFor, Meter: a.meter, Target: a.cfg.Target, Alone: rowsDepend, Independent: batch.Independent,
+		Engine: serving, PreparerFor: preparerFor, Meter: a.meter, Target: a.cfg.Target, Alone: rowsDepend, Independent: a.independent,
 		Scheduler: batch.New(batch.Options{Runs: a.cfg.MaxRuns}),
 		Budget:    a.cfg.memoryBudget(), Pinned: a.cfg.Pin, Lazy: a.cfg.Lazy, Trim: e.Trim,
 		OnSwitch: a.telemetry.BeginSwap,

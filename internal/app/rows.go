@@ -1,8 +1,11 @@
 package app
 
 import (
+	"context"
 	"path/filepath"
 
+	"github.com/fewbit/fewbit/internal/engine"
+	"github.com/fewbit/fewbit/internal/engine/batch"
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/registry"
 )
@@ -11,6 +14,15 @@ import (
 // the batch: one scale is measured for all of them.
 var acrossRows = map[string]bool{
 	"DynamicQuantizeLinear": true, "DynamicQuantizeMatMul": true, "DynamicQuantizeLSTM": true,
+}
+
+// independent is batch.Independent, and says where it costs speed.
+func (a *App) independent(ctx context.Context, model string, s engine.Session) (bool, error) {
+	ok, err := batch.Independent(ctx, s)
+	if !ok && err == nil {
+		a.log.Warn("requests of this model do not share runs: made-up rows are not answered the same alone and together", "model", model)
+	}
+	return ok, err
 }
 
 // rowsDepend reports whether the model in dir gives other answers when requests

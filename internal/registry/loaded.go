@@ -80,9 +80,9 @@ type LoadedOptions struct {
 	// Alone reports whether requests of the model in dir must not share a run.
 	// Default: none.
 	Alone func(dir string) (bool, error)
-	// Independent reports whether a session that has run answers each row as if
-	// it had come alone; requests of others do not share a run. Default: all do.
-	Independent func(ctx context.Context, s engine.Session) (bool, error)
+	// Independent reports whether a session of model NAME/N that has run answers each
+	// row as if it had come alone; requests of others do not share a run. Default: all do.
+	Independent func(ctx context.Context, model string, s engine.Session) (bool, error)
 	// PreparerFor makes the Preparer of a version from its files; nil, or a
 	// nil Preparer, when there is none.
 	PreparerFor func(dir string, spec engine.IOSpec) (Preparer, error)

@@ -122,7 +122,7 @@ func (l *Loaded) open(ctx context.Context, m *model, v Version, with room) (in *
 		return nil, fmt.Errorf("first run: %w", hide(err, dir))
 	}
 	if !alone && l.o.Independent != nil {
-		if alone, err = l.dependent(ctx, s); err != nil {
+		if alone, err = l.dependent(ctx, v, s); err != nil {
 			return nil, fmt.Errorf("first run: %w", hide(err, dir))
 		}
 	}
@@ -151,10 +151,10 @@ func (l *Loaded) first(ctx context.Context, s engine.Session) error {
 
 // dependent reports whether rows of s depend on each other. A model that cannot be
 // tried out in time may be so.
-func (l *Loaded) dependent(ctx context.Context, s engine.Session) (bool, error) {
+func (l *Loaded) dependent(ctx context.Context, v Version, s engine.Session) (bool, error) {
 	within, cancel := context.WithTimeout(ctx, l.o.WarmTimeout)
 	defer cancel()
-	independent, err := l.o.Independent(engine.WithRequests(within, 0), s)
+	independent, err := l.o.Independent(engine.WithRequests(within, 0), v.Model+"/"+v.ID(), s)
 	if within.Err() != nil && ctx.Err() == nil {
 		return true, nil
 	}
