@@ -329,8 +329,12 @@ func (l *lowering) offset(e *encoderLayer, i int, none string) string {
 	if n.beta != "" || n.gamma == "" || n.rms {
 		return orNone(n.beta, none)
 	}
-	zeros := n.gamma + "_no_offset"
-	l.m.Graph.SetInit(zeros, tensor.From(make([]float32, e.width), e.width))
+	zeros, ok := l.packed[n.gamma+"\x00"]
+	if !ok {
+		zeros = l.fresh(n.gamma + "_no_offset")
+		l.packed[n.gamma+"\x00"] = zeros
+		l.m.Graph.SetInit(zeros, tensor.From(make([]float32, e.width), e.width))
+	}
 	return zeros
 }
 

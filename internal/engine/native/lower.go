@@ -38,7 +38,7 @@ type lowering struct {
 	ix      *graph.Index
 	gone    map[*graph.Node]bool
 	weights map[*graph.Node]weight // of the LinearRows that are not packed yet
-	packed  map[string]string
+	packed  map[string]string // what was made of a weight, or beside a normalization's scale
 	maps    [][]byte
 }
 
@@ -218,9 +218,19 @@ func (l *lowering) pack(w weight) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	l.packed[w.name] = w.name
-	l.m.Graph.SetInit(w.name, &tensor.Tensor{Type: tensor.Uint8, Dims: []int64{int64(size)}, Data: b})
-	return w.name, nil
+	name := l.fresh(w.name)
+	l.packed[w.name] = name
+	l.m.Graph.SetInit(name, &tensor.Tensor{Type: tensor.Uint8, Dims: []int64{int64(size)}, Data: b})
+	return name, nil
+}
+
+// fresh returns name, longer where the graph has one like it.
+func (l *lowering) fresh(name string) string {
+	isInput := func(v *graph.Value) bool { return v.Name == name }
+	for l.m.Graph.Init(name) != nil || l.ix.Producer(name) != nil || slices.ContainsFunc(l.m.Graph.Inputs, isInput) {
+		name += "_"
+	}
+	return name
 }
 
 // vector reports whether name is an initializer FP32 [n].
