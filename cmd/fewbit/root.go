@@ -169,7 +169,7 @@ func say(w io.Writer, format string, a ...any) error {
 	return nil
 }
 
-// ms prints milliseconds with three significant digits.
+// ms prints milliseconds in the unit and with the digits that are read easily.
 func ms(v float64) string {
 	switch {
 	case v < 1:

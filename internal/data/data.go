@@ -180,29 +180,6 @@ func Open(path string, o Options) (Dataset, error) {
 	return d, nil
 }
 
-// Split opens one file twice, disjointly: the first n samples of the fixed
-// permutation for calibration and all the others for evaluation. o.Samples
-// bounds the evaluation, 0 is all that is left.
-func Split(path string, o Options, n int) (calibration, evaluation Dataset, err error) {
-	if n <= 0 {
-		return nil, nil, fmt.Errorf("%w: %d calibration samples, at least 1", ErrOptions, n)
-	}
-	co, eo := o, o
-	co.Samples, co.Skip = n, o.Skip
-	eo.Skip = o.Skip + n
-	if calibration, err = Open(path, co); err != nil {
-		return nil, nil, err
-	}
-	if evaluation, err = Open(path, eo); err != nil {
-		_ = calibration.Close()
-		if errors.Is(err, ErrEmpty) {
-			err = fmt.Errorf("%w: all its %d samples go to calibration and none is left for evaluation; ask for fewer", ErrEmpty, calibration.Len())
-		}
-		return nil, nil, err
-	}
-	return calibration, evaluation, nil
-}
-
 func newSet(src source, o Options) (*set, error) {
 	n := src.size()
 	if n == 0 {

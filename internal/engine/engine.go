@@ -1,6 +1,6 @@
 // Package engine is the seam between fewbit and whatever executes a model:
-// ONNX Runtime on the CPU (engine/ort) and a small in-memory double for tests
-// (engine/fake).
+// ONNX Runtime on the CPU (engine/ort), which engine/native gives fewbit's kernels,
+// NVIDIA GPUs (engine/cuda) and a small in-memory double for tests (engine/fake).
 package engine
 
 import (

@@ -170,7 +170,7 @@ func (o *Options) setDefaults() {
 	}
 }
 
-// JetStream is the Queue on NATS JetStream. See docs of Open.
+// JetStream is the Queue on NATS JetStream.
 type JetStream struct {
 	o      Options
 	server *embedded // nil with an external cluster
