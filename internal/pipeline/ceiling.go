@@ -322,7 +322,7 @@ func (r *run) needs(sizes map[string]int64) (needs, *limits) {
 	observed := newCalibration(r.lab, r.m, r.plan, true)
 	n.evidence = int64(len(observed.specs)) * evidenceBytes
 	for _, k := range observed.rows {
-		n.evidence += int64(quant.RowLimit(int(k))) * int64(k) * perFloat
+		n.evidence += int64(quant.RowLimit(k)) * int64(k) * perFloat
 	}
 	for _, t := range observed.taps {
 		tap(t)

@@ -38,7 +38,7 @@ type lowering struct {
 	ix      *graph.Index
 	gone    map[*graph.Node]bool
 	weights map[*graph.Node]weight // of the LinearRows that are not packed yet
-	packed  map[string]string // what was made of a weight, or beside a normalization's scale
+	packed  map[string]string      // what was made of a weight, or beside a normalization's scale
 	maps    [][]byte
 }
 
