@@ -163,10 +163,10 @@ func (m *Model) unhide(n *Node, attr string, g *Graph) error {
 	outside := rest.Namer()
 	used := g.Namer()
 	for name := range outside {
-		used[name] = true
+		used[name] = firstNumber
 	}
 	_, err := g.rename(map[string]string{}, func(name string) string {
-		if !outside[name] {
+		if outside[name] == 0 {
 			return name
 		}
 		return used.Name(name + "_" + attr)

@@ -99,13 +99,15 @@ func nameNodes(nodes []*Node) {
 	for _, n := range nodes {
 		used[n.Name] = true
 	}
+	next := map[string]int{} // number behind a name that is used: a file may repeat one
 	for _, n := range nodes {
 		if n.Name != "" || len(n.Outputs) == 0 || n.Outputs[0] == "" {
 			continue
 		}
 		name := n.Outputs[0]
-		for i := 1; used[name]; i++ {
-			name = fmt.Sprintf("%s_%d", n.Outputs[0], i)
+		for used[name] {
+			next[n.Outputs[0]]++
+			name = fmt.Sprintf("%s_%d", n.Outputs[0], next[n.Outputs[0]])
 		}
 		n.Name, used[name] = name, true
 	}

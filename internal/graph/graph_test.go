@@ -94,6 +94,30 @@ func TestNamelessNodes(t *testing.T) {
 	})
 }
 
+// TestManyOfOneName: a file may repeat a name as often as it likes; 8,000 operators
+// took 19 seconds.
+func TestManyOfOneName(t *testing.T) {
+	const n = 100_000
+	p := &pb.ModelProto{Graph: &pb.GraphProto{}}
+	for range n {
+		p.Graph.Node = append(p.Graph.Node, &pb.NodeProto{OpType: proto.String("Relu"), Output: []string{"y"}})
+	}
+	m, err := FromProto(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := m.Graph.Nodes[n-1].Name; got != "y_99999" {
+		t.Errorf("the last is %q, want y_99999", got)
+	}
+	names, last := m.Graph.Namer(), ""
+	for range n {
+		last = names.Name("y")
+	}
+	if last != "y_100001" {
+		t.Errorf("the last value is %q, want y_100001", last)
+	}
+}
+
 func TestCheckRefuses(t *testing.T) {
 	for _, c := range []struct {
 		name, want string

@@ -207,29 +207,33 @@ func (g *Graph) dropInits(names []string) {
 }
 
 // Namer hands out value names that nothing in the model uses, subgraphs
-// included (an inner name must not shadow an outer one).
-type Namer map[string]bool
+// included (an inner name must not shadow an outer one). It has, of each name that is
+// used, the number to try next behind it: of many that ask for one, none counts anew.
+type Namer map[string]int
+
+// firstNumber is behind the second value of a name.
+const firstNumber = 2
 
 // Namer returns a namer for the graph as it stands.
 func (g *Graph) Namer() Namer {
 	used := Namer{}
 	for _, v := range g.Inputs {
-		used[v.Name] = true
+		used[v.Name] = firstNumber
 	}
 	for _, name := range g.order {
-		used[name] = true
+		used[name] = firstNumber
 	}
 	var walk func(*pb.GraphProto)
 	walk = func(s *pb.GraphProto) {
 		for _, v := range s.GetInput() {
-			used[v.GetName()] = true
+			used[v.GetName()] = firstNumber
 		}
 		for _, t := range s.GetInitializer() {
-			used[t.GetName()] = true
+			used[t.GetName()] = firstNumber
 		}
 		for _, n := range s.GetNode() {
 			for _, o := range n.Output {
-				used[o] = true
+				used[o] = firstNumber
 			}
 			for _, a := range n.Attribute {
 				walkGraphs(a, walk)
@@ -238,7 +242,7 @@ func (g *Graph) Namer() Namer {
 	}
 	for _, n := range g.Nodes {
 		for _, o := range n.Outputs {
-			used[o] = true
+			used[o] = firstNumber
 		}
 		for _, a := range n.Attrs {
 			walkGraphs(a, walk)
@@ -251,7 +255,7 @@ func (g *Graph) Namer() Namer {
 func (g *Graph) NodeNamer() Namer {
 	used := Namer{}
 	for _, n := range g.Nodes {
-		used[n.Name] = true
+		used[n.Name] = firstNumber
 	}
 	return used
 }
@@ -278,9 +282,10 @@ func walkGraphs(a *pb.AttributeProto, f func(*pb.GraphProto)) {
 // Name returns base, or base_2, base_3 ... when it is taken, and takes it.
 func (used Namer) Name(base string) string {
 	name := base
-	for i := 2; used[name]; i++ {
-		name = base + "_" + strconv.Itoa(i)
+	for used[name] != 0 {
+		name = base + "_" + strconv.Itoa(used[base])
+		used[base]++
 	}
-	used[name] = true
+	used[name] = firstNumber
 	return name
 }

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
+	"slices"
 	"sort"
 
 	"github.com/fewbit/fewbit/internal/calib"
@@ -19,9 +21,10 @@ import (
 const (
 	// autoSamples is how many calibration samples the candidates are tried on, at least.
 	autoSamples = 8
-	// autoValues is how many values of all tensors they have at least: in few of them a
-	// range finds no outlier, and would be chosen as if there were none.
-	autoValues = 1 << 20
+	// autoValues is how many values of a tensor they have at least: in few of them a range
+	// finds no outlier, and would be chosen as if there were none. Of each tensor, so that
+	// it is chosen alike whatever else is quantized, or observed beside it.
+	autoValues = 1 << 16
 )
 
 // autoPass chooses, for each tensor between convolutions, the candidate range
@@ -186,12 +189,14 @@ func (a *autoPass) measure(ctx context.Context, m *graph.Model, open map[string]
 		return err
 	}
 	defer full.Close()
+	outs = slices.Clone(outs) // which becomes shorter
 	ds, err := a.samples()
 	if err != nil {
 		return err
 	}
 	defer ds.Close()
-	for i, values := 0, int64(0); i < ds.Len() && (i < autoSamples || values < autoValues); i++ {
+	left, seen := maps.Clone(open), map[string]int64{} // tensors that want more samples, and their values so far
+	for i := 0; i < ds.Len() && len(left) > 0; i++ {
 		s, err := ds.Next(ctx)
 		if errors.Is(err, io.EOF) {
 			break
@@ -199,42 +204,52 @@ func (a *autoPass) measure(ctx context.Context, m *graph.Model, open map[string]
 		if err != nil {
 			return err
 		}
-		seen, err := a.one(ctx, full, outs, s.Feeds, open, errs)
-		if err != nil {
+		outs = slices.DeleteFunc(outs, func(o string) bool { return !reads(left, o) })
+		if err := a.one(ctx, full, outs, s.Feeds, left, errs, seen); err != nil {
 			return err
 		}
-		values += seen
-		for t := range open {
+		done := 1.0 // of the tensor that wants most
+		for t := range left {
 			a.tried[t] = i + 1
+			share := min(float64(i+1)/autoSamples, float64(seen[t])/autoValues)
+			done = min(done, max(share, float64(i+1)/float64(ds.Len())))
+			if share >= 1 {
+				delete(left, t)
+			}
 		}
-		a.progress.say("choose ranges", min(1, float64(i+1)/float64(min(ds.Len(), autoSamples)), max(float64(values)/autoValues, float64(i+1)/float64(ds.Len()))))
+		a.progress.say("choose ranges", done)
 	}
 	return nil
 }
 
-func (a *autoPass) one(ctx context.Context, full engine.Session, outs []string, feeds engine.Feeds, open map[string][]*reader, errs map[string]map[string]float64) (seen int64, err error) {
-	res, err := full.Run(ctx, feeds, outs)
-	if err != nil {
-		return 0, err
+// reads reports whether any of the readers takes value.
+func reads(readers map[string][]*reader, value string) bool {
+	for _, all := range readers {
+		if slices.ContainsFunc(all, func(r *reader) bool { return slices.Contains(r.op.X, value) }) {
+			return true
+		}
 	}
-	defer res.Close()
-	values := engine.Feeds{}
-	for k, v := range feeds {
-		values[k] = v
-	}
-	for k, v := range res.Tensors() {
-		values[k] = v
+	return false
+}
+
+func (a *autoPass) one(ctx context.Context, full engine.Session, outs []string, feeds engine.Feeds, open map[string][]*reader, errs map[string]map[string]float64, seen map[string]int64) error {
+	values := maps.Clone(feeds)
+	if len(outs) > 0 { // else they are the model's inputs
+		res, err := full.Run(ctx, feeds, outs)
+		if err != nil {
+			return err
+		}
+		defer res.Close()
+		maps.Copy(values, res.Tensors())
 	}
 	tensors := sortedKeys(open)
 	for _, t := range tensors {
 		if errs[t] == nil {
 			errs[t] = map[string]float64{}
 		}
+		seen[t] += values[t].Len()
 	}
-	for _, t := range tensors {
-		seen += values[t].Len()
-	}
-	return seen, eachOf(len(tensors), a.lab.atOnce(), func(i int) error {
+	return eachOf(len(tensors), a.lab.atOnce(), func(i int) error {
 		t := tensors[i]
 		return a.tensor(ctx, t, values, open[t], errs[t])
 	})

@@ -99,6 +99,7 @@ type bf16Writer struct {
 	e       bf16Engine
 	threads int
 	packed  map[string]string // weight -> its packed form
+	names   graph.Namer
 	maps    [][]byte
 }
 
@@ -112,7 +113,7 @@ func (w *bf16Writer) free() {
 func (w *bf16Writer) rewrite(ctx context.Context) error {
 	g := w.m.Graph
 	ix := g.Index()
-	w.packed = map[string]string{}
+	w.packed, w.names = map[string]string{}, g.Namer()
 	gone := map[*graph.Node]bool{}
 	for _, n := range g.Nodes {
 		t := g.Init(n.In(1))
@@ -166,7 +167,7 @@ func (w *bf16Writer) pack(name string, t *tensor.Tensor, k, n int) (string, erro
 		return "", fmt.Errorf("weight %q: %w", name, err)
 	}
 	w.m.Unload() // the float weight is not read again
-	p := name + "_bf16"
+	p := w.names.Name(name + "_bf16")
 	w.packed[name] = p
 	w.m.Graph.SetInit(p, &tensor.Tensor{Type: tensor.Uint8, Dims: []int64{int64(size)}, Data: b})
 	return p, nil

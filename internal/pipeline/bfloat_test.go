@@ -177,3 +177,27 @@ func TestBF16Ranges(t *testing.T) {
 		t.Errorf("range of %q moved by %.2g of its width: %v, %v", at, worst, ranges[0][at], ranges[1][at])
 	}
 }
+
+// plainBF16 packs weights as they are.
+type plainBF16 struct{}
+
+func (plainBF16) BF16() (bool, string)                                     { return true, "" }
+func (plainBF16) BF16Size(k, n int) int                                    { return 4 * k * n }
+func (plainBF16) PackBF16([]float32, int, int, []byte, int) error          { return nil }
+func (plainBF16) AddGramBF16(_, _ []float32, _ int, _ []byte, _ int) error { return nil }
+
+// TestPackedNames: a packed weight takes the name of no other constant, which would be lost.
+func TestPackedNames(t *testing.T) {
+	m := newModel([]*graph.Value{value("x", -1, 64)}, []*graph.Value{value("y", -1, 64)}, node("MatMul", "m", "x w", "h"), node("Add", "a", "h w_bf16", "y"))
+	m.Graph.SetInit("w", tensor.From(make([]float32, 64*64), 64, 64))
+	other := tensor.From(make([]float32, 64), 64)
+	m.Graph.SetInit("w_bf16", other)
+	w := bf16Writer{m: m.Clone(), e: plainBF16{}, threads: 1}
+	defer w.free()
+	if err := w.rewrite(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.m.Graph.Init("w_bf16"); got != other {
+		t.Errorf("w_bf16 is %v%v, it was %v%v", got.Type, got.Dims, other.Type, other.Dims)
+	}
+}

@@ -130,11 +130,23 @@ func TestFloatProductStaysFloat(t *testing.T) {
 				if precision == quant.PrecisionINT4 && target != quant.ORTCPU {
 					continue
 				}
-				rep, err := p.Quantize(context.Background(), Request{Model: src, Out: filepath.Join(t.TempDir(), "q.onnx"), Calib: calib, Samples: 16,
+				out := filepath.Join(t.TempDir(), "q.onnx")
+				rep, err := p.Quantize(context.Background(), Request{Model: src, Out: out, Calib: calib, Samples: 16,
 					Config: quant.Config{Target: target, NoSmooth: true, Rules: []quant.Rule{{Match: "kept", Precision: precision}}}, NoLatency: true, Force: true}, nil)
 				if err != nil {
 					t.Fatal(name, target, err)
 				}
+				q, err := graph.Open(out)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ix := q.Graph.Index()
+				for _, c := range q.Graph.Inits() {
+					if len(ix.Uses(c)) == 0 {
+						t.Errorf("%s, %s: %s: nothing reads %q, which is in the file", name, target, precision, c)
+					}
+				}
+				q.Close()
 				if got := float64(rep.Evaluation.SQNR); got < c.sqnr {
 					t.Errorf("%s, %s: %s: SQNR %.1f dB", name, target, precision, got)
 				}

@@ -49,3 +49,27 @@ func TestRareOutliers(t *testing.T) {
 		}
 	}
 }
+
+// TestRangesOfNarrowTensors: one with few values is tried on as many samples beside wide
+// ones as without them.
+func TestRangesOfNarrowTensors(t *testing.T) {
+	p := testPipeline(t)
+	r := rand.New(rand.NewPCG(5, 0))
+	m := newModel([]*graph.Value{value("x", -1, 4, 96, 96)}, []*graph.Value{value("y", -1, 16, 1, 1)}, node("Conv", "wide", "x k", "c"), node("LeakyRelu", "leaky", "c", "a"),
+		node("GlobalAveragePool", "pool", "a", "g"), node("Conv", "narrow", "g k2", "d"), node("Abs", "abs", "d", "y"))
+	m.Graph.SetInit("k", tensor.From(gauss(r, 16*4, .3), 16, 4, 1, 1))
+	m.Graph.SetInit("k2", tensor.From(gauss(r, 16*16, .3), 16, 16, 1, 1))
+	src, calib := save(t, m), npy(t, 3, 40, 4, 96, 96)
+	for _, rules := range [][]quant.Rule{nil, {{Match: "wide", Precision: quant.PrecisionFP32}}} {
+		rep, err := p.Quantize(context.Background(), Request{Model: src, Config: quant.Config{Rules: rules}, Calib: calib, Samples: 40, NoLatency: true, Force: true}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range rep.Tensors {
+			want := map[string]string{"g": "on 40 samples", "a": "on 8 samples"}[x.Name]
+			if !strings.Contains(x.Why, want) {
+				t.Errorf("%d rules: the range of %s was chosen by the %s, not %s", len(rules), x.Name, x.Why, want)
+			}
+		}
+	}
+}

@@ -335,12 +335,19 @@ func (f *attentionFuser) queries(a *attention) string {
 func (f *attentionFuser) sameRows(value string) []string {
 	values := []string{value}
 	for n := f.ix.Producer(value); n != nil && len(values) < 12; n = f.ix.Producer(value) {
+		constant := f.g.Init(n.In(0)) != nil
+		switch axis := n.Int("axis", 0); {
+		case n.Op == "MatMul" && constant: // which makes rows of rows
+			return values
+		case n.Op == "Split" && (axis == 1 || axis == -2): // some rows
+			return values
+		}
 		switch n.Op {
 		case "Add", "Mul", "Div", "MatMul", "Reshape", "Transpose", "Split", "LayerNormalization", "SimplifiedLayerNormalization":
 		default:
 			return values
 		}
-		if value = n.In(0); f.g.Init(value) != nil {
+		if value = n.In(0); constant {
 			value = n.In(1)
 		}
 		values = append(values, value)

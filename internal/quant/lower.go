@@ -40,7 +40,9 @@ func (Lower) Run(ctx context.Context, m *graph.Model) (Stats, error) {
 		return Stats{}, err
 	}
 	l.g.Prune()
-	KeepBiases(m)
+	if KeepBiases(m) > 0 {
+		l.g.Prune() // biases that only their sums have read
+	}
 	return Stats{Changed: count, Note: fmt.Sprintf("%d integer operators", count)}, nil
 }
 

@@ -41,6 +41,9 @@ func sayResize(s *site) error {
 		return fmt.Errorf("%w: from %v to %v (height and width of up to %d are taken)", ErrUnsupported, from, to, maxResized)
 	}
 	where := s.n.Str("coordinate_transformation_mode", "half_pixel")
+	if c.m.Opset() < 11 { // there was no other, and the neighbour was not said
+		where = "asymmetric"
+	}
 	scale, err := s.resizeScale(from, to)
 	if err != nil {
 		return err
@@ -72,10 +75,14 @@ func ratio(from, to int32) float64 { return float64(from) / float64(to) }
 // ONNX goes by the given scales, which need not be the ratio of the sizes.
 func (s *site) resizeScale(from, to []int32) (r [2]float64, err error) {
 	r = [2]float64{ratio(from[2], to[2]), ratio(from[3], to[3])}
-	if s.n.In(2) == "" || len(s.n.Inputs) > 3 && s.n.In(3) != "" {
+	scales := 2
+	if s.c.m.Opset() < 11 {
+		scales = 1
+	}
+	if s.n.In(scales) == "" || s.n.In(3) != "" {
 		return r, nil
 	}
-	t := s.c.g.Init(s.n.In(2))
+	t := s.c.g.Init(s.n.In(scales))
 	if t == nil || t.Type != tensor.Float32 || t.Check() != nil || t.Len() != 4 {
 		return r, fmt.Errorf("%w: its scales are not four constants", ErrUnsupported)
 	}
@@ -136,7 +143,13 @@ func (s *site) neighbour(o, step float64, in, out int32, where string) (int32, b
 	default:
 		return 0, false
 	}
-	switch s.n.Str("nearest_mode", "round_prefer_floor") {
+	mode := s.n.Str("nearest_mode", "round_prefer_floor")
+	if s.c.m.Opset() < 11 { // as ONNX Runtime has it
+		if mode = "floor"; step > 1 {
+			mode = "ceil"
+		}
+	}
+	switch mode {
 	case "floor":
 		x = math.Floor(x)
 	case "ceil":

@@ -94,7 +94,7 @@ func operands(s *site) error {
 }
 
 // aligned refuses to broadcast a computed value of lower rank against one of
-// rank 4: their layouts differ.
+// rank 4, or one of rank 4 against one of more: their layouts differ.
 func (s *site) aligned() error {
 	out, err := s.c.shape(s.n.Outputs[0])
 	if err != nil {
@@ -108,8 +108,8 @@ func (s *site) aligned() error {
 		if err != nil {
 			return err
 		}
-		if n := (&tensorDef{shape: d}).elems(); len(out) == 4 && len(d) != 4 && n != 1 {
-			return fmt.Errorf("%w: %q of rank %d is broadcast to rank 4", ErrUnsupported, s.n.In(i), len(d))
+		if n := (&tensorDef{shape: d}).elems(); len(out) != len(d) && (len(out) == 4 || len(d) == 4) && n != 1 {
+			return fmt.Errorf("%w: %q of rank %d is broadcast to rank %d", ErrUnsupported, s.n.In(i), len(d), len(out))
 		}
 	}
 	return nil

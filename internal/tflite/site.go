@@ -219,7 +219,7 @@ func (s *site) operand(i int, codes bool) (int32, error) {
 		return 0, err
 	}
 	lift := func(d []int32) []int32 {
-		for len(out) == 4 && len(d) < 4 {
+		for len(out) >= 4 && len(d) < len(out) {
 			d = append([]int32{1}, d...)
 		}
 		return d

@@ -296,6 +296,9 @@ func TestRefusals(t *testing.T) {
 			s, z := b.init(tensor.From([]float32{1})), b.init(tensor.From([]uint8{3}))
 			return b.op("DequantizeLinear", []string{b.op("QuantizeLinear", []string{"x", s, z}), b.init(tensor.From([]float32{2})), z})
 		}, ErrUnsupported, "another scale"},
+		"channels last beside more dimensions": {func(b *builder) string {
+			return b.op("Add", []string{b.op("Unsqueeze", []string{"x", b.init(tensor.From([]int64{0}, 1))}), b.op("Relu", []string{"x"})})
+		}, ErrUnsupported, "of rank 4 is broadcast to rank 5"},
 		"a resize between neighbours of its own": {func(b *builder) string {
 			return b.op("Resize", []string{"x", "", b.init(tensor.From([]float32{1, 1, 2, 2}, 4))}, graph.AttrString("mode", "cubic"))
 		}, ErrUnsupported, "cubic with half_pixel"},
@@ -313,6 +316,50 @@ func TestRefusals(t *testing.T) {
 		_, err := Convert(b.output(c.build(b)), Options{})
 		if !errors.Is(err, c.err) || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v, expected %q", name, err, c.says)
+		}
+	}
+}
+
+// A constant of rank 4 beside a value of more dimensions stays in ONNX's order, as the value does.
+func TestConstantBesideMoreDimensions(t *testing.T) {
+	b := newBuilder(t, 2, 1, 3)
+	five := b.op("Unsqueeze", []string{"x", b.init(tensor.From([]int64{0}, 1))})
+	res, err := Convert(b.output(b.op("Add", []string{five, b.init(tensor.From([]float32{0, 1, 2, 3, 4, 5}, 1, 2, 1, 3))})), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := dump(res.File); !strings.Contains(got, "float32[1 1 2 1 3] = [0 1 2 3 4 5]") {
+		t.Errorf("the constant is not as it was:\n%s", got)
+	}
+}
+
+// Before opset 11 a Resize begins at the corner, and has its scales elsewhere.
+func TestOldResize(t *testing.T) {
+	for _, c := range []struct {
+		opset int64
+		mode  string
+		scale float32
+		half  bool
+	}{{10, "linear", 2, false}, {10, "nearest", 2, false}, {10, "nearest", 1. / 3, false}, {11, "linear", 2, true}} {
+		b := newBuilder(t, 2, 6, 6)
+		b.m.Opsets[graph.DomainONNX] = c.opset
+		in := []string{"x", b.init(tensor.From([]float32{1, 1, c.scale, c.scale}, 4))}
+		if c.opset >= 11 {
+			in = []string{"x", "", in[1]}
+		}
+		res, err := Convert(b.output(b.op("Resize", in, graph.AttrString("mode", c.mode))), Options{})
+		if err != nil {
+			t.Errorf("opset %d, %s by %g: %v", c.opset, c.mode, c.scale, err)
+			continue
+		}
+		root := reader{flatbuffers.Table{Bytes: res.File, Pos: flatbuffers.GetUOffsetT(res.File)}}
+		o, _ := root.tables(2)[0].tables(3)[0].table(4)
+		slot := flatbuffers.VOffsetT(4 + 2*3)
+		if c.mode == "nearest" {
+			slot = 4 + 2*1
+		}
+		if half := o.GetBoolSlot(slot, false); half != c.half {
+			t.Errorf("opset %d, %s by %g: half pixels %v, expected %v", c.opset, c.mode, c.scale, half, c.half)
 		}
 	}
 }

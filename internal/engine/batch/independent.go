@@ -178,25 +178,41 @@ func alike(a, b engine.Feeds) bool {
 		if y == nil || x.Type != y.Type || x.Len() != y.Len() {
 			return false
 		}
-		if !x.Type.IsFloat() {
-			if string(x.Data) != string(y.Data) {
-				return false
-			}
-			continue
-		}
-		u, err := x.F32()
-		if err != nil {
-			return false
-		}
-		v, err := y.F32()
-		if err != nil {
-			return false
-		}
-		if !close32(u, v) {
+		u, v := numbers(x), numbers(y)
+		if u == nil && string(x.Data) != string(y.Data) || !close32(u, v) {
 			return false
 		}
 	}
 	return true
+}
+
+// numbers are floats, or codes, which are of a step more or less where what they are made
+// of is rounded otherwise; nil of what is one thing or another, such as classes.
+func numbers(t *tensor.Tensor) []float32 {
+	switch t.Type {
+	case tensor.Int8:
+		return widened[int8](t)
+	case tensor.Uint8:
+		return widened[uint8](t)
+	case tensor.Int16:
+		return widened[int16](t)
+	case tensor.Uint16:
+		return widened[uint16](t)
+	}
+	v, err := t.F32()
+	if err != nil {
+		return nil
+	}
+	return v
+}
+
+func widened[T int8 | uint8 | int16 | uint16](t *tensor.Tensor) []float32 {
+	codes := tensor.View[T](t)
+	v := make([]float32, len(codes))
+	for i, c := range codes {
+		v[i] = float32(c)
+	}
+	return v
 }
 
 func close32(u, v []float32) bool {

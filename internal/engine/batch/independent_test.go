@@ -49,6 +49,17 @@ func TestIndependent(t *testing.T) {
 			return engine.Feeds{"y": y}, err
 		}
 	}
+	codes := engine.IOSpec{Inputs: rows.Inputs, Outputs: []engine.IO{{Name: "y", Type: tensor.Int8, Dims: []int64{-1, 1}, DimNames: []string{"n", ""}}}}
+	code := func(of func(rows int) int8) func(engine.Feeds) (engine.Feeds, error) {
+		return func(in engine.Feeds) (engine.Feeds, error) {
+			n := in["x"].Dims[0]
+			y := make([]int8, n)
+			for i := range y {
+				y[i] = of(int(n))
+			}
+			return engine.Feeds{"y": tensor.From(y, n, 1)}, nil
+		}
+	}
 	for _, c := range []struct {
 		name string
 		spec engine.IOSpec
@@ -89,6 +100,8 @@ func TestIndependent(t *testing.T) {
 			}
 			return engine.Feeds{"y": in["x"]}, nil
 		}, false},
+		{"codes a step apart", codes, code(func(rows int) int8 { return int8(100 - rows%2) }), true},
+		{"codes of the batch", codes, code(func(rows int) int8 { return int8(40 * rows) }), false},
 		{"images of some size", images, func(in engine.Feeds) (engine.Feeds, error) {
 			x := in["x"]
 			if x.Dims[2] < 64 {

@@ -158,6 +158,16 @@ func (b *builder) static(n *graph.Node) (scale float32, zero int32, ok bool) {
 	if !(scale > 0) || math.IsInf(float64(scale), 0) {
 		return 0, 0, false
 	}
+	if n.In(2) == "" && n.Op == "DequantizeLinear" { // 0, of whatever the codes are
+		codes, err := b.value(n.In(0))
+		switch {
+		case err != nil:
+			return 0, 0, false
+		case codes.dtype == tensor.Uint8:
+			return scale, -128, true
+		}
+		return scale, 0, codes.dtype == tensor.Int8
+	}
 	if n.In(2) == "" {
 		return scale, -128, tensor.DType(n.Int("output_dtype", int64(tensor.Uint8))) == tensor.Uint8
 	}

@@ -84,6 +84,9 @@ func TestQuantized(t *testing.T) {
 		"conv-int8-activation": {n().input("x", f32, 1, 2, 5, 5).init("s", tensor.From([]float32{.03})).init("z", tensor.From([]int8{-3})).
 			node("QuantizeLinear", "x s z", "q").node("DequantizeLinear", "q s z", "d").weight("w", 0, 3, 2, 3, 3).node("Conv", "d w_d", "y").out("y"),
 			"nchw_to_nhwc_s8 1, conv_s8 1, copy 1", floatTolerance},
+		"codes-without-zero-point": {n().input("x", f32, 1, 2, 5, 5).init("s", tensor.From([]float32{.03})).init("z", tensor.From([]int8{0})).
+			node("QuantizeLinear", "x s z", "q").node("DequantizeLinear", "q s", "d").weight("w", 0, 3, 2, 3, 3).node("Conv", "d w_d", "y").out("y"),
+			"nchw_to_nhwc_s8 1, conv_s8 1, copy 1", floatTolerance},
 		"matmul-static": {n().input("x", f32, 2, 3, 24).qdq("x", .03, 120).weight("w", 1, 24, 10).f("b", 10).node("MatMul", "x_d w_d", "m").node("Add", "m b", "y").out("y"),
 			"quantize_tensor 1, gemm_s8 1", floatTolerance},
 		"matmul-chain": {n().input("x", f32, 5, 24).qdq("x", .03, 120).weight("w", 1, 24, 32).weight("v", 1, 32, 8).node("MatMul", "x_d w_d", "m").node("Relu", "m", "h").qdq("h", .03, 0).node("MatMul", "h_d v_d", "y").out("y"),
