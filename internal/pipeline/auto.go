@@ -24,7 +24,7 @@ const (
 	// autoValues is how many values of a tensor they have at least: in few of them a range
 	// finds no outlier, and would be chosen as if there were none. Of each tensor, so that
 	// it is chosen alike whatever else is quantized, or observed beside it.
-	autoValues = 1 << 16
+	autoValues = 1 << 13
 )
 
 // autoPass chooses, for each tensor between convolutions, the candidate range
