@@ -81,6 +81,11 @@ type (
 	}
 )
 
+type teiFailure struct {
+	Error string `json:"error"`
+	Type  string `json:"error_type"`
+}
+
 // teiError words errors as TEI's clients read them, with the statuses of its
 // router: 400 for nothing, 413 for too much, 422 for what cannot be understood,
 // 424 for the model's own failures, 429 when too much is waiting, 503 when the
@@ -108,7 +113,7 @@ func (s *Server) teiError(h func(*gin.Context) error) func(*gin.Context) error {
 		case e.status == http.StatusUnprocessableEntity || e.status == http.StatusInternalServerError:
 			e.status, kind = http.StatusFailedDependency, "Backend"
 		}
-		return map[string]string{"error": e.msg, "error_type": kind}
+		return teiFailure{e.msg, kind}
 	})
 }
 
