@@ -97,6 +97,9 @@ func TestCaptureToPromotion(t *testing.T) {
 	s.do("PUT", "/models/nobody/capture", nil).into(t, 404, nil)
 	s.do("PUT", "/models/news/capture", map[string]any{"redact": map[string]any{"inputs": []string{"input_idz"}}}).into(t, 400, nil)
 	s.do("PUT", "/models/news/capture", map[string]any{"shar": 1}).into(t, 400, nil)
+	for _, field := range []string{"share", "max_samples", "max_bytes", "max_per_second", "seconds", "keep_seconds"} {
+		s.do("PUT", "/models/news/capture", map[string]any{field: 0}).into(t, 400, nil) // not the default
+	}
 	spec := jobs.Spec{Model: "news", Scheme: "int8", Samples: 16, Force: true, Promote: true, Calibration: &jobs.Calibration{Captured: &jobs.Captured{}}}
 	if a := s.do("POST", "/quantize", spec); a.status != 404 || !strings.Contains(string(a.body), "PUT /models/news/capture") {
 		t.Errorf("calibrating on nothing: %v", a)

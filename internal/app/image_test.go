@@ -180,6 +180,7 @@ func TestClassifyImages(t *testing.T) {
 		"not base64":           {"/v1/classify", "application/json", map[string]any{"model": "px", "image": "***"}, 400, "image 0 is not base64"},
 		"no base64 in the URL": {"/v1/classify", "application/json", map[string]any{"model": "px", "image": "data:image/png,abc"}, 400, "data: URL"},
 		"both":                 {"/v1/classify", "application/json", map[string]any{"model": "px", "image": b64(red), "text": "x"}, 400, "not both"},
+		"the second of two":    {"/v1/classify", "application/json", map[string]any{"model": "px", "images": []string{b64(red), b64(red[:len(red)/2])}}, 400, "image 1: bad image: a damaged PNG"},
 		"none":                 {"/v1/classify", "application/json", map[string]any{"model": "px", "images": []string{}}, 400, "images"},
 		"too many":             {"/v1/classify", "application/json", map[string]any{"model": "px", "images": many}, 400, "at most 32"},
 		"text to images":       {"/v1/classify", "application/json", map[string]any{"model": "px", "text": "x"}, 400, "takes no text"},

@@ -25,6 +25,31 @@ func MACs(m *Model, bind map[string]int64) map[*Node]int64 {
 	return r
 }
 
+// ScoreMACs returns, of the nodes of MACs that project and attend in one
+// (com.microsoft's Attention and QAttention), the multiply-accumulates of the
+// scores and of their sum over the values alone.
+func ScoreMACs(m *Model, bind map[string]int64) map[*Node]int64 {
+	if bind == nil {
+		bind = map[string]int64{}
+	}
+	r := map[*Node]int64{}
+	var f *inferrer
+	for _, n := range m.Graph.Nodes {
+		if n.Domain != DomainMS || n.Op != "Attention" && n.Op != "QAttention" {
+			continue
+		}
+		if f == nil {
+			f = infer(m, bind, true)
+		}
+		if s, ok := f.fusedAttention(n); ok {
+			if d := s.macs(); d.N >= 0 {
+				r[n] = d.N
+			}
+		}
+	}
+	return r
+}
+
 // macs returns unknownDim for operators without a product, and where a
 // dimension is unknown.
 func (f *inferrer) macs(n *Node) Dim {

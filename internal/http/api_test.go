@@ -10,6 +10,7 @@ import (
 	"math"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -505,6 +506,44 @@ func TestOpenAPI(t *testing.T) {
 			t.Errorf("schema %s is missing", name)
 		}
 		rest = tail
+	}
+}
+
+// Errors stand in openapi.json in the form that they have.
+func TestOpenAPIFailures(t *testing.T) {
+	f := newFixture(t, nil, nil)
+	var doc struct {
+		Paths map[string]map[string]struct {
+			Responses map[string]struct {
+				Content map[string]struct{ Schema map[string]any }
+			}
+		}
+		Components struct {
+			Schemas map[string]struct {
+				Properties map[string]any
+			}
+		}
+	}
+	if err := json.Unmarshal(f.call(t, "GET", "/openapi.json", nil).body, &doc); err != nil {
+		t.Fatal(err)
+	}
+	for path, status := range map[string]int{"/v1/embeddings": 400, "/embed": 422, "/v1/classify": 400} {
+		a := f.call(t, "POST", path, "{")
+		var got map[string]any
+		if err := json.Unmarshal(a.body, &got); err != nil || a.status != status {
+			t.Fatalf("%s: %d %s, %v", path, a.status, a.body, err)
+		}
+		ref, _ := doc.Paths[path]["post"].Responses[strconv.Itoa(status)].Content["application/json"].Schema["$ref"].(string)
+		want := doc.Components.Schemas[strings.TrimPrefix(ref, "#/components/schemas/")].Properties
+		for name := range got {
+			if want[name] == nil {
+				t.Errorf("%s: %s is not in %s", path, name, ref)
+			}
+		}
+		field, _ := want["error"].(map[string]any)
+		if _, text := got["error"].(string); text != (field["type"] == "string") {
+			t.Errorf("%s: error is %v, documented as %v", path, got["error"], field)
+		}
 	}
 }
 

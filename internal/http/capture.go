@@ -38,8 +38,11 @@ func (s *Server) captureStart(c *gin.Context) error {
 	if err != nil {
 		return err
 	}
-	var set capture.Settings
+	set := capture.Defaults()
 	if err := s.decode(c, &set, true); err != nil {
+		return err
+	}
+	if err := set.Check(); err != nil { // a share of 0 that stands there is no wish for all
 		return err
 	}
 	lease, err := s.cfg.Models.Acquire(c.Request.Context(), name, "")

@@ -36,9 +36,10 @@ type httpError struct {
 type kind int
 
 const (
-	kindOther kind = iota
-	kindEmpty      // there is nothing in it
-	kindLimit      // there is too much in it
+	kindOther  kind = iota
+	kindEmpty       // there is nothing in it
+	kindLimit       // there is too much in it
+	kindUnable      // the model does not do that
 )
 
 func (e *httpError) Error() string { return e.msg }
@@ -50,13 +51,18 @@ func failf(status int, format string, args ...any) error {
 // badf is a 400.
 func badf(format string, args ...any) error { return failf(http.StatusBadRequest, format, args...) }
 
-// emptyf is a 400 for a request with nothing in it, limitf one for too much.
+// emptyf is a 400 for a request with nothing in it, limitf one for too much,
+// unablef one for a model that does not do what is asked.
 func emptyf(format string, args ...any) error {
 	return &httpError{status: http.StatusBadRequest, msg: fmt.Sprintf(format, args...), kind: kindEmpty}
 }
 
 func limitf(format string, args ...any) error {
 	return &httpError{status: http.StatusBadRequest, msg: fmt.Sprintf(format, args...), kind: kindLimit}
+}
+
+func unablef(format string, args ...any) error {
+	return &httpError{status: http.StatusBadRequest, msg: fmt.Sprintf(format, args...), kind: kindUnable}
 }
 
 func busyf(format string, args ...any) error {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"mime/multipart"
@@ -187,6 +188,9 @@ func (s *Server) prepareImages(ctx context.Context, prep Images, images [][]byte
 		}
 		var err error
 		if feeds[i], err = prep.Image(b); err != nil {
+			if len(images) > 1 {
+				err = fmt.Errorf("image %d: %w", i, err)
+			}
 			return nil, err
 		}
 	}

@@ -169,17 +169,29 @@ func readInput(field string, raw json.RawMessage) ([]TextPair, [][]int64, error)
 	return texts, nil, nil
 }
 
+type (
+	openAIFailure struct {
+		Error openAIProblem `json:"error"`
+	}
+	openAIProblem struct {
+		Message string  `json:"message"`
+		Type    string  `json:"type"`
+		Param   *string `json:"param"`
+		Code    *string `json:"code"`
+	}
+)
+
 // openAIError words errors as OpenAI's clients read them.
 func (s *Server) openAIError(h func(*gin.Context) error) func(*gin.Context) error {
 	return s.worded(h, func(e *httpError, _ error) any {
-		kind, code := "invalid_request_error", any(nil)
+		kind, code := "invalid_request_error", (*string)(nil)
 		switch {
 		case e.status >= http.StatusInternalServerError:
 			kind = "server_error"
 		case e.status == http.StatusNotFound:
-			code = "model_not_found"
+			code = new("model_not_found")
 		}
-		return map[string]any{"error": map[string]any{"message": e.msg, "type": kind, "param": nil, "code": code}}
+		return openAIFailure{openAIProblem{Message: e.msg, Type: kind, Code: code}}
 	})
 }
 

@@ -37,7 +37,7 @@ func openAPI(table []route, version string) ([]byte, error) {
 	return json.MarshalIndent(object{
 		"openapi": "3.1.0",
 		"info": object{"title": "fewbit", "version": version, "license": object{"name": "Apache-2.0", "identifier": "Apache-2.0"},
-			"description": "Serves quantized ONNX models. Errors are {\"error\": text}. Keys travel as Authorization: Bearer or X-API-Key. Operations with x-role admin need an admin key unless the listener is loopback and no keys are configured; the others need a key as soon as there are keys for inference."},
+			"description": "Serves quantized ONNX models. Errors are {\"error\": text}, in the routes of OpenAI and Text Embeddings Inference in their forms. Keys travel as Authorization: Bearer or X-API-Key. Operations with x-role admin need an admin key unless the listener is loopback and no keys are configured; the others need a key as soon as there are keys for inference."},
 		"paths": paths,
 		"components": object{"schemas": schemas.named, "securitySchemes": object{
 			"bearer": object{"type": "http", "scheme": "bearer"},
@@ -75,10 +75,14 @@ func operation(r *route, schemas *schemaSet) object {
 		def(&media, "application/json")
 		success["content"] = object{media: object{"schema": schemas.of(reflect.TypeOf(r.answer))}}
 	}
+	failure := object{"$ref": "#/components/schemas/error"}
+	if r.failure != nil {
+		failure = schemas.of(reflect.TypeOf(r.failure))
+	}
 	responses := object{strconv.Itoa(r.status): success}
 	for _, status := range append(slices.Clone(r.fails), http.StatusInternalServerError) {
 		responses[strconv.Itoa(status)] = object{"description": http.StatusText(status),
-			"content": object{"application/json": object{"schema": object{"$ref": "#/components/schemas/error"}}}}
+			"content": object{"application/json": object{"schema": failure}}}
 	}
 	op["responses"] = responses
 	if !r.open { // {}: without keys, see docs/security.md

@@ -22,6 +22,8 @@ type route struct {
 	handler      func(*gin.Context) error
 	// words, when set, gives errors the form of another API.
 	words func(func(*gin.Context) error) func(*gin.Context) error
+	// failure is a value of the Go type that errors then have.
+	failure any
 
 	summary  string
 	tag      string

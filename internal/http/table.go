@@ -70,7 +70,7 @@ func (s *Server) routes() []route {
 		return route{method: "GET", path: path, handler: h, tag: tag, summary: summary, answer: answer, fails: fails}
 	}
 	tei := func(path string, h func(*gin.Context) error, summary string, body, answer any) route {
-		return route{method: "POST", path: path, handler: h, words: s.teiError, tag: tagTasks, summary: summary + ", in the form of Text Embeddings Inference",
+		return route{method: "POST", path: path, handler: h, words: s.teiError, failure: teiFailure{}, tag: tagTasks, summary: summary + ", in the form of Text Embeddings Inference",
 			query: []parameter{{"model", "the model, when several take texts", false}},
 			body:  body, limit: MaxJSONBody, answer: answer, fails: []int{400, 404, 408, 413, 415, 422, 424, 429, 503}}
 	}
@@ -122,13 +122,13 @@ func (s *Server) routes() []route {
 			query: []parameter{{"model", "the model, when the body is an image or a form", false}, {"version", "its version; without it the default", false}},
 			body:  classifyRequest{}, limit: s.cfg.MaxInferBody, answer: classifyAnswer{}, fails: []int{400, 404, 413, 415, 422, 503}},
 
-		route{method: "POST", path: "/v1/embeddings", handler: s.embeddings, words: s.openAIError, tag: tagTasks, summary: "Embeddings of texts, in OpenAI's form",
+		route{method: "POST", path: "/v1/embeddings", handler: s.embeddings, words: s.openAIError, failure: openAIFailure{}, tag: tagTasks, summary: "Embeddings of texts, in OpenAI's form",
 			body: embeddingsRequest{}, limit: MaxJSONBody, answer: embeddingsAnswer{}, fails: []int{400, 404, 413, 415, 422, 503}},
 		tei("/embed", s.teiEmbed, "Embeddings of texts", teiEmbedRequest{}, [][]float32{}),
 		tei("/predict", s.teiPredict, "Labels and scores of texts or pairs of texts", teiPredictRequest{}, []teiScore{}),
 		tei("/rerank", s.teiRerank, "Texts by how well they answer a query", teiRerankRequest{}, []teiRank{}),
 		tei("/tokenize", s.teiTokenize, "Token ids of texts", teiTokenizeRequest{}, [][]teiToken{}),
-		route{method: "GET", path: "/info", handler: s.teiInfo, words: s.teiError, tag: tagTasks, summary: "The model that takes texts", answer: teiInfo{}, fails: []int{404, 422, 429, 503}},
+		route{method: "GET", path: "/info", handler: s.teiInfo, words: s.teiError, failure: teiFailure{}, tag: tagTasks, summary: "The model that takes texts", answer: teiInfo{}, fails: []int{404, 422, 429, 503}},
 
 		admin(route{method: "POST", path: "/quantize", handler: s.quantize, tag: tagJobs, summary: "Start a quantization job",
 			query: []parameter{{"Idempotency-Key", "the same key returns the same job", true}},

@@ -81,6 +81,11 @@ type (
 	}
 )
 
+type teiFailure struct {
+	Error string `json:"error"`
+	Type  string `json:"error_type"`
+}
+
 // teiError words errors as TEI's clients read them, with the statuses of its
 // router: 400 for nothing, 413 for too much, 422 for what cannot be understood,
 // 424 for the model's own failures, 429 when too much is waiting, 503 when the
@@ -91,6 +96,8 @@ func (s *Server) teiError(h func(*gin.Context) error) func(*gin.Context) error {
 		switch {
 		case e.kind == kindEmpty:
 			kind = "Empty"
+		case e.kind == kindUnable:
+			e.status, kind = http.StatusFailedDependency, "Backend"
 		case e.kind == kindLimit, e.status == http.StatusRequestEntityTooLarge:
 			e.status = http.StatusRequestEntityTooLarge
 		case e.status == http.StatusBadRequest:
@@ -106,7 +113,7 @@ func (s *Server) teiError(h func(*gin.Context) error) func(*gin.Context) error {
 		case e.status == http.StatusUnprocessableEntity || e.status == http.StatusInternalServerError:
 			e.status, kind = http.StatusFailedDependency, "Backend"
 		}
-		return map[string]string{"error": e.msg, "error_type": kind}
+		return teiFailure{e.msg, kind}
 	})
 }
 
@@ -186,7 +193,7 @@ func (s *Server) teiPredict(c *gin.Context) error {
 	defer lease.Release()
 	labels := prep.Labels()
 	if len(labels) == 0 {
-		return badf("model %q is no classifier: it was uploaded without labels.txt", lease.Name())
+		return unablef("model %q is no classifier: it was uploaded without labels.txt", lease.Name())
 	}
 	return s.runTexts(c, lease, encoder(prep, texts, req.Truncate), func(out engine.Feeds, lengths []int) error {
 		rows, err := scoreRows(lease.Spec(), out, len(lengths), len(labels), false)
@@ -239,7 +246,7 @@ func (s *Server) teiRerank(c *gin.Context) error {
 	return s.runTexts(c, lease, encoder(prep, pairs, req.Truncate), func(out engine.Feeds, lengths []int) error {
 		rows, err := scoreRows(lease.Spec(), out, len(lengths), 1, false)
 		if err != nil {
-			return fmt.Errorf("%w: model %q is no reranker: it does not give one score for a pair of texts", engine.ErrModel, lease.Name())
+			return unablef("model %q is no reranker: it does not give one score for a pair of texts", lease.Name())
 		}
 		ans := make([]teiRank, len(rows))
 		for i, row := range rows {

@@ -59,7 +59,7 @@ func (s *Server) textModel(ctx context.Context, name, version string) (Lease, Te
 	prep, ok := lease.Preparer().(Texts)
 	if !ok {
 		lease.Release()
-		return nil, nil, badf("model %q takes no text: it was uploaded without tokenizer.json", name)
+		return nil, nil, unablef("model %q takes no text: it was uploaded without tokenizer.json", name)
 	}
 	return lease, prep, nil
 }

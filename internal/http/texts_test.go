@@ -229,6 +229,7 @@ func TestTEIRoutes(t *testing.T) {
 		{"/embed", `{"inputs":"a","truncation_direction":"up"}`, 422, "Validation"}, {"/embed", `{"inputs":{}}`, 422, "Validation"}, {"/embed", `{`, 422, "Validation"},
 		{"/embed", `{"inputs":"a","colour":1}`, 422, "Validation"}, {"/predict", `{"inputs":[["a","b","c"]]}`, 422, "Validation"}, {"/tokenize", `{"inputs":[[1]]}`, 422, "Validation"},
 		{"/embed?model=nobody", `{"inputs":"a"}`, 404, "Validation"},
+		{"/embed?model=echo", `{"inputs":"a"}`, 424, "Backend"}, {"/predict", `{"inputs":"a","model":"echo"}`, 424, "Backend"},
 	} {
 		a := f.call(t, "POST", c.path, c.body)
 		var e struct {

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -223,5 +224,63 @@ func TestRecordWithoutMessage(t *testing.T) {
 	q = open(t, Options{Dir: dir, Runner: func(context.Context, string, Spec, func(string, float64)) (json.RawMessage, error) { return nil, nil }})
 	if s := await(t, q, id, final); s.Status != Succeeded {
 		t.Errorf("%+v", s)
+	}
+}
+
+// TestForgottenJobsStayForgotten: the store of a process that was killed gives back
+// old records of jobs that had ended and were forgotten. None of them runs again.
+func TestForgottenJobsStayForgotten(t *testing.T) {
+	dir, after := t.TempDir(), filepath.Join(t.TempDir(), "after")
+	var runs atomic.Int32
+	o := Options{Dir: dir, Keep: 1, Runner: func(context.Context, string, Spec, func(string, float64)) (json.RawMessage, error) {
+		runs.Add(1)
+		return json.RawMessage(`{}`), nil
+	}}
+	q := open(t, o)
+	const n = 5
+	var ids []string
+	for range n {
+		id := submit(t, q, Spec{Model: "m", Scheme: "int8"})
+		await(t, q, id, final)
+		ids = append(ids, id)
+	}
+	waitFor(t, func() bool {
+		l, err := q.List(t.Context())
+		return err == nil && len(l) == 1
+	})
+	if err := os.CopyFS(after, os.DirFS(dir)); err != nil { // what a killed process leaves
+		t.Fatal(err)
+	}
+	o.Dir = after
+	q = open(t, o)
+	waiting := submit(t, q, Spec{Model: "m", Scheme: "int8"})
+	await(t, q, waiting, final)
+	if got := runs.Load(); got != n+1 {
+		t.Errorf("%d runs of %d jobs", got, n+1)
+	}
+	for _, id := range ids[:n-1] {
+		if s, err := q.Get(t.Context(), id); !errors.Is(err, ErrNotFound) {
+			t.Errorf("forgotten job %s is back: %+v, %v", id, s, err)
+		}
+	}
+}
+
+// More jobs without a message than the queue has places do not keep it from starting.
+func TestMoreRecordsThanPlaces(t *testing.T) {
+	dir := t.TempDir()
+	q := open(t, Options{Dir: dir})
+	first := submit(t, q, Spec{Model: "m"})
+	for range 3 {
+		submit(t, q, Spec{Model: "m"})
+	}
+	if err := q.queue.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := q.Close(); err != nil {
+		t.Fatal(err)
+	}
+	q = open(t, Options{Dir: dir, MaxQueued: 2, Runner: func(context.Context, string, Spec, func(string, float64)) (json.RawMessage, error) { return nil, nil }})
+	if s := await(t, q, first, final); s.Status != Succeeded {
+		t.Errorf("the oldest: %+v", s)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -534,19 +535,31 @@ func (q *JetStream) wrap(ctx context.Context, err error) error {
 }
 
 // requeueLost publishes again the messages of unfinished jobs whose message is
-// missing: a process died between the record and the message.
+// missing: a process died between the record and the message. Records of forgotten
+// jobs, which the store may give back after a crash, have none either.
 func (q *JetStream) requeueLost(ctx context.Context) error {
 	recs, err := q.store.list(ctx)
 	if err != nil {
 		return err
 	}
-	for _, r := range recs {
+	forgotten, err := q.store.forgotten(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range slices.Backward(recs) { // the oldest first
 		if r.Status.Status.Final() {
 			continue
 		}
 		_, err := q.queue.GetLastMsgForSubject(ctx, q.subject(r.ID))
-		if errors.Is(err, jetstream.ErrMsgNotFound) {
+		switch {
+		case errors.Is(err, jetstream.ErrMsgNotFound) && !r.Submitted.After(forgotten):
+			err = q.store.remove(ctx, r.ID)
+		case errors.Is(err, jetstream.ErrMsgNotFound):
 			err = q.enqueue(ctx, r.ID)
+		}
+		if errors.Is(err, ErrBusy) { // the next start has places for more
+			q.o.Log.Warn("job queue: jobs without a place wait for the next start", "error", err)
+			return nil
 		}
 		if err != nil {
 			return err
@@ -569,6 +582,7 @@ func (q *JetStream) prune(ctx context.Context) error {
 	if used > storeBytes/2 {
 		keep = min(keep, len(recs)/2)
 	}
+	var forget []record // newest first
 	finished := 0
 	for _, r := range recs {
 		if !r.Status.Status.Final() {
@@ -577,9 +591,18 @@ func (q *JetStream) prune(ctx context.Context) error {
 		finished++
 		old := r.Finished != nil && time.Since(*r.Finished) > q.o.KeepFor
 		if finished > keep || old {
-			if err := q.store.remove(ctx, r.ID); err != nil {
-				return err
-			}
+			forget = append(forget, r)
+		}
+	}
+	if len(forget) == 0 {
+		return nil
+	}
+	if err := q.store.forgetUntil(ctx, forget[0].Submitted); err != nil {
+		return err
+	}
+	for _, r := range forget {
+		if err := q.store.remove(ctx, r.ID); err != nil {
+			return err
 		}
 	}
 	return nil

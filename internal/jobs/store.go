@@ -38,6 +38,7 @@ func (r *record) finish(s State, now time.Time) {
 //
 //	s.<id>            record
 //	r.<id>.<attempt>  result of that attempt; visible once the record names it
+//	forgotten         when the newest job was submitted that has been forgotten
 type store struct {
 	kv        jetstream.KeyValue
 	stream    jetstream.Stream // the bucket's stream: purging a subject leaves no marker
@@ -179,6 +180,36 @@ func (s *store) list(ctx context.Context) ([]record, error) {
 			out = append(out, r)
 		}
 	}
+}
+
+const forgottenKey = "forgotten"
+
+// forgotten is when the newest forgotten job was submitted. After a crash the server
+// finds which values were replaced by newer ones anew; where the newest has been
+// purged, one before it, of a job that had not ended, is back.
+func (s *store) forgotten(ctx context.Context) (t time.Time, err error) {
+	e, err := s.kv.Get(ctx, forgottenKey)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return t, nil
+	}
+	if err != nil {
+		return t, err
+	}
+	return t, t.UnmarshalText(e.Value())
+}
+
+// forgetUntil notes it before jobs that were submitted until t are removed.
+func (s *store) forgetUntil(ctx context.Context, t time.Time) error {
+	was, err := s.forgotten(ctx)
+	if err != nil || !t.After(was) {
+		return err
+	}
+	b, err := t.MarshalText()
+	if err != nil {
+		return err
+	}
+	_, err = s.kv.Put(ctx, forgottenKey, b)
+	return err
 }
 
 // remove forgets a job and its results. The record goes first, so that a

@@ -159,7 +159,7 @@ func integerWork(m *graph.Model, shapes map[string][]int64) []report.Operator {
 		p := ix.Producer(v)
 		return p != nil && p.Op == "DequantizeLinear"
 	}
-	macs := graph.MACs(m, bindings(shapes))
+	macs, scores := graph.MACs(m, bindings(shapes)), graph.ScoreMACs(m, bindings(shapes))
 	var out []report.Operator
 	for _, n := range m.Graph.Nodes {
 		if macs[n] == 0 && !integerOps[n.Op] {
@@ -168,6 +168,12 @@ func integerWork(m *graph.Model, shapes map[string][]int64) []report.Operator {
 		switch {
 		case integerOps[n.Op]:
 			op := operatorFacts(n, macs[n], true, "")
+			if inFloat := scores[n]; inFloat > 0 { // QAttention has integers for its projections only
+				op.MACs -= inFloat
+				rest := operatorFacts(n, inFloat, false, "attention scores and their product with V stay in float (softmax needs the range)")
+				rest.Name += " (scores)"
+				out = append(out, rest)
+			}
 			if w := ix.Producer(n.In(3)); w != nil && w.Op == ops.OpExpandBlocks {
 				op.Precision = "int4"
 			}

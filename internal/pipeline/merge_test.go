@@ -11,6 +11,7 @@ import (
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/onnx/pb"
 	"github.com/fewbit/fewbit/internal/quant"
+	"github.com/fewbit/fewbit/internal/report"
 	"github.com/fewbit/fewbit/internal/tensor"
 )
 
@@ -107,6 +108,11 @@ func TestMergedAttention(t *testing.T) {
 			}
 			if c := countOps(merged); c["QAttention"] != 1 || c["MatMulIntegerToFloat"]+c["MultiHeadAttention"]+c["Mul"]+c["Expand"] != 0 {
 				t.Fatalf("not merged: %v", c)
+			}
+			shapes := map[string][]int64{"x": {1, 10, 32}, "mask": {1, 10}}
+			before, after := report.CountMACs(integerWork(m, shapes)), report.CountMACs(integerWork(merged, shapes))
+			if before != after || before.MACs == 0 || before.MACs == before.Total {
+				t.Errorf("integer work %+v became %+v", before, after)
 			}
 			sameLogits(t, lab, m, merged, func(r *rand.Rand, b, n int64) engine.Feeds {
 				feeds := engine.Feeds{"x": tensor.From(gauss(r, int(b*n*32), 1), b, n, 32)}

@@ -7,6 +7,7 @@
 package capture
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -80,25 +81,23 @@ type Redact struct {
 // Routes by which inputs reach a model, as Redact names them.
 var Routes = []string{"infer", "grpc", "classify", "embeddings", "embed", "predict", "rerank"}
 
+// Defaults are the Settings of a capture of which nothing was said.
+func Defaults() Settings {
+	return Settings{Share: 1, MaxSamples: DefaultSamples, MaxBytes: DefaultBytes, PerSecond: DefaultPerSecond, Seconds: DefaultSeconds, Keep: DefaultKeep}
+}
+
 // WithDefaults returns s with every value set, or ErrSettings.
 func (s Settings) WithDefaults() (Settings, error) {
-	set := func(v *float64, d float64) {
-		if *v == 0 {
-			*v = d
-		}
-	}
-	set(&s.Share, 1)
-	set(&s.PerSecond, DefaultPerSecond)
-	set(&s.Seconds, DefaultSeconds)
-	set(&s.Keep, DefaultKeep)
-	if s.MaxSamples == 0 {
-		s.MaxSamples = DefaultSamples
-	}
-	if s.MaxBytes == 0 {
-		s.MaxBytes = DefaultBytes
-	}
-	bad := func(field string, got any, want string) (Settings, error) {
-		return Settings{}, fmt.Errorf("%w: field %q is %v, expected %s", ErrSettings, field, got, want)
+	d := Defaults()
+	s.Share, s.PerSecond, s.Seconds, s.Keep = cmp.Or(s.Share, d.Share), cmp.Or(s.PerSecond, d.PerSecond), cmp.Or(s.Seconds, d.Seconds), cmp.Or(s.Keep, d.Keep)
+	s.MaxSamples, s.MaxBytes = cmp.Or(s.MaxSamples, d.MaxSamples), cmp.Or(s.MaxBytes, d.MaxBytes)
+	return s, s.Check()
+}
+
+// Check returns ErrSettings for values outside their bounds; 0 is outside.
+func (s Settings) Check() error {
+	bad := func(field string, got any, want string) error {
+		return fmt.Errorf("%w: field %q is %v, expected %s", ErrSettings, field, got, want)
 	}
 	in := func(v, hi float64) bool { return v > 0 && v <= hi } // NaN is not
 	switch {
@@ -127,7 +126,7 @@ func (s Settings) WithDefaults() (Settings, error) {
 			return bad("redact.inputs", fmt.Sprintf("a name of %d bytes", len(n)), fmt.Sprintf("1 to %d", maxName))
 		}
 	}
-	return s, nil
+	return nil
 }
 
 // State of a capture.
