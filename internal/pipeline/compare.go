@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/fewbit/fewbit/internal/data"
@@ -11,6 +12,7 @@ import (
 	"github.com/fewbit/fewbit/internal/eval"
 	"github.com/fewbit/fewbit/internal/graph"
 	"github.com/fewbit/fewbit/internal/report"
+	"github.com/fewbit/fewbit/internal/tensor"
 )
 
 // CompareRequest asks what a quantized model lost and gained against the float
@@ -138,7 +140,7 @@ func (c *comparing) operators(ctx context.Context) error {
 	}
 	defer ds.Close()
 	seen := &sizing{Dataset: ds}
-	res, err := eval.Compare(ctx, ref, q, seen, eval.Options{Taps: taps, MaxSamples: operatorSamples, Output: c.req.Output,
+	res, err := eval.Compare(ctx, ref, q, seen, eval.Options{Taps: taps, MaxSamples: operatorSamples, Output: c.output(),
 		Progress: func(done int) {
 			c.progress.say("compare operators", float64(done)/float64(min(max(ds.Len(), done), operatorSamples)))
 		}})
@@ -163,6 +165,21 @@ func (c *comparing) operators(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// output names the output that is judged: what is asked for, or else the first that both
+// models have, which is among the taps where a product gives it. "" leaves them in pairs by
+// position.
+func (c *comparing) output() string {
+	if c.req.Output != "" {
+		return c.req.Output
+	}
+	for _, v := range c.float.Graph.Outputs {
+		if v.Type != tensor.String && slices.ContainsFunc(c.quant.Graph.Outputs, func(q *graph.Value) bool { return q.Name == v.Name }) {
+			return v.Name
+		}
+	}
+	return ""
 }
 
 // sizing notes the mean shapes of the samples that pass.

@@ -1,9 +1,12 @@
 package pipeline
 
 import (
+	"archive/zip"
+	"bytes"
 	"context"
 	"errors"
 	"math"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -63,6 +66,49 @@ func TestCompareFindsEveryOperator(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestCompareSecondOutput: labels are those of the first output, also where another has fewer classes.
+func TestCompareSecondOutput(t *testing.T) {
+	p := testPipeline(t)
+	m := cnn()
+	m.Graph.Nodes = append(m.Graph.Nodes, node("Relu", "", "p", "q"), node("Flatten", "", "q", "two"))
+	m.Graph.Outputs = append(m.Graph.Outputs, value("two", -1, 16))
+	src, out, ev := save(t, m), filepath.Join(t.TempDir(), "q.onnx"), npy(t, 4, 8, 3, 16, 16)
+	if _, err := p.Quantize(context.Background(), Request{Model: src, Out: out, Calib: ev, NoLatency: true, Force: true}, nil); err != nil {
+		t.Fatal(err)
+	}
+	x, err := os.ReadFile(ev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head := "{'descr': '|u1', 'fortran_order': False, 'shape': (8,), }"
+	labels := append([]byte("\x93NUMPY\x01\x00"+string([]byte{byte(len(head) + 1), 0})+head+"\n"), 0, 23, 1, 2, 3, 20, 5, 6)
+	var b bytes.Buffer
+	z := zip.NewWriter(&b)
+	for name, v := range map[string][]byte{"x.npy": x, "label.npy": labels} {
+		w, err := z.Create(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	labelled := filepath.Join(t.TempDir(), "x.npz")
+	if err := os.WriteFile(labelled, b.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	rep, err := p.Compare(context.Background(), CompareRequest{Float: src, Quant: out, Data: labelled, NoLatency: true}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := rep.Evaluation; e.Output != "logits" || e.Labelled != 8 {
+		t.Errorf("judged by %q, %d labels", e.Output, e.Labelled)
 	}
 }
 

@@ -308,6 +308,9 @@ func TestRefusals(t *testing.T) {
 		"a resize to more than is taken": {func(b *builder) string {
 			return b.op("Resize", []string{"x", "", b.init(tensor.From([]float32{1, 1, 1, 1e6}, 4))})
 		}, ErrUnsupported, "height and width of up to"},
+		"a product with a factor": {func(b *builder) string {
+			return b.op("Gemm", []string{b.op("Flatten", []string{"x"}), b.init(tensor.From(make([]float32, 96), 32, 3))}, graph.AttrFloat("alpha", 0.5))
+		}, ErrUnsupported, "alpha 0.5, beta 1, transA 0"},
 		"neighbours that no kernel takes": {func(b *builder) string {
 			return b.op("Resize", []string{"x", "", b.init(tensor.From([]float32{1, 1, 1.5, 1.5}, 4))}, graph.AttrString("nearest_mode", "ceil"))
 		}, ErrUnsupported, "nearest with half_pixel"},

@@ -301,7 +301,10 @@ func sayDense(s *site) error {
 		return err
 	}
 	gemm := s.n.Op == "Gemm"
-	if len(dims) != 2 || len(from) < 2 || len(from) == 4 || gemm && (s.n.Float("alpha", 1) != 1 || s.n.Float("beta", 1) != 1 || s.n.Int("transA", 0) != 0) {
+	if alpha, beta, turned := s.n.Float("alpha", 1), s.n.Float("beta", 1), s.n.Int("transA", 0); gemm && (alpha != 1 || beta != 1 || turned != 0) {
+		return fmt.Errorf("%w: alpha %v, beta %v, transA %d", ErrUnsupported, alpha, beta, turned)
+	}
+	if len(dims) != 2 || len(from) < 2 || len(from) == 4 {
 		return fmt.Errorf("%w: weights %v on a value of rank %d", ErrUnsupported, dims, len(from))
 	}
 	x, err := s.input(0)

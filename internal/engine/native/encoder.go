@@ -113,7 +113,8 @@ func (l *lowering) encoders() error {
 		if e.hidden != "" {
 			attrs = append(attrs, graph.AttrString(attrHidden, e.hidden))
 		}
-		if !slices.ContainsFunc(kinds, func(k attends) bool { return k.mask == "" || !l.paddingUnread(y, k.mask) }) {
+		if slices.ContainsFunc(kinds, func(k attends) bool { return l.ofInputs(k.mask) }) &&
+			!slices.ContainsFunc(kinds, func(k attends) bool { return k.mask == "" || !l.paddingUnread(y, k.mask) }) {
 			attrs = append(attrs, graph.AttrString("padding", "skip"))
 		}
 		if l.onlyFirstRow(y) {

@@ -58,6 +58,22 @@ func walk(value string, visit func(v string, push func(string)) bool) bool {
 	return true
 }
 
+// ofInputs reports whether what an input holds, not its size alone, can change mask. One
+// that no input changes hides keys that are no padding: others may read their rows.
+func (l *lowering) ofInputs(mask string) bool {
+	return !walk(mask, func(v string, push func(string)) bool {
+		if l.input(v) {
+			return false
+		}
+		if n := l.ix.Producer(v); n != nil && !n.Is("Shape") {
+			for _, in := range n.Inputs {
+				push(in)
+			}
+		}
+		return true
+	})
+}
+
 // maskSource returns the input of whole numbers that mask was made of, or "".
 func (l *lowering) maskSource(mask string) string {
 	var source string

@@ -62,6 +62,19 @@ func TestPaddingSkipped(t *testing.T) {
 			}
 		}
 	}
+	masked := func(mask string, edit func(m *graph.Model)) func(m *graph.Model) {
+		return func(m *graph.Model) {
+			edit(m)
+			for _, n := range m.Graph.Nodes {
+				if n.Op == "MultiHeadAttention" {
+					n.Inputs[5] = mask
+				}
+			}
+			if err := m.Graph.Sort(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	slice := func(from, to, axis int64) func(m *graph.Model) {
 		return all(constant("from", from), constant("to", to), constant("axis", axis), node("Slice", last, "part", "from", "to", "axis"))
 	}
@@ -102,6 +115,19 @@ func TestPaddingSkipped(t *testing.T) {
 				}
 			}
 		}, 0},
+		"a constant mask": {opstest.Tokens, masked("hides", func(m *graph.Model) {
+			m.Graph.SetInit("hides", tensor.From([]float32{0, 0, 0, -10000}, 1, 1, 1, 4))
+		}), 0},
+		"a mask of the length alone": {opstest.Tokens, masked("hides", func(m *graph.Model) {
+			m.Graph.SetInit("row", tensor.From([]float32{0, 0, 0, -10000}, 1, 1, 1, 4))
+			m.Graph.SetInit("zero", tensor.From([]int64{0}, 1))
+			m.Graph.SetInit("three", tensor.From([]int64{3}, 1))
+			m.Graph.SetInit("one", tensor.From([]int64{1}, 1))
+			m.Graph.Nodes = append(m.Graph.Nodes,
+				graph.NewNode("", "Shape", "size", []string{"input_ids"}, []string{"size"}),
+				graph.NewNode("", "Gather", "length", []string{"size", "one"}, []string{"length"}, graph.AttrInt("axis", 0)),
+				graph.NewNode("", "Slice", "hides", []string{"row", "zero", "length", "three"}, []string{"hides"}))
+		}), 0},
 		"no mask": {opstest.Tokens, func(m *graph.Model) {
 			for _, n := range m.Graph.Nodes {
 				if n.Op == "MultiHeadAttention" {
