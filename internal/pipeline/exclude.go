@@ -71,7 +71,8 @@ func operatorsOf(m *graph.Model) operators {
 }
 
 // resolve returns exclude as the prepared model understands it: a type of which
-// preparing has made another one (Gemm becomes MatMul) stands for its operators.
+// preparing has made another one (Gemm becomes MatMul) stands for its operators, and
+// so does the other one where it had some before.
 func (ops operators) resolve(m *graph.Model, exclude []string) ([]string, error) {
 	left := map[string]bool{}
 	for _, n := range m.Graph.Nodes {
@@ -80,6 +81,10 @@ func (ops operators) resolve(m *graph.Model, exclude []string) ([]string, error)
 	delete(left, "")
 	var out []string
 	for _, e := range exclude {
+		if own := ops.own(m, e); own != nil {
+			out = append(out, own...)
+			continue
+		}
 		if left[e] {
 			out = append(out, e)
 			continue
@@ -95,6 +100,30 @@ func (ops operators) resolve(m *graph.Model, exclude []string) ([]string, error)
 		out = append(out, names...)
 	}
 	return out, nil
+}
+
+// own returns the names of the operators of m that are of type op and were of no other
+// before; nil where that goes for all, or for none.
+func (ops operators) own(m *graph.Model, op string) (names []string) {
+	others := map[string]bool{}
+	for of, all := range ops {
+		for _, n := range all {
+			others[n] = others[n] || of != op
+		}
+	}
+	mixed := false
+	for _, n := range m.Graph.Nodes {
+		switch {
+		case n.Op == op && others[n.Name]:
+			mixed = true
+		case n.Op == op:
+			names = append(names, n.Name)
+		}
+	}
+	if !mixed {
+		return nil
+	}
+	return names
 }
 
 const (

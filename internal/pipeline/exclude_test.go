@@ -100,15 +100,17 @@ func TestExcludeByType(t *testing.T) {
 		if _, err := quant.Run(t.Context(), m, quant.Prepare(c), quant.Dump{}); err != nil {
 			t.Fatal(err)
 		}
-		if c.Exclude, err = ops.resolve(m, []string{"Gemm"}); err != nil {
-			t.Fatal(err)
-		}
-		plan, err := quant.NewPlan(m, c)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(plan.Ops) != 1 || plan.Ops[0].Node.Name != "second" {
-			t.Errorf("%s: excluding Gemm leaves %d operators: %+v", target, len(plan.Ops), plan.Ops)
+		for exclude, left := range map[string]string{"Gemm": "second", "MatMul": "first"} {
+			if c.Exclude, err = ops.resolve(m, []string{exclude}); err != nil {
+				t.Fatal(err)
+			}
+			plan, err := quant.NewPlan(m, c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(plan.Ops) != 1 || plan.Ops[0].Node.Name != left {
+				t.Errorf("%s: excluding %s leaves %d operators: %+v", target, exclude, len(plan.Ops), plan.Ops)
+			}
 		}
 	}
 }
