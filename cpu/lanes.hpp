@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -152,8 +153,8 @@ template <int W> struct Lanes {
     return fma(h, e * p / q, h);
   }
 
-  // x / (1 + exp(t)); 0 where that passes exp(88).
-  static FEWBIT_INLINE F gated(F x, F t) { return t > 88.f ? F{} : x / (exp(t) + 1.f); }
+  // x / (1 + exp(t)), infinity where that passes exp(88): 0 of what is finite, NaN of infinity.
+  static FEWBIT_INLINE F gated(F x, F t) { return x / (t > 88.f ? splat(std::numeric_limits<float>::infinity()) : exp(t) + 1.f); }
 };
 
 } // namespace

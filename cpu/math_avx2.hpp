@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <limits>
 
 #include "math_constants.hpp"
 
@@ -37,8 +38,8 @@ FEWBIT_INLINE __m256 gelu8(__m256 x) {
   return _mm256_fmadd_ps(h, erf8(_mm256_mul_ps(x, splat8(0.70710678118654752f))), h);
 }
 
-// x / (1 + exp(t)), with the exponential of math_constants.hpp; 0 where that passes
-// exp(88). NaN stays NaN.
+// x / (1 + exp(t)), with the exponential of math_constants.hpp, infinity where that passes
+// exp(88): 0 of what is finite, NaN of infinity. NaN stays NaN.
 FEWBIT_INLINE __m256 gated8(__m256 x, __m256 t) {
   const __m256 most = splat8(88.f);
   const __m256 e = _mm256_max_ps(splat8(-87.f), _mm256_min_ps(most, t)); // keep NaN, the second operand
@@ -50,8 +51,8 @@ FEWBIT_INLINE __m256 gated8(__m256 x, __m256 t) {
   for (int i = 1; i < kExpP; i++) p = _mm256_fmadd_ps(p, r, splat8(kExp[i]));
   p = _mm256_add_ps(_mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r), splat8(1.f));
   const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-  const __m256 y = _mm256_div_ps(x, _mm256_fmadd_ps(p, _mm256_castsi256_ps(power), splat8(1.f)));
-  return _mm256_andnot_ps(_mm256_cmp_ps(t, most, _CMP_GT_OQ), y);
+  const __m256 sum = _mm256_fmadd_ps(p, _mm256_castsi256_ps(power), splat8(1.f));
+  return _mm256_div_ps(x, _mm256_blendv_ps(sum, splat8(std::numeric_limits<float>::infinity()), _mm256_cmp_ps(t, most, _CMP_GT_OQ)));
 }
 FEWBIT_INLINE __m256 quick_gelu8(__m256 x) { return gated8(x, _mm256_mul_ps(x, splat8(kQuickGelu))); }
 FEWBIT_INLINE __m256 silu8(__m256 x) { return gated8(x, _mm256_sub_ps(_mm256_setzero_ps(), x)); }

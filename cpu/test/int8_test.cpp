@@ -176,6 +176,26 @@ TEST(int8_other_activations) {
   }
 }
 
+// A sum that is infinite gives what the plain kernel's does, NaN or not.
+TEST(int8_infinite_sums) {
+  const int64_t k = 8, n = 50;
+  const float inf = std::numeric_limits<float>::infinity();
+  const Packed w(codes(k * n, 4), std::vector<float>(n, 0.01f), k, n);
+  const auto x = gauss(3 * k, 5);
+  std::vector<float> bias(n, 0);
+  bias[3] = inf, bias[4] = -inf, bias[40] = -inf;
+  Int8Product p;
+  p.x = x.data(), p.w = w.w, p.bias = bias.data();
+  for (const auto act : {Activation::gelu, Activation::gelu_tanh, Activation::quick_gelu, Activation::silu, Activation::relu}) {
+    p.act = act;
+    const auto want = run(int8_plain, p, 3, 3, 1);
+    for (const Int8Kernels *kn : kernels()) {
+      const auto y = run(*kn, p, 3, 3, 1);
+      for (size_t i = 0; i < y.size(); i++) CHECK(std::isnan(y[i]) == std::isnan(want[i]) && std::isinf(y[i]) == std::isinf(want[i]));
+    }
+  }
+}
+
 TEST(int8_rows_that_are_not_finite) {
   const int64_t k = 20, n = 50;
   const Packed w(codes(k * n, 4), std::vector<float>(n, 1), k, n);
