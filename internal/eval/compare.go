@@ -506,9 +506,6 @@ func (c *comparison) finish() error {
 	if r.EmptySamples > 0 {
 		c.warn(fmt.Sprintf("neither model finds anything in %d of %d samples, which say little", r.EmptySamples, r.Samples))
 	}
-	if r.Labelled == 0 && r.Kind == Classifier {
-		c.warn("no labels: fidelity to FP32 stands in for accuracy")
-	}
 	if r.Samples < fewSamples {
 		c.warn(fmt.Sprintf("only %d samples: the intervals are wide", r.Samples))
 	}

@@ -1,6 +1,9 @@
 package eval
 
-import "fmt"
+import (
+	"fmt"
+	"strconv"
+)
 
 // Gate is the bar that a quantized model must pass before it is promoted.
 // The zero value asks only that it is not broken and not slower than FP32.
@@ -73,10 +76,10 @@ func (g Gate) Check(r *Result) (refusals, warnings []string) {
 	case g.MinCosine != nil && r.Kind == Other && r.Fidelity.Count == int64(r.Samples):
 		// One number a sample has the cosine 1 or -1: all samples are one vector.
 		if cos := r.Fidelity.Cosine(); cos < *g.MinCosine {
-			refuse("cosine to FP32 over all samples is %.4f where %.4f is asked for", cos, *g.MinCosine)
+			refuse("cosine to FP32 over all samples is %s where %s is asked for", apart(cos, *g.MinCosine)...)
 		}
 	case g.MinCosine != nil && r.Cosine.Mean < *g.MinCosine:
-		refuse("mean cosine to FP32 is %.4f where %.4f is asked for", r.Cosine.Mean, *g.MinCosine)
+		refuse("mean cosine to FP32 is %s where %s is asked for", apart(r.Cosine.Mean, *g.MinCosine)...)
 	}
 	if t := r.Tokens; t != nil && g.MaxChanged != nil {
 		shared(*t, 1-answersSlack**g.MaxChanged, refuse, warn, "%.2f %% of the tokens get FP32's class (95 %% interval %.2f to %.2f; n = %d samples) where %.2f %% are asked for")
@@ -125,5 +128,16 @@ func shared(a Score, least float64, refuse, warn func(string, ...any), said stri
 		refuse(said, 100*a.Value, 100*a.Lo, 100*a.Hi, a.N, 100*least)
 	case a.Lo < least:
 		warn("%d samples do not prove it: "+said, a.N, 100*a.Value, 100*a.Lo, 100*a.Hi, a.N, 100*least)
+	}
+}
+
+// apart writes two numbers with four decimals, or as many as it takes to tell them apart
+// and a bar below 1 from 1.
+func apart(got, bar float64) []any {
+	for digits := 4; ; digits++ {
+		a, b := strconv.FormatFloat(got, 'f', digits, 64), strconv.FormatFloat(bar, 'f', digits, 64)
+		if digits == 9 || a != b && (bar >= 1 || b[0] != '1') {
+			return []any{a, b}
+		}
 	}
 }
