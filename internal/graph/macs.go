@@ -9,45 +9,36 @@ package graph
 // A node whose dimensions stay unknown is not in the map; neither are nodes
 // that multiply element by element (normalization, bias, activation).
 func MACs(m *Model, bind map[string]int64) map[*Node]int64 {
+	all, _ := MACsApart(m, bind)
+	return all
+}
+
+// MACsApart returns MACs and, of nodes that project and attend in one (com.microsoft's
+// Attention and QAttention), how many of them are of the scores and of their sum over
+// the values.
+func MACsApart(m *Model, bind map[string]int64) (all, scores map[*Node]int64) {
 	if bind == nil {
 		bind = map[string]int64{}
 	}
 	f := infer(m, bind, true)
-	r := map[*Node]int64{}
+	all, scores = map[*Node]int64{}, map[*Node]int64{}
 	for _, n := range m.Graph.Nodes {
 		if m.isLocal(n) && n.Domain != DomainFewbit {
 			continue
 		}
 		if d := f.macs(n); d.N >= 0 {
-			r[n] = d.N
+			all[n] = d.N
 		}
-	}
-	return r
-}
-
-// ScoreMACs returns, of the nodes of MACs that project and attend in one
-// (com.microsoft's Attention and QAttention), the multiply-accumulates of the
-// scores and of their sum over the values alone.
-func ScoreMACs(m *Model, bind map[string]int64) map[*Node]int64 {
-	if bind == nil {
-		bind = map[string]int64{}
-	}
-	r := map[*Node]int64{}
-	var f *inferrer
-	for _, n := range m.Graph.Nodes {
 		if n.Domain != DomainMS || n.Op != "Attention" && n.Op != "QAttention" {
 			continue
 		}
-		if f == nil {
-			f = infer(m, bind, true)
-		}
 		if s, ok := f.fusedAttention(n); ok {
 			if d := s.macs(); d.N >= 0 {
-				r[n] = d.N
+				scores[n] = d.N
 			}
 		}
 	}
-	return r
+	return all, scores
 }
 
 // macs returns unknownDim for operators without a product, and where a

@@ -43,8 +43,8 @@ func (c counting) Unmarshal(data mem.BufferSlice, v any) error {
 // its names, and as many inputs, all nil, that callOf refuses it; an error of a codec
 // would be the server's.
 func tooMany(b []byte, r *pb.ModelInferRequest) bool {
-	counts := map[protowire.Number]int{fieldInputs: 0, fieldOutputs: 0, fieldRaw: 0}
-	names := map[protowire.Number]string{}
+	var counts [fieldRaw + 1]int
+	var names [fieldID + 1][]byte
 	for len(b) > 0 {
 		field, kind, n := protowire.ConsumeTag(b)
 		if n < 0 {
@@ -57,7 +57,7 @@ func tooMany(b []byte, r *pb.ModelInferRequest) bool {
 		switch field {
 		case fieldModel, fieldVersion, fieldID:
 			if text, k := protowire.ConsumeBytes(b[:n]); kind == protowire.BytesType && k == n && k <= fhttp.MaxRequestID {
-				names[field] = string(text)
+				names[field] = text
 			}
 		case fieldInputs, fieldOutputs, fieldRaw:
 			counts[field]++
@@ -67,7 +67,7 @@ func tooMany(b []byte, r *pb.ModelInferRequest) bool {
 	if max(counts[fieldInputs], counts[fieldOutputs], counts[fieldRaw]) <= fhttp.MaxTensors {
 		return false
 	}
-	r.ModelName, r.ModelVersion, r.Id = names[fieldModel], names[fieldVersion], names[fieldID]
+	r.ModelName, r.ModelVersion, r.Id = string(names[fieldModel]), string(names[fieldVersion]), string(names[fieldID])
 	r.Inputs = make([]*pb.ModelInferRequest_InferInputTensor, fhttp.MaxTensors+1)
 	return true
 }

@@ -159,7 +159,7 @@ func integerWork(m *graph.Model, shapes map[string][]int64) []report.Operator {
 		p := ix.Producer(v)
 		return p != nil && p.Op == "DequantizeLinear"
 	}
-	macs, scores := graph.MACs(m, bindings(shapes)), graph.ScoreMACs(m, bindings(shapes))
+	macs, scores := graph.MACsApart(m, bindings(shapes))
 	var out []report.Operator
 	for _, n := range m.Graph.Nodes {
 		if macs[n] == 0 && !integerOps[n.Op] {

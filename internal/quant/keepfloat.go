@@ -164,7 +164,7 @@ func KeepBiases(m *graph.Model) int {
 				v[i] = -v[i]
 			}
 			negated[bias] = names.Name(bias + "_negated")
-			g.SetInit(negated[bias], &tensor.Tensor{Type: b.Type, Dims: b.Dims, Data: tensor.From(v, int64(len(v))).Data})
+			g.SetInit(negated[bias], tensor.From(v, b.Dims...))
 		}
 		add.Op, add.Inputs = "Sub", []string{n.Outputs[0], negated[bias]}
 		count++

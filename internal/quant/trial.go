@@ -49,9 +49,6 @@ func (t *trial) weights(g *graph.Graph, group []*Op, most int) error {
 	for i, op := range group {
 		wt := g.Init(op.W)
 		v, err := wt.F32()
-		if err == nil {
-			err = checkFinite(v)
-		}
 		if err != nil {
 			return fmt.Errorf("weight %q: %w", op.W, err)
 		}
@@ -99,6 +96,9 @@ func (t *trial) weights(g *graph.Graph, group []*Op, most int) error {
 				}
 			}
 		})
+		if err := checkFinite(t.rowMax); err != nil { // NaN is the largest too
+			return fmt.Errorf("weight %q: %w", group[i].W, err)
+		}
 		col += n
 	}
 	return nil

@@ -9,17 +9,20 @@ func (c Config) Unused() (why []string) {
 		return nil // some operators may use them
 	}
 	add := func(format string, args ...any) { why = append(why, fmt.Sprintf(format, args...)) }
-	half := c.Scheme.HalfWeights()
-	if !c.NeedsCalibration() {
-		if c.Method != Auto && c.Method != External {
-			add("method %s changes nothing: scheme %s has no ranges to choose", c.Method, c.Scheme)
-		}
-		if c.Symmetric {
-			add("symmetric ranges change nothing: scheme %s has no ranges to choose", c.Scheme)
-		}
+	method, granularity := c.Details()
+	if method == "" && c.Method != Auto && c.Method != External {
+		add("method %s changes nothing: scheme %s has no ranges to choose", c.Method, c.Scheme)
 	}
-	if c.Granularity != PerChannel && (half || c.Scheme == INT4) {
-		add("granularity %s changes nothing: %s", c.Granularity, map[bool]string{true: "16-bit weights have no scales", false: "4-bit weights have a scale for each block"}[half])
+	if method == "" && c.Symmetric {
+		add("symmetric ranges change nothing: scheme %s has no ranges to choose", c.Scheme)
+	}
+	half := c.Scheme.HalfWeights()
+	if granularity == "" && c.Granularity != PerChannel {
+		reason := "4-bit weights have a scale for each block"
+		if half {
+			reason = "16-bit weights have no scales"
+		}
+		add("granularity %s changes nothing: %s", c.Granularity, reason)
 	}
 	if half && c.Weights != AutoWeights {
 		add("weights %s changes nothing: 16-bit weights are rounded to nearest", c.Weights)
