@@ -9,6 +9,7 @@
 #include "encoder.hpp"
 #include "int4.hpp"
 #include "operators.hpp"
+#include "tasks.hpp"
 
 namespace fewbit {
 
@@ -16,7 +17,6 @@ namespace {
 
 constexpr size_t kOfLayer = 16; // inputs
 constexpr size_t kMaxKinds = 10; // a digit for each layer
-constexpr size_t kKeptBytes = size_t(64) << 20; // of a call's memory: one of some thousand rows must not keep its for ever
 const char *const kNames[kOfLayer] = {"QKV",    "QKV divisor",  "QKV bias",  "Out",  "Out divisor",  "Out bias",  "Gamma 1", "Beta 1",
                                       "Up",     "Up divisor",   "Up bias",   "Down", "Down divisor", "Down bias", "Gamma 2", "Beta 2"};
 

@@ -12,6 +12,9 @@
 
 namespace fewbit {
 
+// Of working memory, from call to call: one of some thousand rows must not keep its for ever.
+inline constexpr size_t kKeptBytes = size_t(64) << 20;
+
 // What one thread has prepared for a block, and of which call and block that is:
 // tasks of the same block come one after the other.
 struct BlockRows {
@@ -21,8 +24,7 @@ struct BlockRows {
   std::unique_ptr<void, decltype(&std::free)> memory{nullptr, std::free};
 
   void *reserve(size_t n) {
-    constexpr size_t kept = size_t(64) << 20; // more only while it is needed
-    if (n > bytes || (bytes > kept && n <= kept)) {
+    if (n > bytes || (bytes > kKeptBytes && n <= kKeptBytes)) {
       n = (n + 4095) / 4096 * 4096;
       memory.reset(std::aligned_alloc(64, n));
       bytes = memory ? n : 0;
